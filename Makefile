@@ -1,0 +1,31 @@
+# `make demo` and `make test` are all a new user needs; each installs what it uses.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+RUN     = $(BIN)/python
+
+.PHONY: demo test lint clean
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PlantSwin needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -r requirements-dev.txt
+	touch $@
+
+demo: $(VENV)/.installed  ## The whole job on drawn leaves: draw, prepare, train, score, show.
+	$(RUN) -m tools.sample --dst demo/plant_dataset
+	$(RUN) process_dataset.py --src demo/plant_dataset --dst demo/dataset
+	$(RUN) main.py --cfg configs/sample.yaml --data-path demo/dataset --output demo/output
+	$(RUN) test.py --resume demo/output/sample/default/best.pth --data-path demo/dataset
+	$(RUN) -m tools.baseline --cfg configs/sample.yaml --data-path demo/dataset
+	$(RUN) visual.py --resume demo/output/sample/default/best.pth --data-path demo/dataset --examples 6 --target truth
+
+test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
+	$(RUN) -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) demo

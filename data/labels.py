@@ -1,0 +1,171 @@
+"""The six labels, their one-hot codes, and the CSV files that give a photo its labels."""
+
+import csv
+import hashlib
+import io
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools.errors import DataError, nearest
+
+# Folder code -> label name. Sorted codes are the class order: scab 0, rust 1, ... complex 5, the reverse of the
+# columns of the one-hot CSV.
+NAME_OF = {
+    "000001": "scab",
+    "000010": "rust",
+    "000100": "powdery_mildew",
+    "001000": "healthy",
+    "010000": "frog_eye_leaf_spot",
+    "100000": "complex",
+}
+CODE_OF = {name: code for code, name in NAME_OF.items()}
+SPLITS = ("train", "val", "test")
+ONE_HOT_HEADER = ("images", *(f"label_{name}" for name in sorted(CODE_OF)))
+MAX_BYTES = 256_000_000
+
+
+def label_name(code: str) -> str:
+    """The label of a class folder; a folder that is not one of the six codes is its own label."""
+    return NAME_OF.get(code, code)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One photo and its labels, in the order of the file. `line` is 1 for the header."""
+
+    image: str
+    labels: tuple[str, ...]
+    line: int
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """The rows of a label CSV, how many exact repeats were left out, and the SHA-256 of its bytes."""
+
+    rows: list[Row]
+    repeats: int
+    sha256: str
+
+
+def read_labels(path: Path) -> LabelFile:
+    """Reads `images,labels` (names separated by spaces) or the one-hot columns `images,label_<name>,...` (0 or 1).
+
+    Raises:
+        DataError: naming the row, for anything that is not exactly that: another separator, unknown labels, values
+            that are not 0 or 1, names that leave the image folder, one photo with two different label sets.
+    """
+    raw = _read_file(path)
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, row {line}: not UTF-8 at byte {error.start}") from None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: dict[str, Row] = {}
+    repeats = 0
+    try:
+        parse = _parser_for(next(reader, []), path)
+        for fields in reader:
+            if not fields:
+                continue
+            row = parse(fields, reader.line_num)
+            before = rows.setdefault(row.image, row)
+            if before is not row:
+                if set(before.labels) != set(row.labels):
+                    raise DataError(
+                        f"{path}: {row.image} has the labels {' '.join(before.labels)!r} in row "
+                        f"{before.line} and {' '.join(row.labels)!r} in row {row.line}"
+                    )
+                repeats += 1
+    except csv.Error as error:
+        raise DataError(f"{path}, row {reader.line_num}: {error}") from None
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    return LabelFile(list(rows.values()), repeats, hashlib.sha256(raw).hexdigest())
+
+
+def write_one_hot(path: Path, rows: list[Row]) -> None:
+    """Writes the course's one-hot CSV: its header, the rows in their order, 0/1, LF."""
+    names = [column.removeprefix("label_") for column in ONE_HOT_HEADER[1:]]
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(ONE_HOT_HEADER)
+        writer.writerows([row.image, *(int(name in row.labels) for name in names)] for row in rows)
+
+
+def _read_file(path: Path) -> bytes:
+    try:
+        info = path.stat()
+        if not stat.S_ISREG(info.st_mode):  # a FIFO would block for ever
+            raise DataError(f"label file {path} is not a file")
+        if info.st_size > MAX_BYTES:
+            raise DataError(f"label file {path} is larger than {MAX_BYTES:,} bytes")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"label file {path} does not exist") from None
+    except OSError as error:
+        raise DataError(f"label file {path} cannot be read: {error.strerror}") from None
+
+
+def _parser_for(header: list[str], path: Path):
+    """The function (fields, line) -> Row that fits the header."""
+    if not header:
+        raise DataError(f"label file {path} is empty")
+    columns = [column.strip() for column in header]
+    if len(columns) == 1:
+        for separator in (";", "\t", "|"):
+            if separator in columns[0]:
+                raise DataError(f"{path}: found a {separator!r} separated header; separate with commas")
+    twice = {column for column in columns if columns.count(column) > 1}
+    if twice:
+        raise DataError(f"{path}: the header has {sorted(twice)[0]!r} twice")
+    if columns[0] not in ("images", "image"):
+        raise DataError(f"{path}: the first column is {columns[0]!r}, not 'images'")
+
+    def checked(fields: list[str], line: int) -> str:
+        if len(fields) != len(columns):
+            raise DataError(f"{path}, row {line}: {len(fields)} fields where the header has {len(columns)}")
+        if any("\0" in field for field in fields):
+            raise DataError(f"{path}, row {line}: holds a NUL character")
+        return _image_name(fields[0].strip(), f"{path}, row {line}")
+
+    if columns[1:] == ["labels"]:
+
+        def parse(fields: list[str], line: int) -> Row:
+            image, labels = checked(fields, line), tuple(dict.fromkeys(fields[1].split()))
+            for name in labels:
+                if name not in CODE_OF:
+                    raise DataError(
+                        f"{path}, row {line}, column labels: unknown label {name!r}{nearest(name, CODE_OF)}"
+                    )
+            if not labels:
+                raise DataError(f"{path}, row {line}: {image} has no label")
+            return Row(image, labels, line)
+
+        return parse
+    if set(columns) != set(ONE_HOT_HEADER) and set(columns[1:]) != set(CODE_OF):
+        raise DataError(
+            f"{path}: the columns are {', '.join(columns)}; wanted images,labels or {','.join(ONE_HOT_HEADER)}"
+        )
+    names = [column.removeprefix("label_") for column in columns[1:]]
+
+    def parse_one_hot(fields: list[str], line: int) -> Row:
+        image = checked(fields, line)
+        for column, value in zip(columns[1:], fields[1:], strict=True):
+            if value.strip() not in ("0", "1"):
+                raise DataError(f"{path}, row {line}, column {column}: {value!r} is not 0 or 1")
+        labels = tuple(name for name, value in zip(names, fields[1:], strict=True) if value.strip() == "1")
+        if not labels:
+            raise DataError(f"{path}, row {line}: {image} has no label")
+        return Row(image, labels, line)
+
+    return parse_one_hot
+
+
+def _image_name(name: str, where: str) -> str:
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise DataError(f"{where}: image {name!r} is outside image root; give a plain file name")
+    if len(name.encode()) > 255:
+        raise DataError(f"{where}: image name of {len(name.encode())} bytes is longer than a file name can be")
+    return name

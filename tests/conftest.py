@@ -1,0 +1,84 @@
+"""Tiny real data and a tiny Swin, shared by the tests; the machine's own environment kept out of them."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("PLANT_DATASET", ROOT.parent / "shared" / "data" / "plant_dataset"))
+COUNTS = {"train": 42, "val": 13, "test": 14}
+
+# A Swin of 8x8 and 4x4 grids: small enough for a run of two epochs to take a second.
+TINY = """
+MODEL: {NAME: tiny, PRETRAINED: none, DROP_PATH_RATE: 0.2, LABEL_SMOOTHING: 0.1,
+        SWIN: {EMBED_DIM: 16, DEPTHS: [2, 2], NUM_HEADS: [2, 4], WINDOW_SIZE: 4}}
+DATA: {IMG_SIZE: 32, BATCH_SIZE: 8, NUM_WORKERS: 0}
+TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 0.5, BASE_LR: 3.2e-2}
+"""
+
+
+@pytest.fixture(scope="session")
+def raw(tmp_path_factory) -> Path:
+    """A drawn data set in the raw course layout."""
+    from data.sample import write_sample
+
+    folder = tmp_path_factory.mktemp("raw") / "plant_dataset"
+    write_sample(folder, seed=0, counts=COUNTS)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(raw, tmp_path_factory) -> Path:
+    """The same, prepared. Tests that change it take a copy."""
+    import process_dataset
+
+    folder = tmp_path_factory.mktemp("prepared") / "dataset"
+    assert process_dataset.main(["--src", str(raw), "--dst", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A config file of the tiny Swin."""
+    path = tmp_path_factory.mktemp("configs") / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(dataset, tiny, tmp_path_factory) -> Path:
+    """The run folder of a tiny Swin trained for two epochs on multi-hot targets."""
+    import main
+
+    output = tmp_path_factory.mktemp("output")
+    arguments = ["--cfg", str(tiny), "--data-path", str(dataset), "--output", str(output)]
+    assert main.main([*arguments, "--opts", "DATA.TARGETS", "multi"]) == 0
+    return output / "tiny" / "default"
+
+
+@pytest.fixture
+def refused(capsys):
+    """Calls a command that must refuse: exit code, then words that its single line on stderr must hold."""
+
+    def check(command, argv, exit_code, *words):
+        capsys.readouterr()
+        assert command([str(a) for a in argv]) == exit_code, capsys.readouterr().err
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        for word in words:
+            assert str(word) in lines[0]
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """One torch thread: equal bits whatever the machine, and no quarrel over two cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

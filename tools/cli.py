@@ -1,0 +1,113 @@
+"""The command line: a strict parser, the flags that set config keys, and the frame round every `main(argv) -> int`."""
+
+import argparse
+import contextlib
+import functools
+import os
+import signal
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+
+from tools.errors import Interrupted, UsageError, UserError, nearest
+
+# flag -> (config key, type, help). A flag that was not given changes nothing; `bool` flags take no value.
+CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
+    "--batch-size": ("DATA.BATCH_SIZE", int, "images a rank takes at a time"),
+    "--data-path": ("DATA.DATA_PATH", str, "the folder that process_dataset.py wrote"),
+    "--zip": ("DATA.ZIP_MODE", bool, "read <data-path>/<split>.zip instead of the folders"),
+    "--cache-mode": ("DATA.CACHE_MODE", str, "keep file bytes in memory: no, full, or part (this rank's share)"),
+    "--pretrained": ("MODEL.PRETRAINED", str, "weights to start from: FILE, auto or none"),
+    "--resume": ("MODEL.RESUME", str, "checkpoint to continue from (with --eval: to score)"),
+    "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", int, "batches added up to one update"),
+    "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", bool, "recompute activations in backward to save memory"),
+    "--amp-opt-level": ("AMP.OPT_LEVEL", str, "O0 = fp32, O1 or O2 = mixed precision, auto = O1 on a GPU"),
+    "--output": ("OUTPUT", str, "where run folders go"),
+    "--tag": ("TAG", str, "name of this run: <output>/<MODEL.NAME>/<tag>"),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that takes no abbreviations and answers a mistake with one line and the nearest flag."""
+
+    def __init__(self, **kwargs):
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        known, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            raise UsageError(f"unrecognized argument {unknown[0]!r}{nearest(flag, self._option_string_actions)}")
+        return known
+
+    def error(self, message: str):
+        raise UsageError(message)
+
+
+def add_config_flags(parser: Parser, flags: Sequence[str] = tuple(CONFIG_FLAGS)) -> None:
+    """Adds flags of `CONFIG_FLAGS` to `parser`, and both spellings of local_rank, which launchers pass."""
+    for flag in flags:
+        key, kind, text = CONFIG_FLAGS[flag]
+        how = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": "N" if kind is int else "VALUE"}
+        parser.add_argument(flag, default=None, dest=key, help=f"{text} ({key})", **how)
+    parser.add_argument("--local_rank", "--local-rank", metavar="N", help="accepted and not needed: torchrun sets it")
+
+
+def overrides(args: argparse.Namespace) -> list[tuple[str, object, str]]:
+    """(key, value, source) of every config flag that was given, in the form `configs.load.load` takes."""
+    given = []
+    for flag, (key, _, _) in CONFIG_FLAGS.items():
+        value = getattr(args, key, None)
+        if value is not None:
+            given.append((key, value, flag))
+    return given
+
+
+def command(body: Callable[[list[str]], int]) -> Callable[[list[str] | None], int]:
+    """Turns `body(argv) -> int` into an entry point: a `UserError` becomes one line on stderr and its exit code."""
+
+    @functools.wraps(body)
+    def main(argv: list[str] | None = None) -> int:
+        argv = sys.argv[1:] if argv is None else list(argv)
+        try:
+            with _terminations_raised():
+                return body(argv)
+        except UserError as error:
+            return _report(error, error.exit_code, "--debug" in argv)
+        except KeyboardInterrupt:
+            return _report("interrupted", 130, False)
+        except BrokenPipeError:  # `... | head` closed our stdout: nothing is wrong, and nobody listens
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 141
+        except SystemExit as exit:  # argparse leaves so after --help
+            return int(exit.code or 0)
+
+    return main
+
+
+@contextlib.contextmanager
+def _terminations_raised():
+    """Inside, SIGTERM and SIGHUP unwind the stack like Ctrl-C does, so that nothing half-written stays behind."""
+
+    def leave(signal_number, _frame):
+        raise Interrupted(f"ended by {signal.Signals(signal_number).name}", signal_number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _report(message: object, exit_code: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    line = " ".join(str(message).split("\n"))
+    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+    return exit_code
