@@ -1,0 +1,158 @@
+"""process_dataset.py on real files: the tree, the counts, what it refuses, and that a refusal leaves no trace."""
+
+import errno
+import json
+import os
+import shutil
+from collections import Counter
+
+import pytest
+from conftest import SHARED
+
+import process_dataset
+from data.labels import CODE_OF
+
+CODES = sorted(CODE_OF.values())
+
+
+@pytest.fixture
+def source(tmp_path, raw):
+    return shutil.copytree(raw, tmp_path / "plant_dataset")
+
+
+def run(*arguments):
+    return process_dataset.main([str(a) for a in arguments])
+
+
+def rows_of(folder, split):
+    lines = (folder / split / f"{split}_label.csv").read_text().splitlines()[1:]
+    return [(line.split(",")[0], line.split(",")[1].split()) for line in lines]
+
+
+def tree(folder):
+    return {p.relative_to(folder): p.stat().st_size for p in folder.rglob("*") if p.is_file()}
+
+
+def test_the_tree_is_the_labels_one_hard_link_each(raw, dataset):
+    for split in ("train", "val", "test"):
+        assert sorted(p.name for p in (dataset / split).iterdir()) == CODES
+        wanted = {(CODE_OF[label], name) for name, labels in rows_of(raw, split) for label in labels}
+        assert {(p.parent.name, p.name) for p in (dataset / split).glob("*/*")} == wanted
+        for code, name in wanted:
+            assert (dataset / split / code / name).samefile(raw / split / "images" / name)
+        header, *lines = (dataset / f"OneHot-{split}_label.csv").read_text().splitlines()
+        columns = [c.removeprefix("label_") for c in header.split(",")]
+        for line, (name, labels) in zip(lines, rows_of(raw, split), strict=True):
+            values = line.split(",")
+            assert values[0] == name
+            assert {c for c, v in zip(columns, values, strict=True) if v == "1"} == set(labels)
+
+
+def test_the_table_counts_what_a_hand_count_finds(source, tmp_path, capsys):
+    assert run("--src", source, "--dst", tmp_path / "d") == 0
+    out = capsys.readouterr().out.splitlines()
+    table = {line[:28].strip(): [int(v) for v in line[28:].split()] for line in out[1:13]}
+    splits = [rows_of(source, split) for split in ("train", "val", "test")]
+    assert table["rows"] == [len(rows) for rows in splits]
+    assert table["with several labels"] == [sum(len(labels) > 1 for _, labels in rows) for rows in splits]
+    assert table["files (one a label)"] == [sum(len(labels) for _, labels in rows) for rows in splits]
+    for label, code in CODE_OF.items():
+        assert table[f"{code} {label}"] == [Counter(x for _, labels in rows for x in labels)[label] for rows in splits]
+
+
+def test_copies_where_links_are_refused_and_counts_them(source, tmp_path, monkeypatch, capsys):
+    def refuse(*_args, **_kwargs):
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert run("--src", source, "--dst", tmp_path / "d") == 0
+    line = next(row for row in capsys.readouterr().out.splitlines() if row.startswith("copied"))
+    assert [int(v) for v in line[28:].split()] == [
+        len(list((tmp_path / "d" / s).glob("*/*"))) for s in ("train", "val", "test")
+    ]
+    photo = next((tmp_path / "d" / "train").glob("*/*"))
+    assert not photo.samefile(source / "train" / "images" / photo.name)
+
+
+def test_mode_copy_and_multi_label_first(source, tmp_path):
+    assert run("--src", source, "--dst", tmp_path / "d", "--mode", "copy", "--multi-label", "first") == 0
+    for name, labels in rows_of(source, "train"):
+        assert [p.parent.name for p in (tmp_path / "d" / "train").glob(f"*/{name}")] == [CODE_OF[labels[0]]]
+    assert next((tmp_path / "d" / "train").glob("*/*")).stat().st_nlink == 1
+
+
+def test_an_equal_tree_is_left_and_another_needs_overwrite(source, tmp_path, refused):
+    target = tmp_path / "d"
+    assert run("--src", source, "--dst", target) == 0
+    before = {p: p.stat().st_mtime_ns for p in target.rglob("*")}
+    assert run("--src", source, "--dst", target) == 0
+    assert before == {p: p.stat().st_mtime_ns for p in target.rglob("*")}
+    refused(process_dataset.main, ["--src", source, "--dst", target, "--mode", "copy"], 2, "--overwrite")
+    next((target / "val").glob("*/*")).unlink()
+    refused(process_dataset.main, ["--src", source, "--dst", target], 3, "missing")
+    assert run("--src", source, "--dst", target, "--mode", "copy", "--overwrite") == 0
+    assert json.loads((target / "manifest.json").read_text())["settings"]["mode"] == "copy"
+    assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_one_split_is_enough_and_the_csv_may_lie_above_it(source, tmp_path):
+    shutil.rmtree(source / "train")
+    shutil.rmtree(source / "test")
+    (source / "val" / "val_label.csv").rename(source / "val_label.csv")
+    assert run("--src", source, "--dst", tmp_path / "d") == 0
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["OneHot-val_label.csv", "manifest.json", "val"]
+
+
+def break_photo(source):
+    path = next((source / "train" / "images").iterdir())
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[:200])
+    return path.name
+
+
+def lose_photo(source):
+    path = next((source / "train" / "images").iterdir())
+    path.unlink()
+    return path.name
+
+
+def add_photo(source):
+    shutil.copy(next((source / "train" / "images").iterdir()), source / "train" / "images" / "extra.jpg")
+    return "extra.jpg"
+
+
+@pytest.mark.parametrize(
+    ("damage", "flag"), [(break_photo, "--max-bad"), (lose_photo, "--max-missing"), (add_photo, "--max-missing")]
+)
+def test_damage_is_named_and_counted_and_can_be_allowed(source, tmp_path, refused, capsys, damage, flag):
+    name = damage(source)
+    before = tree(source)
+    refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "d"], 3, name, flag)
+    assert not (tmp_path / "d").exists()
+    assert tree(source) == before
+    assert run("--src", source, "--dst", tmp_path / "d", flag, "1") == 0
+    assert f"left out: train/{name}" in capsys.readouterr().out
+    assert not list((tmp_path / "d").glob(f"train/*/{name}"))
+
+
+def test_refusals_of_the_command_line(source, tmp_path, refused):
+    refused(
+        process_dataset.main, ["--src", source, "--dst", tmp_path / "d", "--multi-label", "error"], 3, "--multi-label"
+    )
+    refused(process_dataset.main, ["--src", tmp_path / "no"], 3, "not a folder")
+    refused(process_dataset.main, ["--src", source / "train" / "images"], 3, "train, val, test")
+    refused(process_dataset.main, ["--src", source, "--dst", source], 2, "within each other")
+    refused(process_dataset.main, ["--src", source, "--dst", source / "train" / "d"], 2, "within each other")
+    refused(process_dataset.main, ["--sorce", source], 2, "unrecognized", "did you mean --src")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "mine", "--overwrite"], 2, "not made by")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the course's photos are not on this machine (PLANT_DATASET)")
+def test_the_real_data_gives_the_known_counts(tmp_path):
+    assert run("--src", SHARED, "--dst", tmp_path / "d") == 0
+    assert len(list((tmp_path / "d" / "train").glob("*/*"))) == 3250
+    assert len(list((tmp_path / "d" / "val").glob("*/*"))) == 643
