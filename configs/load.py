@@ -1,0 +1,197 @@
+"""From files, `--opts` and flags to one frozen tree in which the source of every value is known.
+
+Precedence: defaults < BASE files < the file < `--opts` < flags. A thing that was not given changes nothing.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from yacs.config import CfgNode
+
+from configs.checks import check_combinations, check_value
+from configs.defaults import get_defaults
+from configs.yaml_reader import parse, read_yaml
+from tools.errors import UsageError, nearest
+
+# Keys of the course project that mean nothing here, and where their job went. The README lists them too.
+DROPPED = {
+    "DATA.DATASET": "the folder names the classes",
+    "TRAIN.START_EPOCH": "the epoch follows from the step in the checkpoint",
+    "EVAL_MODE": "use the flag --eval",
+    "THROUGHPUT_MODE": "use the flag --throughput",
+    "LOCAL_RANK": "torchrun sets it",
+    "AMP_OPT_LEVEL": "it is AMP.OPT_LEVEL now",
+}
+
+
+class Loaded:
+    """A checked, frozen config and where each of its values came from.
+
+    Attributes:
+        config: the yacs tree.
+        sources: dotted key -> "default", a file, "--opts" or a flag.
+    """
+
+    def __init__(self, config: CfgNode, sources: dict[str, str]):
+        self.config = config
+        self.sources = sources
+
+    def describe(self) -> str:
+        """One line a value, `KEY: value  # source`, in the order of the defaults."""
+        flat = flatten(self.config)
+        rows = [(f"{key}: {_show(value)}", self.sources[key]) for key, value in flat.items()]
+        width = max(len(row[0]) for row in rows)
+        return "\n".join(f"{row:<{width}}  # {source}" for row, source in rows)
+
+
+def load(
+    path: str | Path | None = None,
+    opts: Sequence[str] | None = None,
+    overrides: Iterable[tuple[str, object, str]] = (),
+) -> Loaded:
+    """Builds the config from a YAML file, `--opts` pairs and (key, value, source) triples, in rising precedence.
+
+    Raises:
+        UsageError: for a file that cannot be read, an unknown key, a value of the wrong type or out of range, or a
+            combination that cannot work.
+    """
+    config = get_defaults()
+    sources = dict.fromkeys(flatten(config), "default")
+    for file, tree in _chain(Path(path), ()) if path is not None else ():
+        _merge(config, sources, tree, str(file))
+    for key, text in _pairs(opts or ()):
+        _set(config, sources, key, parse(text, f"--opts {key}"), "--opts", text)
+    for key, value, source in overrides:
+        _set(config, sources, key, value, source)
+    check_combinations(config)
+    config.freeze()
+    return Loaded(config, sources)
+
+
+def from_text(text: str, where: str) -> CfgNode:
+    """The tree whose dump was stored in a checkpoint; `where` names it in errors."""
+    config = get_defaults()
+    tree = parse(text, where)
+    if not isinstance(tree, dict):
+        raise UsageError(f"{where}: the stored config is no mapping")
+    _merge(config, dict.fromkeys(flatten(config), "default"), tree, where)
+    config.freeze()
+    return config
+
+
+def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
+    """Dotted key -> value for every leaf of the tree."""
+    flat: dict[str, object] = {}
+    for key, value in node.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
+    return flat
+
+
+def differences(ours: CfgNode, theirs: CfgNode, ignored: Iterable[str] = ()) -> list[str]:
+    """`KEY theirs -> ours` for every value that differs, but for the `ignored` keys."""
+    new, old = flatten(ours), flatten(theirs)
+    return [
+        f"{key} {_show(old[key])} -> {_show(new[key])}"
+        for key in new
+        if key not in set(ignored) and new[key] != old[key]
+    ]
+
+
+def _chain(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
+    """The BASE files of `path`, farthest first, then `path` itself, each with its tree."""
+    real = path.resolve()
+    if real in above:
+        names = " -> ".join(str(p.name) for p in (*above[above.index(real) :], real))
+        raise UsageError(f"config {path}: include cycle {names}")
+    tree = read_yaml(path)
+    bases = tree.pop("BASE", None) or []
+    if isinstance(bases, str):
+        bases = [bases]
+    if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
+        raise UsageError(f"config {path}: BASE must be a file name or a list of them")
+    chain = []
+    for base in filter(None, bases):
+        chain += _chain(path.parent / base, (*above, real))
+    return [*chain, (path, tree)]
+
+
+def _pairs(opts: Sequence[str]) -> Iterable[tuple[str, str]]:
+    if len(opts) % 2:
+        raise UsageError(f"--opts takes KEY VALUE pairs, and {opts[-1]!r} has no value")
+    return zip(opts[::2], opts[1::2], strict=True)
+
+
+def _merge(config: CfgNode, sources: dict[str, str], tree: dict, where: str, prefix: str = "") -> None:
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict):
+            if not any(k.startswith(key + ".") for k in sources):
+                raise _unknown(key, sources, where)
+            _merge(config, sources, value, where, key + ".")
+        else:
+            _set(config, sources, key, value, where)
+
+
+def _set(config: CfgNode, sources: dict[str, str], key: str, value, where: str, text: str | None = None) -> None:
+    if key not in sources:
+        raise _unknown(key, sources, where)
+    *parents, leaf = key.split(".")
+    node = config
+    for name in parents:
+        node = node[name]
+    value = _coerce(key, value, _KINDS[key], where, text)
+    check_value(key, value, where)
+    node[leaf] = value
+    sources[key] = where
+
+
+def _unknown(key: str, known: Iterable[str], where: str) -> UsageError:
+    if key in DROPPED:
+        return UsageError(f"{key} at {where}: not a key any more; {DROPPED[key]}")
+    names = list(known)
+    if any(k.startswith(key + ".") for k in names):
+        return UsageError(
+            f"{key} at {where}: is a group of keys; give one of them, e.g. "
+            f"{next(k for k in names if k.startswith(key + '.'))}"
+        )
+    tail = key.rsplit(".", 1)[-1]  # a right name in the wrong group is the commonest slip
+    same = [k for k in names if k.rsplit(".", 1)[-1].lower() == tail.lower()]
+    hint = f"; did you mean {same[0]}?" if same else nearest(key.upper(), names)
+    return UsageError(f"{key} at {where}: unknown key{hint}")
+
+
+_KINDS = {key: type(value) for key, value in flatten(get_defaults()).items()}
+_NULLABLE = {key for key, value in flatten(get_defaults()).items() if value is None}
+
+
+def _coerce(key: str, value, kind: type, where: str, text: str | None):
+    """`value` as the type of the default, when nothing is lost by it. `text` is what stood on the command line."""
+    wrong = UsageError(f"{key} at {where}: {value!r} is not a {_NAMES.get(kind, 'value')}")
+    if key in _NULLABLE:
+        return value
+    if kind is str:
+        if isinstance(value, str) or (text is not None and not isinstance(value, list | dict)):
+            return value if isinstance(value, str) else text
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+        raise wrong
+    if kind is bool or isinstance(value, bool):
+        if kind is bool and isinstance(value, bool):
+            return value
+        raise wrong
+    if kind is int and isinstance(value, float) and value.is_integer():
+        return int(value)
+    if kind is float and isinstance(value, int):
+        return float(value)
+    if not isinstance(value, kind):
+        raise wrong
+    return value
+
+
+_NAMES = {int: "whole number", float: "number", bool: "truth value (true or false)", str: "text", list: "list"}
+
+
+def _show(value) -> str:
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else (repr(value) if value == "" else str(value))

@@ -1,0 +1,97 @@
+"""Reads YAML the way a config needs it: data only, no surprises, every refusal with its line and column.
+
+PyYAML's SafeLoader follows YAML 1.1, where `010` is 8, `1:30` is 90, `yes` is true, the last of two equal keys wins and
+nine levels of aliases fill the memory. Here numbers are plain decimal, truth is true/false, duplicate keys and aliases
+are refused, and a file has at most 1 MB.
+"""
+
+import re
+import stat
+from pathlib import Path
+
+import yaml
+
+from tools.errors import UsageError
+
+MAX_BYTES = 1_000_000
+MAX_DEPTH = 20
+
+
+class _Loader(yaml.SafeLoader):
+    """A SafeLoader with the scalar rules above."""
+
+    yaml_implicit_resolvers = {}
+
+    def construct_mapping(self, node, deep=False):
+        lines: dict[str, int] = {}
+        for key_node, _ in node.value:
+            key, line = key_node.value, key_node.start_mark.line + 1
+            if not isinstance(key_node, yaml.ScalarNode) or not isinstance(key, str):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
+            if key in lines:
+                problem = f"{key} is given twice, on lines {lines[key]} and {line}"
+                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+            lines[key] = line
+        return super().construct_mapping(node, deep=deep)
+
+
+def _add(tag: str, pattern: str, first: str) -> None:
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
+
+
+_add("null", r"~|null|Null|NULL|None|", "~nN\0")
+_add("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
+_add("int", r"[-+]?(?:0|[1-9][0-9]*)", "-+0123456789")
+_add(
+    "float",
+    r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+    r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+    "-+.0123456789",
+)
+_Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0")  # the empty scalar is null
+
+
+def read_yaml(path: Path) -> dict:
+    """The mapping in the file at `path`. Raises UsageError for whatever is not a small, plain, UTF-8 YAML mapping."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise UsageError(f"config {path} is not a file")
+        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+    except FileNotFoundError:
+        raise UsageError(f"config {path} does not exist; the configs of this project are in configs/") from None
+    except OSError as error:
+        raise UsageError(f"config {path} cannot be read: {error.strerror}") from None
+    if path.suffix not in (".yaml", ".yml"):
+        raise UsageError(f"config {path} is not a .yaml file")
+    if raw is None:
+        raise UsageError(f"config {path} is larger than {MAX_BYTES:,} bytes")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"config {path} is not UTF-8 at byte {error.start}") from None
+    tree = parse(text, str(path))
+    if tree is None:
+        raise UsageError(f"config {path} is empty")
+    if not isinstance(tree, dict):
+        raise UsageError(f"config {path} holds a {type(tree).__name__}, not KEY: value lines")
+    return tree
+
+
+def parse(text: str, where: str):
+    """The plain value that `text` spells. Raises UsageError naming `where`, line and column."""
+    try:
+        depth = 0
+        for event in yaml.parse(text, _Loader):
+            if isinstance(event, yaml.AliasEvent):
+                raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", event.start_mark)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > MAX_DEPTH:
+                problem = f"nested deeper than {MAX_DEPTH}"
+                raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
+        return yaml.load(text, _Loader)
+    except yaml.reader.ReaderError as error:
+        raise UsageError(f"{where}: a character YAML does not allow at position {error.position}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
+        raise UsageError(f"{where}{place}: {error.problem or error.context}") from None

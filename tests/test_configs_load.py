@@ -1,0 +1,163 @@
+"""Precedence, strict YAML, nearest names, and every committed config."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from configs.checks import CHOICES, RANGES
+from configs.defaults import get_defaults
+from configs.load import DROPPED, differences, flatten, from_text, load
+from tools.errors import UsageError
+
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
+
+
+def write(folder: Path, name: str, text: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_each_layer_wins_over_the_one_before_it(tmp_path):
+    write(tmp_path, "base.yaml", "TRAIN: {EPOCHS: 11, CLIP_GRAD: 1.0, MIN_LR: 1e-7, WARMUP_EPOCHS: 1}\nTAG: base")
+    path = write(tmp_path, "own.yaml", "BASE: [base.yaml]\nTRAIN: {CLIP_GRAD: 2.0, MIN_LR: 2e-7}\nTAG: own")
+    loaded = load(path, ["TRAIN.MIN_LR", "3e-7", "TAG", "opts"], [("TAG", "flag", "--tag")])
+    train = loaded.config.TRAIN
+    assert (train.WEIGHT_DECAY, train.EPOCHS, train.CLIP_GRAD, train.MIN_LR) == (0.05, 11, 2.0, 3e-7)
+    assert loaded.config.TAG == "flag"
+    sources = [
+        loaded.sources[key] for key in ("TRAIN.WEIGHT_DECAY", "TRAIN.EPOCHS", "TRAIN.CLIP_GRAD", "TRAIN.MIN_LR", "TAG")
+    ]
+    assert sources == ["default", str(tmp_path / "base.yaml"), str(path), "--opts", "--tag"]
+
+
+def test_describe_names_each_value_and_source():
+    text = load(None, ["SEED", "7"]).describe().splitlines()
+    assert len(text) == len(flatten(get_defaults()))
+    assert next(line for line in text if line.startswith("SEED")).split() == ["SEED:", "7", "#", "--opts"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_committed_configs_load_and_survive_a_dump(path):
+    config = load(path).config
+    assert path.read_text().startswith("# "), "a config opens with its story"
+    assert not differences(config, from_text(config.dump(), "dump"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "is empty"),
+        ("- 1", "not KEY: value"),
+        ("TRAIN:\n\tEPOCHS: 1", ":2:1"),
+        ("TAG: 'open", ":1:"),
+        ("TRAIN: {EPOCHS: 1, EPOCHS: 2}", "given twice, on lines 1 and 1"),
+        ("EPOCH: 3", "TRAIN.EPOCHS"),
+        ("TRAIN: {EPOCH: 3}", "did you mean TRAIN.EPOCHS?"),
+        ("MODEL: {EPOCHS: 3}", "did you mean TRAIN.EPOCHS?"),
+        ("TRAIN: {EPOCHS: -5}", "must be greater than 0"),
+        ("TRAIN: {EPOCHS: 1.5}", "is not a whole number"),
+        ("TRAIN: {EPOCHS: 010}", "is not a whole number"),
+        ("TRAIN: {EPOCHS: 1:30}", "is not a whole number"),
+        ("TRAIN: {EPOCHS: null}", "is not a whole number"),
+        ("TRAIN: {EPOCHS: true}", "is not a whole number"),
+        ("TRAIN: {BASE_LR: .nan}", "finite"),
+        ("TRAIN: {BASE_LR: .inf}", "finite"),
+        ("TRAIN: {BASE_LR: 1e-3_0}", "is not a number"),
+        ("TRAIN: {USE_CHECKPOINT: yes}", "truth value"),
+        ("TRAIN: 3", "group of keys"),
+        ("TAG: {A: 1}", "unknown key"),
+        ("TAG: ../../etc", "TAG"),
+        ("DATA: {TARGETS: mutli}", "did you mean multi?"),
+        ("x: !!python/object/apply:os.system ['touch /tmp/owned']", "could not determine a constructor"),
+        ("a: &a [1]\nb: *a", "aliases are not allowed"),
+        ("a: " + "[" * 30 + "]" * 30, "nested deeper"),
+        ("DATA: {DATASET: imagenet}", "the folder names the classes"),
+        ("AUG: {CUTMIX_MINMAX: 3}", "must be null or two numbers"),
+        (b"TAG: \xff", "not UTF-8 at byte 5"),
+        (b"TAG: a\x00b", "character"),
+        (b"#" * 1_000_001, "larger than"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_place(tmp_path, text, words):
+    path = write(tmp_path, "bad.yaml", text)
+    with pytest.raises(UsageError) as error:
+        load(path)
+    assert str(path) in str(error.value)
+    assert words in str(error.value)
+
+
+def test_lossless_spellings_are_accepted(tmp_path):
+    path = write(tmp_path, "a.yaml", "\ufeffAUG: {MIXUP: 0}\nTRAIN: {EPOCHS: 30.0, BASE_LR: 5e-4}\nTAG: 12")
+    config = load(
+        path, ["TRAIN.CLIP_GRAD", "1", "DATA.MEAN", "[0, 0, 0]", "DATA.STD", "[1, 1, 1]", "MODEL.SWIN.APE", "true"]
+    ).config
+    assert (config.AUG.MIXUP, config.TRAIN.EPOCHS, config.TRAIN.BASE_LR, config.TAG) == (0.0, 30, 5e-4, "12")
+    assert (config.TRAIN.CLIP_GRAD, config.DATA.MEAN, config.MODEL.SWIN.APE) == (1.0, [0, 0, 0], True)
+    assert isinstance(config.TRAIN.EPOCHS, int)
+
+
+def test_include_cycles_missing_bases_and_files_of_other_kinds(tmp_path):
+    loop = write(tmp_path, "a.yaml", "BASE: [b.yaml]")
+    write(tmp_path, "b.yaml", "BASE: [a.yaml]")
+    lost = write(tmp_path, "c.yaml", "BASE: [nope.yaml]")
+    python = write(tmp_path, "x.py", "raise SystemExit")
+    for path, words in (
+        (loop, "cycle a.yaml -> b.yaml -> a.yaml"),
+        (lost, "nope.yaml does not exist"),
+        (python, "not a .yaml"),
+        (tmp_path, "is not a file"),
+        (tmp_path / "no.yaml", "does not exist"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            load(path)
+
+
+@pytest.mark.parametrize(
+    ("opts", "words"),
+    [
+        (["SEED"], "has no value"),
+        (["DATA.BATCH_SIZE", "7"], "mix images in pairs"),
+        (["TRAIN.EPOCHS", "5"], "WARMUP_EPOCHS"),
+        (["DATA.IMG_SIZE", "225"], "not a multiple"),
+        (["DATA.IMG_SIZE", "256"], "does not divide into windows"),
+        (["MODEL.SWIN.NUM_HEADS", "[3, 6, 12, 25]"], "do not divide"),
+        (["MODEL.SWIN.DEPTHS", "[2, 2]"], "2 stages"),
+        (["DATA.MEAN", "[1, 1, 1]"], "together"),
+        (["TEST.IMG_SIZE", "256"], "scored at the size"),
+        (["AUG.AUTO_AUGMENT", "rnd-m9"], "no policy"),
+        (["DATA.MEAN", "[a, b, c]", "DATA.STD", "[1, 1, 1]"], "three numbers"),
+        (["TRAIN.FREEZE", "[1]"], "list of names"),
+    ],
+)
+def test_values_that_cannot_work_are_refused_before_anything_is_built(opts, words):
+    with pytest.raises(UsageError, match=words):
+        load(None, opts)
+
+
+def test_the_rules_name_real_keys_and_accept_the_defaults():
+    flat = flatten(get_defaults())
+    assert set(CHOICES) | set(RANGES) <= set(flat)
+    assert not set(DROPPED) & set(flat)
+    for key, (holds, _) in RANGES.items():
+        assert holds(flat[key]), key
+    for key, choices in CHOICES.items():
+        assert flat[key] in choices
+    numeric = {key for key, value in flat.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    assert numeric <= set(RANGES), "every number has a range"
+
+
+def test_the_tree_is_frozen_and_the_defaults_stay_as_they_are():
+    config = load(None, ["SEED", "3"]).config
+    with pytest.raises(AttributeError):
+        config.SEED = 4
+    assert get_defaults().SEED == 0
+
+
+def test_batch_size_study_differs_in_the_batch_size_only():
+    study = [p for p in CONFIGS if "_bs" in p.stem]
+    assert sorted(int(p.stem.rsplit("_bs", 1)[1]) for p in study) == [8, 16, 32, 64, 128]
+    for a, b in itertools.pairwise(study):
+        changed = {line.split()[0] for line in differences(load(a).config, load(b).config)}
+        assert changed == {"DATA.BATCH_SIZE", "TAG"}
