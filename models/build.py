@@ -1,0 +1,181 @@
+"""The MODEL node -> keyword arguments -> a model; and where pretrained weights of a name are found."""
+
+import os
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+from torch import nn
+
+from models.swin_transformer import SwinTransformer
+from tools.errors import CheckpointError, UsageError, nearest
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+HUB_SECONDS = 3
+
+
+def build_model(node, img_size: int, num_classes: int, use_checkpoint: bool = False) -> nn.Module:
+    """Builds the model of a MODEL node with fresh weights.
+
+    Raises:
+        UsageError: for a timm name that timm does not know, or an option the architecture does not have.
+    """
+    if node.TYPE == "swin":
+        return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint))
+    _check_timm_name(node.NAME)
+    try:
+        model = timm.create_model(node.NAME, **timm_arguments(node, num_classes))
+        if use_checkpoint:
+            model.set_grad_checkpointing(True)
+    except (TypeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"MODEL.NAME {node.NAME}: timm cannot build it so: {error}") from None
+    # Convolutions run up to twice as fast on NHWC memory, on CPUs (oneDNN) and on tensor cores alike; images follow.
+    return model.to(memory_format=torch.channels_last)
+
+
+def swin_arguments(node, img_size: int, num_classes: int, use_checkpoint: bool) -> dict:
+    """Keyword arguments of `SwinTransformer`."""
+    swin = node.SWIN
+    return {
+        "img_size": img_size,
+        "patch_size": swin.PATCH_SIZE,
+        "in_chans": swin.IN_CHANS,
+        "num_classes": num_classes,
+        "embed_dim": swin.EMBED_DIM,
+        "depths": swin.DEPTHS,
+        "num_heads": swin.NUM_HEADS,
+        "window_size": swin.WINDOW_SIZE,
+        "mlp_ratio": swin.MLP_RATIO,
+        "qkv_bias": swin.QKV_BIAS,
+        "qk_scale": swin.QK_SCALE,
+        "drop_rate": node.DROP_RATE,
+        "drop_path_rate": node.DROP_PATH_RATE,
+        "ape": swin.APE,
+        "patch_norm": swin.PATCH_NORM,
+        "use_checkpoint": use_checkpoint,
+    }
+
+
+def timm_arguments(node, num_classes: int) -> dict:
+    """Keyword arguments of `timm.create_model`."""
+    return {"num_classes": num_classes, "drop_rate": node.DROP_RATE, "drop_path_rate": node.DROP_PATH_RATE}
+
+
+def normalization(node) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of RGB in [0, 1] that the model's pretrained weights were trained with."""
+    if node.TYPE == "swin":
+        return IMAGENET_MEAN, IMAGENET_STD
+    _check_timm_name(node.NAME)
+    entry = timm.get_pretrained_cfg(node.NAME)
+    return (tuple(entry.mean), tuple(entry.std)) if entry else (IMAGENET_MEAN, IMAGENET_STD)
+
+
+def head_name(model: nn.Module) -> str:
+    """Name of the linear layer that gives the logits."""
+    return "head" if isinstance(model, SwinTransformer) else model.pretrained_cfg["classifier"]
+
+
+def no_weight_decay(model: nn.Module) -> set[str]:
+    """Endings of parameter names that weight decay would harm, as the architecture says."""
+    names = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
+    return {str(name) for name in names}
+
+
+def layer_index(model: nn.Module) -> Callable[[str], int]:
+    """Parameter name -> depth of its layer, 0 the first, the head the last; for layer-wise learning rates.
+
+    Raises:
+        UsageError: for an architecture that timm has not cut into layers.
+    """
+    if isinstance(model, SwinTransformer):
+        return model.layer_index
+    if not hasattr(model, "group_matcher"):
+        raise UsageError("TRAIN.LAYER_DECAY: timm has no layers for this architecture; set it to 1")
+    depths = timm.models.group_parameters(model, model.group_matcher(coarse=False), reverse=True)
+    return depths.__getitem__
+
+
+@dataclass(frozen=True)
+class Hub:
+    """Pretrained weights are on timm's hub; `state_dict()` fetches them."""
+
+    name: str
+
+    def state_dict(self) -> dict:
+        """Downloads (or takes from the cache) and returns the weights in timm's layout."""
+        try:
+            return timm.create_model(self.name, pretrained=True).state_dict()
+        except Exception as error:  # the hub's clients raise many kinds
+            raise CheckpointError(
+                f"--pretrained auto: {self.name} could not be fetched: {error}; give --pretrained FILE or none"
+            ) from None
+
+
+def find_pretrained(choice: str, name: str) -> Path | Hub | None:
+    """Where the weights of `--pretrained` are: a file, timm's hub, or None for `none`.
+
+    `auto` looks for <name>.pth and <name>.safetensors in the current folder and in weights/, then asks the hub.
+
+    Raises:
+        CheckpointError: when there is no such file, or no hub to ask.
+    """
+    if choice in ("none", ""):
+        return None
+    if choice != "auto":
+        if choice.startswith(("http://", "https://")):
+            raise CheckpointError(f"--pretrained {choice}: fetch the file yourself and give its path")
+        return Path(choice)
+    for folder in (Path(), Path("weights")):
+        for suffix in (".safetensors", ".pth"):
+            if (folder / (name + suffix)).is_file():
+                return folder / (name + suffix)
+    _check_hub(name)
+    return Hub(name)
+
+
+def _check_timm_name(name: str) -> None:
+    if not timm.is_model(name):
+        raise UsageError(f"MODEL.NAME {name!r} is no model of timm{nearest(name, timm.list_models())}")
+
+
+def _check_hub(name: str) -> None:
+    """Raises CheckpointError within seconds when the weights are neither cached nor to be reached."""
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    remedy = f"give --pretrained FILE (e.g. {name}.pth from the model's authors), or --pretrained none"
+    entry = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    if entry is None or not entry.has_weights:
+        raise CheckpointError(f"--pretrained auto: timm has no weights for {name}; {remedy}")
+    if entry.hf_hub_id and isinstance(try_to_load_from_cache(entry.hf_hub_id, "model.safetensors"), str):
+        return
+    if not _answers(os.environ.get("HF_ENDPOINT", constants.ENDPOINT)):
+        raise CheckpointError(
+            f"--pretrained auto: {name} is not in ., weights/ or the cache, and no connection to "
+            f"the hub within {HUB_SECONDS} s; {remedy}"
+        )
+
+
+def _answers(address: str) -> bool:
+    """Whether one small request is answered within HUB_SECONDS. The download that may follow has no limit."""
+    answers = []
+
+    def ask():
+        try:
+            request = urllib.request.Request(address, method="HEAD")
+            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
+        except urllib.error.HTTPError:
+            pass  # it answered
+        except (OSError, ValueError):
+            return
+        answers.append(True)
+
+    asking = threading.Thread(target=ask, daemon=True)  # a name server that is silent ignores the timeout
+    asking.start()
+    asking.join(HUB_SECONDS)
+    return bool(answers)

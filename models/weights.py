@@ -1,0 +1,150 @@
+"""Puts weights of any known layout into a model: pure surgery on state dicts, and one line that says what was done.
+
+Known layouts: Microsoft's (`{'model': ...}`, also what the course project saved), timm's and torchvision's Swin, a bare
+state dict, and our own checkpoints. Whatever does not fit in the end is an error: nothing is left at random silently.
+"""
+
+import hashlib
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from models.swin_transformer import SwinTransformer, interpolate_bias_table, interpolate_positions
+from tools.errors import CheckpointError
+
+_BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
+
+
+def find_state_dict(content: object, where: str) -> dict[str, Tensor]:
+    """The tensors by name in whatever a weight file held. Raises CheckpointError when there are none."""
+    for key in ("model_ema", "state_dict_ema", "model", "state_dict"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
+            content = content[key]
+            break
+    tensors = {}
+    if isinstance(content, Mapping):
+        tensors = {
+            str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)
+        }
+    if not tensors:
+        raise CheckpointError(f"{where} holds no weights: no tensors by name, nor 'model' or 'state_dict'")
+    return tensors
+
+
+def load_pretrained(model: nn.Module, content: object, where: str, head: str) -> str:
+    """Copies weights into `model` and says in one line what that took.
+
+    A head of another class count keeps its fresh initialisation, bias tables of another window and position embeddings
+    of another grid are resized; anything else that does not fit is an error.
+
+    Args:
+        head: name of the module that gives the logits (`models.build.head_name`).
+
+    Raises:
+        CheckpointError: naming the first keys that are missing, left over, of the wrong shape or not finite.
+    """
+    tensors = find_state_dict(content, where)
+    layout = "its own"
+    if isinstance(model, SwinTransformer):
+        layout, tensors = _to_microsoft(tensors)
+    own = model.state_dict()
+    tensors = {key: value for key, value in tensors.items() if key in own or not _BUFFERS.search(key)}
+    notes = []
+    if isinstance(model, SwinTransformer):
+        resized = _resize(tensors, own)
+        notes += [f"{resized} position tables resized"] if resized else []
+    replaced = _replace_head(tensors, own, head)
+    notes += [replaced] if replaced else []
+    load_strictly(model, tensors, where)
+    return f"pretrained: {where}, {layout} layout, {len(tensors)} tensors; {', '.join(notes) or 'all as they were'}"
+
+
+def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """`model.load_state_dict` that compares names, shapes and finiteness first and names what differs.
+
+    Raises:
+        CheckpointError: with up to five names of each kind.
+    """
+    own = model.state_dict()
+    missing = [key for key in own if key not in tensors and not _BUFFERS.search(key)]
+    extra = [key for key in tensors if key not in own]
+    shapes = [
+        f"{key} {tuple(value.shape)} for {tuple(own[key].shape)}"
+        for key, value in tensors.items()
+        if key in own and value.shape != own[key].shape
+    ]
+    bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    problems = [
+        f"{kind} {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
+        for kind, keys in (("missing", missing), ("unexpected", extra), ("wrong shape", shapes), ("non-finite", bad))
+        if keys
+    ]
+    if problems:
+        raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}")
+    model.load_state_dict(tensors, strict=False)  # compared above; not strict only for buffers that are computed
+
+
+def _to_microsoft(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """The layout's name and the tensors under Microsoft's names, which are ours."""
+    if "features.0.0.weight" in tensors:
+        return "torchvision's", {_from_torchvision(key): value for key, value in tensors.items()}
+    if "head.fc.weight" in tensors:
+        return "timm's", {_from_timm(key): value for key, value in tensors.items()}
+    return "Microsoft's", tensors
+
+
+def _from_timm(key: str) -> str:
+    """timm merges patches at the start of a stage, Microsoft at the end of the one before."""
+    moved = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", key)
+    return moved.replace("head.fc.", "head.")
+
+
+def _from_torchvision(key: str) -> str:
+    """features.0 is the embedding; then stages (odd) and patch mergings (even) take turns."""
+    key = key.replace("features.0.0.", "patch_embed.proj.").replace("features.0.2.", "patch_embed.norm.")
+    key = re.sub(r"^features\.(\d+)\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.", key)
+    key = re.sub(r"^features\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.", key)
+    return key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
+
+
+def _resize(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> int:
+    count = 0
+    for key, value in tensors.items():
+        if key not in own or value.shape == own[key].shape:
+            continue
+        wanted = own[key].shape
+        if key.endswith("relative_position_bias_table") and value.ndim == 2 and value.shape[1] == wanted[1]:
+            tensors[key] = interpolate_bias_table(value, wanted[0])
+            count += 1
+        elif key == "absolute_pos_embed" and value.ndim == 3 and value.shape[2] == wanted[2]:
+            tensors[key] = interpolate_positions(value, wanted[1])
+            count += 1
+    return count
+
+
+def _replace_head(tensors: dict[str, Tensor], own: Mapping[str, Tensor], head: str) -> str:
+    """Takes the model's fresh head where the file's has another class count (or none), of any width."""
+    weight = f"{head}.weight"
+    if weight not in own:
+        return ""
+    old, new = tensors.get(weight), own[weight]
+    if old is not None and (old.shape == new.shape or old.shape[1:] != new.shape[1:]):
+        return ""
+    tensors |= {key: value.clone() for key, value in own.items() if key in (weight, f"{head}.bias")}
+    return f"{'no head' if old is None else f'head of {old.shape[0]} classes'}: a new one of {new.shape[0]} starts"
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable and frozen parameters together."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def weights_digest(model: nn.Module) -> str:
+    """SHA-256 over names and bytes of the state dict: equal digests, equal weights."""
+    digest = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,195 @@
+"""The Swin against timm's, against second formulas, and against itself with recomputation."""
+
+import pytest
+import timm
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.swin_transformer import (
+    VARIANTS,
+    PatchMerging,
+    SwinTransformer,
+    add_branch,
+    relative_position_index,
+    shifted_window_mask,
+    window_partition,
+    window_reverse,
+)
+from models.weights import load_pretrained
+
+SMALL = {
+    "img_size": 64,
+    "embed_dim": 24,
+    "depths": (2, 2, 2),
+    "num_heads": (2, 4, 8),
+    "window_size": 4,
+    "num_classes": 5,
+}
+
+
+def pair(**options):
+    """Our Swin and timm's with the same random weights."""
+    torch.manual_seed(0)
+    theirs = timm.models.swin_transformer.SwinTransformer(drop_path_rate=0.0, **SMALL, **options)
+    for parameter in theirs.parameters():  # also biases and tables, which start at zero or tiny
+        torch.nn.init.normal_(parameter, std=0.05)
+    ours = SwinTransformer(drop_path_rate=0.0, **SMALL, **options)
+    load_pretrained(ours, theirs.state_dict(), "timm", "head")
+    return ours, theirs
+
+
+@pytest.mark.parametrize("options", [{}, {"qkv_bias": False}, {"mlp_ratio": 2.0}], ids=str)
+def test_outputs_and_gradients_equal_timms(options):
+    ours, theirs = pair(**options)
+    images = torch.randn(3, 3, 64, 64)
+    ours.eval(), theirs.eval()
+    torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+    ours.train(), theirs.train()
+    a, b = images.clone().requires_grad_(), images.clone().requires_grad_()
+    ours(a).square().sum().backward()
+    theirs(b).square().sum().backward()
+    torch.testing.assert_close(a.grad, b.grad, atol=1e-5, rtol=1e-4)
+    wanted = {name: p.grad.norm() for name, p in theirs.named_parameters()}
+    got = {name: p.grad.norm() for name, p in ours.named_parameters()}
+    torch.testing.assert_close(sorted(got.values()), sorted(wanted.values()), atol=1e-4, rtol=1e-4)
+
+
+def test_swin_tiny_equals_timms_at_full_size():
+    torch.manual_seed(1)
+    theirs = timm.create_model("swin_tiny_patch4_window7_224", num_classes=6).eval()
+    ours = SwinTransformer(num_classes=6).eval()
+    load_pretrained(ours, theirs.state_dict(), "timm", "head")
+    images = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+def test_parameters_and_flops_are_those_of_the_paper():
+    """Table 1: Swin-T has 28 M parameters (28.29 with 1000 classes) and 4.5 G multiply-adds; and torch's own count."""
+    model = SwinTransformer().eval()
+    assert sum(p.numel() for p in model.parameters()) == 28_288_354
+    assert round(model.flops() / 1e9, 1) == 4.5
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 224, 224))
+    norms = 3136 * 96 + sum(b.resolution**2 * 2 * b.dim for stage in model.layers for b in stage.blocks)
+    norms += sum(m.downsample.resolution**2 * m.downsample.dim for m in model.layers if m.downsample) + 49 * 768
+    assert model.flops() - norms == counter.get_total_flops() / 2
+
+
+@pytest.mark.parametrize(("name", "millions"), [("tiny", 28.3), ("small", 49.6), ("base", 87.8), ("large", 196.5)])
+def test_variants_have_the_size_of_microsofts(name, millions):
+    with torch.device("meta"):
+        model = SwinTransformer(**VARIANTS[name])
+    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
+
+
+def test_checkpointing_gives_the_same_gradients_with_stochastic_depth():
+    torch.manual_seed(0)
+    model = SwinTransformer(drop_path_rate=0.2, **SMALL).train()
+    images, keep = torch.randn(4, 3, 64, 64), model.draw_drop_path(4)
+    assert (keep == 0).any()
+    gradients = []
+    for recompute in (False, True):
+        model.use_checkpoint = recompute
+        model.zero_grad()
+        model(images, keep).square().sum().backward()
+        gradients.append([p.grad.clone() for p in model.parameters()])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert torch.equal(plain, recomputed)
+
+
+def test_checkpointing_without_given_masks_still_draws_them_once():
+    torch.manual_seed(0)
+    model = SwinTransformer(drop_path_rate=0.5, **SMALL).train()
+    images, results = torch.randn(4, 3, 64, 64), []
+    for recompute in (False, True):
+        model.use_checkpoint = recompute
+        model.zero_grad()
+        torch.manual_seed(5)
+        model(images).sum().backward()
+        results.append(model.patch_embed.proj.weight.grad.clone())
+    assert torch.equal(*results)
+
+
+def test_gathered_stochastic_depth_equals_the_masked_formula():
+    torch.manual_seed(0)
+    branch, x = torch.nn.Linear(8, 8), torch.randn(6, 3, 8)
+    for keep in (torch.tensor([0, 2.0, 0, 2.0, 2.0, 0]), torch.zeros(6), torch.full((6,), 1.25)):
+        got = add_branch(x, branch, keep)
+        torch.testing.assert_close(got, x + branch(x) * keep[:, None, None])
+    branch.zero_grad()
+    add_branch(x, branch, torch.zeros(6)).sum().backward()
+    assert torch.equal(branch.weight.grad, torch.zeros(8, 8)), "DDP waits for this gradient"
+
+
+def test_stochastic_depth_grows_linearly_and_keeps_the_mean():
+    model = SwinTransformer(drop_path_rate=0.4, **SMALL)
+    assert model.drop_path_rates == pytest.approx([0, 0.08, 0.16, 0.24, 0.32, 0.4])
+    keep = model.draw_drop_path(20000, torch.Generator().manual_seed(0))
+    assert keep.shape == (6, 2, 20000)
+    torch.testing.assert_close(keep.mean(dim=(1, 2)), torch.ones(6), atol=0.02, rtol=0)
+    dropped = (keep == 0).float().mean(dim=(1, 2))
+    torch.testing.assert_close(dropped, torch.tensor(model.drop_path_rates), atol=0.01, rtol=0)
+    assert torch.equal(keep, model.draw_drop_path(20000, torch.Generator().manual_seed(0)))
+
+
+def test_windows_come_back_and_hold_neighbours():
+    x = torch.arange(2 * 8 * 8 * 3).float().view(2, 8, 8, 3)
+    windows = window_partition(x, 4)
+    assert torch.equal(windows[1], x[0, :4, 4:]), "the second window is the top right one"
+    assert torch.equal(window_reverse(windows, 4, 8, 8), x)
+
+
+def test_shift_mask_separates_exactly_the_tokens_that_were_no_neighbours():
+    """Second formula: after the roll, two tokens of a window belong together if they are less than a window apart."""
+    size, window, shift = 8, 4, 2
+    rows = torch.roll(torch.arange(size), -shift)
+    grid = torch.stack(torch.meshgrid(rows, rows, indexing="ij"), -1)[None]
+    positions = window_partition(grid, window).flatten(1, 2)  # [nW, N, 2], where each token really lies
+    distance = (positions[:, :, None] - positions[:, None]).abs().amax(-1)
+    expected = torch.where(distance < window, 0.0, -100.0)
+    assert torch.equal(shifted_window_mask(size, size, window, shift), expected)
+
+
+def test_relative_positions_by_hand():
+    """Tokens 0..3 of a 2x2 window in raster order; row = (dy + 1) * 3 + dx + 1."""
+    expected = [[4, 3, 1, 0], [5, 4, 2, 1], [7, 6, 4, 3], [8, 7, 5, 4]]
+    assert relative_position_index(2).tolist() == expected
+
+
+def test_patch_merging_takes_microsofts_order():
+    layer = PatchMerging(1, 2)
+    layer.norm, layer.reduction = torch.nn.Identity(), torch.nn.Identity()
+    assert layer(torch.tensor([[[0.0], [1.0], [2.0], [3.0]]])).tolist() == [[[0, 2, 1, 3]]]
+
+
+def test_a_grid_of_one_window_is_not_shifted_and_other_sizes_are_refused():
+    model = SwinTransformer(**SMALL)
+    assert [b.shift_size for b in model.layers[0].blocks] == [0, 2]
+    assert [b.shift_size for b in model.layers[2].blocks] == [0, 0]
+    with pytest.raises(ValueError, match="built for 64"):
+        model(torch.zeros(1, 3, 32, 32))
+
+
+def test_absolute_positions_are_added():
+    torch.manual_seed(0)
+    model = SwinTransformer(ape=True, patch_norm=False, drop_path_rate=0.0, **SMALL).eval()
+    images = torch.randn(1, 3, 64, 64)
+    tokens = model.patch_embed(images) + model.absolute_pos_embed
+    for layer in model.layers:
+        tokens = layer(tokens)
+    torch.testing.assert_close(model(images), model.head(model.norm(tokens).mean(1)))
+    assert model.absolute_pos_embed.abs().sum() > 0
+
+
+def test_layers_are_numbered_from_embedding_to_head():
+    model = SwinTransformer(**SMALL)
+    names = [
+        "patch_embed.proj.weight",
+        "layers.0.blocks.1.norm1.weight",
+        "layers.0.downsample.norm.weight",
+        "layers.1.blocks.0.attn.qkv.weight",
+        "norm.weight",
+        "head.bias",
+    ]
+    assert [model.layer_index(name) for name in names] == [0, 2, 2, 3, 7, 7]
