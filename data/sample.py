@@ -15,7 +15,7 @@ import numpy as np
 from data.labels import SPLITS
 
 SIZE = 160  # pixels, square as the course's 256x256 files are
-COUNTS = {"train": 1200, "val": 200, "test": 240}
+COUNTS = {"train": 1200, "val": 160, "test": 240}
 # Shares of the label sets; 8 % of the leaves carry two labels, always together with frog_eye_leaf_spot as on real ones.
 SHARES = {
     ("scab",): 0.20,
@@ -191,7 +191,7 @@ def _point_inside(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, fl
 
 
 # Half the side of a lesion's box, in pixels.
-_RADII = {"scab": (7, 12), "frog": (6, 9.5), "rust": (5.5, 9), "mildew": (13, 19)}
+_RADII = {"scab": (7.5, 12), "frog": (6, 9.5), "rust": (5.5, 9), "mildew": (13, 19)}
 
 
 def _radius(rng: np.random.Generator, kind: str) -> float:
@@ -218,7 +218,7 @@ def _paint_scab(rng, canvas, mask, centre, radius):
     """An olive blotch with a feathery edge."""
     ragged = radius * (0.68 + 0.30 * _noise(rng, 7))
     alpha = _disc(_distance(centre), ragged, 3) * rng.uniform(0.7, 0.9) * mask
-    return _blend(canvas, _tint(rng, (52, 50, 20), (84, 78, 42)), alpha)
+    return _blend(canvas, _tint(rng, (44, 44, 14), (74, 70, 34)), alpha)
 
 
 def _paint_frog(rng, canvas, mask, centre, radius):
@@ -250,5 +250,5 @@ _KINDS = {
     "rust": [("rust", 7, 13)],
     "powdery_mildew": [("mildew", 4, 7)],
     "healthy": [],
-    "complex": [("mildew", 1, 2), ("scab", 4, 6), ("frog", 5, 7), ("rust", 5, 8)],
+    "complex": [("mildew", 2, 2), ("scab", 4, 5), ("frog", 4, 5), ("rust", 4, 5)],
 }

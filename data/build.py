@@ -1,0 +1,121 @@
+"""DATA and AUG nodes, rank and world size -> loaders."""
+
+import os
+from collections.abc import Iterator
+
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from data.datasets import LeafDataset, Photo, Split, collate, samples_of
+from data.mixup import Mixer
+from data.samplers import EvalBatches, TrainBatches
+from data.transforms import Preprocess, train_transform
+from tools.errors import UserError
+
+
+def build_train_loader(
+    data, aug, split: Split, preprocess: Preprocess, *, seed: int, rank: int = 0, world_size: int = 1, pin: bool = False
+) -> DataLoader:
+    """Loader of augmented `(images [B, 3, S, S], targets [B, num_classes])`; its batch sampler is a `TrainBatches`."""
+    samples = samples_of(split, data.TARGETS)
+    transform = train_transform(**augmentation_arguments(data, aug, preprocess))
+    cached = _cached(data.CACHE_MODE, samples, rank, world_size)
+    dataset = LeafDataset(split, samples, transform, seed, cached)
+    batches = TrainBatches(len(samples), data.BATCH_SIZE, rank, world_size, seed)
+    return _loader(dataset, batches, num_workers(data.NUM_WORKERS, world_size), pin and data.PIN_MEMORY)
+
+
+def build_eval_loader(
+    split: Split, preprocess: Preprocess, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+) -> DataLoader:
+    """Loader that gives every photo of `split` once over all ranks, with multi-hot targets."""
+    dataset = LeafDataset(split, split.photos, preprocess.transform())
+    batches = EvalBatches(len(split.photos), batch_size, rank, world_size)
+    return _loader(dataset, batches, min(workers, len(batches)), pin=False)
+
+
+def augmentation_arguments(data, aug, preprocess: Preprocess) -> dict:
+    """Keyword arguments of `train_transform`. Training has its own size; the rest is the scoring's."""
+    return {
+        "size": data.IMG_SIZE,
+        "interpolation": data.INTERPOLATION,
+        "mean": preprocess.mean,
+        "std": preprocess.std,
+        "scale": aug.SCALE,
+        "ratio": aug.RATIO,
+        "hflip": aug.HFLIP,
+        "vflip": aug.VFLIP,
+        "quarter_turns": aug.QUARTER_TURNS,
+        "color_jitter": aug.COLOR_JITTER,
+        "auto_augment": aug.AUTO_AUGMENT,
+        "reprob": aug.REPROB,
+        "remode": aug.REMODE,
+        "recount": aug.RECOUNT,
+    }
+
+
+def mixer_arguments(aug) -> dict:
+    """Keyword arguments of `data.mixup.Mixer`."""
+    return {
+        "mixup": aug.MIXUP,
+        "cutmix": aug.CUTMIX,
+        "minmax": tuple(aug.CUTMIX_MINMAX) if aug.CUTMIX_MINMAX is not None else None,
+        "prob": aug.MIXUP_PROB,
+        "switch_prob": aug.MIXUP_SWITCH_PROB,
+        "mode": aug.MIXUP_MODE,
+    }
+
+
+def build_mixer(aug) -> Mixer:
+    """The Mixup/CutMix of an AUG node."""
+    return Mixer(**mixer_arguments(aug))
+
+
+def build_preprocess(data, test, mean, std) -> Preprocess:
+    """How photos are scored; `mean` and `std` are the model's, used unless the config has its own."""
+    return Preprocess(
+        size=test.IMG_SIZE or data.IMG_SIZE,
+        crop=test.CROP,
+        interpolation=data.INTERPOLATION,
+        mean=tuple(data.MEAN or mean),
+        std=tuple(data.STD or std),
+    )
+
+
+def num_workers(setting: int, world_size: int = 1) -> int:
+    """Loader processes of this rank: the setting, or for -1 this rank's share of the cores, at most 8."""
+    if setting >= 0:
+        return setting
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
+    return max(1, min(8, len(os.sched_getaffinity(0)) // max(1, local)))
+
+
+def batches_of(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's batches; an unreadable photo is raised here, as the one-line error it is."""
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def resume_batches(loader: DataLoader, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of a training epoch from number `first` on; what is skipped is not read."""
+    loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, first
+    return batches_of(loader)
+
+
+def _loader(dataset: LeafDataset, batches, workers: int, pin: bool) -> DataLoader:
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=pin,
+        persistent_workers=workers > 0,
+    )
+
+
+def _cached(mode: str, samples: list[Photo], rank: int, world_size: int) -> list[str]:
+    """File names whose bytes this rank keeps: none, all, or every world_size-th."""
+    files = sorted({photo.file for photo in samples})
+    return {"no": [], "full": files, "part": files[rank::world_size]}[mode]

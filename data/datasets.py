@@ -1,0 +1,287 @@
+"""A split on disk (folders or one zip) as a list of samples, and the samples as tensors.
+
+    <root>/<split>/<one-hot code>/ID.jpg        or the same tree inside <root>/<split>.zip
+
+Targets single: every copy is a sample with one class. Targets multi: the copies of one photo are one sample.
+"""
+
+import hashlib
+import os
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.images import EXTENSIONS, MAX_BYTES, decode, read_bytes
+from data.labels import label_name
+from data.prepare import MANIFEST, read_manifest
+from data.samplers import Draw
+from data.seeds import AUGMENT, seed_of, seeded
+from tools.errors import DataError, UserError, nearest
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of a split.
+
+    Attributes:
+        name: its file name.
+        file: where to read it, `code/name`.
+        classes: indices into the split's classes, ascending; one copy lies in each of their folders.
+    """
+
+    name: str
+    file: str
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Split:
+    """The photos of one split, in order of class and name, and what a user should know about them."""
+
+    where: str
+    source: "FolderSource | ZipSource"
+    classes: tuple[str, ...]
+    photos: list[Photo]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def copies(self) -> list[Photo]:
+        """A single-class photo for every copy, in the order of the folders."""
+        return sorted(
+            (Photo(p.name, p.file, (c,)) for p in self.photos for c in p.classes), key=lambda p: (p.classes, p.name)
+        )
+
+    def digest(self) -> str:
+        """SHA-256 over names, classes and sizes: equal digests, the same data."""
+        lines = [f"{p.name} {p.classes} {self.source.size(p.file)}" for p in self.photos]
+        return hashlib.sha256("\n".join([*self.classes, *lines]).encode()).hexdigest()
+
+
+class FolderSource:
+    """Files under a folder."""
+
+    def __init__(self, root: Path):
+        self.root = root
+
+    def list_files(self) -> tuple[dict[str, list[str]], int]:
+        """File names by class folder, both sorted, and how many entries were not samples (hidden, no photo)."""
+        if not self.root.is_dir():
+            raise DataError(f"{self.root} is not a folder; make it with process_dataset.py, or give --data-path")
+        found, ignored = {}, 0
+        for folder in sorted(os.scandir(self.root), key=lambda entry: entry.name):
+            if folder.name.startswith(".") or not folder.is_dir():
+                ignored += 1
+                continue
+            if folder.is_symlink() and not Path(folder).resolve().is_relative_to(self.root.resolve()):
+                raise DataError(f"class folder {folder.path} is a link out of {self.root}")
+            names = sorted(entry.name for entry in os.scandir(folder))
+            found[folder.name] = [name for name in names if _is_photo(name)]
+            ignored += len(names) - len(found[folder.name])
+        return found, ignored
+
+    def read(self, file: str) -> bytes:
+        """The bytes of `code/name`."""
+        return read_bytes(self.root / file)
+
+    def size(self, file: str) -> int:
+        """Its length in bytes."""
+        try:
+            return (self.root / file).stat().st_size
+        except OSError as error:
+            raise DataError(f"image {self.root / file} cannot be read: {error.strerror}") from None
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two entries are one photo: hard links, or equal bytes."""
+        return os.path.samefile(self.root / a, self.root / b) or (
+            self.size(a) == self.size(b) and self.read(a) == self.read(b)
+        )
+
+    def locate(self, file: str) -> str:
+        """What a user can open."""
+        return str(self.root / file)
+
+
+class ZipSource:
+    """Members of a zip archive, read without unpacking. Every process opens the archive for itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
+
+    def list_files(self) -> tuple[dict[str, list[str]], int]:
+        """As `FolderSource.list_files`; a single leading folder named after the split is left out."""
+        found: dict[str, list[str]] = {}
+        ignored = 0
+        for info in self._open().infolist():
+            parts = info.filename.split("/")
+            if info.is_dir():
+                continue
+            if len(parts) != 2 or ".." in parts or parts[0].startswith(".") or not _is_photo(parts[1]):
+                ignored += 1
+                continue
+            found.setdefault(parts[0], []).append(parts[1])
+        return {code: sorted(found[code]) for code in sorted(found)}, ignored
+
+    def read(self, file: str) -> bytes:
+        """The bytes of `code/name`, at most MAX_BYTES of them whatever the archive declares."""
+        try:
+            with self._open().open(file) as member:
+                raw = member.read(MAX_BYTES + 1)
+        except (zipfile.BadZipFile, KeyError, OSError, NotImplementedError, RuntimeError) as error:
+            raise DataError(f"image {self.locate(file)} cannot be read: {error}") from None
+        if len(raw) > MAX_BYTES:
+            raise DataError(f"image {self.locate(file)} is larger than {MAX_BYTES:,} bytes")
+        return raw
+
+    def size(self, file: str) -> int:
+        """Its declared length in bytes."""
+        return self._open().getinfo(file).file_size
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two members are one photo."""
+        one, other = (self._open().getinfo(file) for file in (a, b))
+        return (one.CRC, one.file_size) == (other.CRC, other.file_size) and self.read(a) == self.read(b)
+
+    def locate(self, file: str) -> str:
+        """Archive and member."""
+        return f"{self.path}:{file}"
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._archive is None or self._archive[0] != os.getpid():  # a forked worker must not share the file offset
+            try:
+                self._archive = (os.getpid(), zipfile.ZipFile(self.path))
+            except (OSError, zipfile.BadZipFile) as error:
+                raise DataError(f"{self.path} cannot be read as a zip archive: {error}") from None
+        return self._archive[1]
+
+    def __getstate__(self) -> dict:
+        return {"path": self.path, "_archive": None}
+
+
+def scan_split(root: str | Path, name: str, zip_mode: bool = False, classes: Sequence[str] | None = None) -> Split:
+    """Lists the photos of a split.
+
+    Args:
+        classes: the class folders in order, from the training split or a checkpoint; None takes those found.
+
+    Raises:
+        DataError: for a missing split, an unknown or empty class folder, or files that changed since the tree was made.
+    """
+    root = Path(root)
+    manifest = read_manifest(root) if root.is_dir() else None
+    source = ZipSource(root / f"{name}.zip") if zip_mode else FolderSource(root / name)
+    where = source.locate("").rstrip("/:")
+    found, ignored = source.list_files()
+    if not found:
+        raise DataError(f"{where} holds no class folders")
+    notes = [f"{where}: {ignored} hidden or foreign entries ignored"] if ignored else []
+    if manifest is None:
+        notes.append(f"{root} has no {MANIFEST}: taken as it is, not checked by process_dataset.py")
+    else:
+        _check_against(manifest, name, found, where)
+    ordered = tuple(classes) if classes is not None else tuple(found)
+    clash = {code.lower() for code in ordered}
+    if len(clash) < len(ordered):
+        raise DataError(f"{where}: class folders differ only in upper and lower case")
+    for code, names in found.items():
+        if code not in ordered:
+            raise DataError(f"{where}/{code}: no class of this model or training split{nearest(code, ordered)}")
+        if not names and manifest is None:
+            raise DataError(f"{where}/{code} is empty; add photos, or remove the folder")
+    return Split(where, source, ordered, _group(source, found, ordered), notes)
+
+
+def samples_of(split: Split, targets: str) -> list[Photo]:
+    """The samples of a training split: copies for "single" targets, photos for "multi"."""
+    return split.copies if targets == "single" else split.photos
+
+
+def describe(split: Split) -> str:
+    """`where: n photos, m copies (scab 12, rust 3, ...)`."""
+    counts = [sum(c in photo.classes for photo in split.photos) for c in range(len(split.classes))]
+    by_label = ", ".join(f"{label_name(code)} {n}" for code, n in zip(split.classes, counts, strict=True))
+    return f"{split.where}: {len(split.photos)} photos, {sum(counts)} copies ({by_label})"
+
+
+class LeafDataset(Dataset):
+    """Photos as `(image [3, S, S], target [num_classes] of 0 and 1)`.
+
+    A `Draw` as index gives the augmentation of that place in that epoch, whatever process asks; a plain index gives
+    what the transform gives. An unreadable photo is returned as its `DataError`, which `collate` passes on, because
+    an exception that crosses from a worker loses its one-line message.
+
+    Args:
+        cached: file names whose bytes are kept in memory from the start.
+    """
+
+    def __init__(
+        self, split: Split, samples: list[Photo], transform: Callable, seed: int = 0, cached: Iterable[str] = ()
+    ):
+        self.source, self.samples, self.transform, self.seed = split.source, samples, transform, seed
+        self.num_classes = len(split.classes)
+        self.cache = {file: self.source.read(file) for file in cached}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor] | UserError:
+        draw = index if isinstance(index, Draw) else None
+        photo = self.samples[draw.index if draw else index]
+        try:
+            raw = self.cache[photo.file] if photo.file in self.cache else self.source.read(photo.file)
+            image = decode(raw, self.source.locate(photo.file))
+        except UserError as error:
+            return error
+        target = torch.zeros(self.num_classes)
+        target[list(photo.classes)] = 1
+        if draw is None:
+            return self.transform(image), target
+        with seeded(seed_of(self.seed, AUGMENT, draw.epoch, draw.position)):
+            return self.transform(image), target
+
+
+def collate(items: list) -> tuple[Tensor, Tensor] | UserError:
+    """Stacks a batch, or hands on the first error in it."""
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+    images, targets = zip(*items, strict=True)
+    return torch.stack(images), torch.stack(targets)
+
+
+def _is_photo(name: str) -> bool:
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def _check_against(manifest: dict, split: str, found: dict[str, list[str]], where: str) -> None:
+    if split not in manifest["splits"]:
+        raise DataError(f"{where} is not in {MANIFEST}; run process_dataset.py again with --overwrite")
+    listed = set(manifest["splits"][split]["files"])
+    present = {f"{code}/{name}" for code, names in found.items() for name in names}
+    changed = sorted(listed ^ present)
+    if changed:
+        what = "is missing" if changed[0] in listed else "was added"
+        raise DataError(
+            f"{where}/{changed[0]} {what} since process_dataset.py ({len(changed)} changes in all); "
+            "run it again with --overwrite"
+        )
+
+
+def _group(source, found: dict[str, list[str]], classes: tuple[str, ...]) -> list[Photo]:
+    """One `Photo` for all copies of a photo. Equal names are one photo only if the bytes are equal."""
+    groups: dict[str, list[tuple[str, list[int]]]] = {}
+    for index, code in enumerate(classes):
+        for name in found.get(code, ()):
+            file = f"{code}/{name}"
+            known = next((g for g in groups.get(name, ()) if source.same(g[0], file)), None)
+            if known:
+                known[1].append(index)
+            else:
+                groups.setdefault(name, []).append((file, [index]))
+    photos = [Photo(name, file, tuple(where)) for name, entries in groups.items() for file, where in entries]
+    return sorted(photos, key=lambda photo: (photo.classes[0], photo.name))

@@ -1,0 +1,171 @@
+"""Splits on disk: folders and zips, copies and photos, junk, and augmentation that does not know its worker."""
+
+import shutil
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from configs.load import load
+from data.build import batches_of, build_eval_loader, build_preprocess, build_train_loader, num_workers
+from data.datasets import LeafDataset, ZipSource, describe, samples_of, scan_split
+from data.labels import CODE_OF
+from data.samplers import Draw
+from tools.errors import DataError
+
+MEAN = STD = (0.5, 0.5, 0.5)
+
+
+@pytest.fixture
+def own(tmp_path, dataset):
+    """A student's own tree: no manifest, free to be changed."""
+    shutil.copytree(dataset, tmp_path / "own", ignore=shutil.ignore_patterns("*.json", "OneHot*"))
+    return tmp_path / "own"
+
+
+def truth(raw, split):
+    lines = (raw / split / f"{split}_label.csv").read_text().splitlines()[1:]
+    return {line.split(",")[0]: {CODE_OF[label] for label in line.split(",")[1].split()} for line in lines}
+
+
+def test_photos_and_copies_are_those_of_the_csv(raw, dataset):
+    split, wanted = scan_split(dataset, "train"), truth(raw, "train")
+    assert {p.name: {split.classes[c] for c in p.classes} for p in split.photos} == wanted
+    assert len(samples_of(split, "multi")) == len(wanted) == 42
+    copies = samples_of(split, "single")
+    assert len(copies) == sum(map(len, wanted.values()))
+    assert [c.classes for c in copies] == sorted(c.classes for c in copies)
+    assert describe(split).startswith(f"{dataset}/train: 42 photos, {len(copies)} copies (scab ")
+
+
+def test_a_tree_of_copies_is_read_like_a_tree_of_links(raw, dataset, own):
+    linked, copied = scan_split(dataset, "train"), scan_split(own, "train")
+    assert [p.classes for p in linked.photos] == [p.classes for p in copied.photos]
+    assert any("not checked by process_dataset.py" in note for note in copied.notes)
+    assert not linked.notes
+    assert linked.digest() == copied.digest()
+
+
+def test_equal_names_with_other_pixels_are_two_photos(own):
+    files = sorted((own / "train" / "000001").iterdir())[:1] + sorted((own / "train" / "001000").iterdir())[:1]
+    for file in files:
+        file.rename(file.with_name("1.jpg"))
+    photos = [p for p in scan_split(own, "train").photos if p.name == "1.jpg"]
+    assert [len(p.classes) for p in photos] == [1, 1]
+
+
+def test_junk_is_ignored_and_counted(own):
+    (own / "train" / ".ipynb_checkpoints").mkdir()
+    shutil.copy(next((own / "train" / "000001").iterdir()), own / "train" / ".ipynb_checkpoints" / "a.jpg")
+    for name in ("Thumbs.db", "._0.jpg", "notes.txt"):
+        (own / "train" / "000001" / name).write_text("junk")
+    split = scan_split(own, "train")
+    assert split.classes == tuple(sorted(CODE_OF.values()))
+    assert len(split.photos) == 42
+    assert any("4 hidden or foreign entries" in note for note in split.notes)
+
+
+def test_refused_trees(own, dataset, tmp_path):
+    classes = tuple(sorted(CODE_OF.values()))
+    with pytest.raises(DataError, match="is not a folder; make it with process_dataset.py"):
+        scan_split(own, "nope")
+    (own / "val" / "000011").mkdir()
+    shutil.copy(next((own / "val" / "000001").iterdir()), own / "val" / "000011")
+    with pytest.raises(DataError, match="000011: no class of this model"):
+        scan_split(own, "val", classes=classes)
+    shutil.rmtree(own / "train" / "000100")
+    (own / "train" / "000100").mkdir()
+    with pytest.raises(DataError, match="000100 is empty"):
+        scan_split(own, "train")
+    (own / "test" / "zz").symlink_to("/etc")
+    with pytest.raises(DataError, match="link out of"):
+        scan_split(own, "test")
+    changed = shutil.copytree(dataset, tmp_path / "changed")
+    gone = next((changed / "train" / "000001").iterdir())
+    gone.unlink()
+    with pytest.raises(DataError, match=f"{gone.name} is missing since process_dataset.py"):
+        scan_split(changed, "train")
+
+
+def test_a_zip_is_the_folder_in_another_coat(dataset, tmp_path):
+    root = tmp_path / "zipped"
+    root.mkdir()
+    with zipfile.ZipFile(root / "train.zip", "w") as archive:
+        for path in sorted((dataset / "train").glob("*/*")):
+            archive.write(path, path.relative_to(dataset / "train"))
+        archive.writestr("../evil/a.jpg", b"x")
+    folder, zipped = scan_split(dataset, "train"), scan_split(root, "train", zip_mode=True)
+    assert [(p.name, p.classes) for p in zipped.photos] == [(p.name, p.classes) for p in folder.photos]
+    assert all(zipped.source.read(p.file) == folder.source.read(p.file) for p in folder.photos)
+    assert folder.digest() == zipped.digest()
+    (root / "bad.zip").write_bytes(b"PK\x03\x04 no")
+    with pytest.raises(DataError, match=r"bad\.zip"):
+        ZipSource(root / "bad.zip").list_files()
+
+
+def loader_of(dataset, *opts):
+    config = load(
+        None, ["MODEL.TYPE", "timm", "DATA.TARGETS", "multi", "DATA.IMG_SIZE", "56", "DATA.BATCH_SIZE", "8", *opts]
+    ).config
+    split = scan_split(dataset, "train")
+    preprocess = build_preprocess(config.DATA, config.TEST, MEAN, STD)
+    return build_train_loader(config.DATA, config.AUG, split, preprocess, seed=5)
+
+
+@pytest.mark.parametrize(
+    "opts", [["DATA.NUM_WORKERS", "2"], ["DATA.CACHE_MODE", "full"], ["DATA.CACHE_MODE", "part"]], ids=" ".join
+)
+def test_workers_and_caches_change_no_pixel_over_three_epochs(dataset, opts):
+    plain, other = loader_of(dataset, "DATA.NUM_WORKERS", "0"), loader_of(dataset, *opts)
+    for epoch in range(3):
+        plain.batch_sampler.epoch = other.batch_sampler.epoch = epoch
+        batches = list(zip(batches_of(plain), batches_of(other), strict=True))
+        assert len(batches) == 5
+        for (images, targets), (theirs, their_targets) in batches:
+            assert torch.equal(images, theirs)
+            assert torch.equal(targets, their_targets)
+
+
+def test_a_photo_drawn_twice_in_an_epoch_is_augmented_twice(dataset):
+    data = loader_of(dataset).dataset
+    (first, _), (second, _), (again, _) = (data[Draw(0, position, 3)] for position in (1, 2, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+def test_evaluation_gives_every_photo_once_in_order(raw, dataset):
+    split = scan_split(dataset, "val")
+    preprocess = build_preprocess(load(None).config.DATA, load(None).config.TEST, MEAN, STD)
+    for workers in (0, 2):
+        loader = build_eval_loader(split, preprocess, batch_size=4, workers=workers)
+        targets = torch.cat([t for _, t in batches_of(loader)]).numpy()
+        assert [tuple(np.flatnonzero(row)) for row in targets] == [p.classes for p in split.photos]
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_bad_photo_is_one_line_with_its_path_from_any_worker(own, workers):
+    victim = next((own / "train" / "010000").iterdir())
+    victim.write_bytes(victim.read_bytes()[:300])
+    with pytest.raises(DataError) as error:
+        list(batches_of(loader_of(own, "DATA.NUM_WORKERS", workers)))
+    assert str(victim) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_photo_that_vanishes_after_the_listing_is_named(own):
+    split = scan_split(own, "val")
+    data = LeafDataset(split, split.photos, lambda image: torch.from_numpy(np.array(image)))
+    gone = own / "val" / split.photos[0].file
+    gone.unlink()
+    assert isinstance(data[0], DataError)
+    assert str(gone) in str(data[0])
+    Image.new("L", (9, 9)).save(gone)
+    assert data[0][0].shape == (9, 9, 3)
+
+
+def test_worker_counts(monkeypatch):
+    assert num_workers(3) == 3
+    monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(6)))
+    assert [num_workers(-1, world_size=w) for w in (1, 2, 8)] == [6, 3, 1]

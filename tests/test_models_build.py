@@ -1,0 +1,63 @@
+"""From the MODEL node to a model, and where `--pretrained` looks."""
+
+import inspect
+
+import pytest
+import timm
+
+from configs.load import load
+from models import build
+from models.swin_transformer import VARIANTS, SwinTransformer
+from tools.errors import CheckpointError, UsageError
+
+
+def test_arguments_are_those_of_the_constructors():
+    node = load(None).config.MODEL
+    arguments = build.swin_arguments(node, 224, 6, False)
+    assert set(arguments) == set(inspect.signature(SwinTransformer).parameters)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+def test_configs_and_variants_agree(name):
+    swin = load(f"configs/swin_{name}_patch4_window7_224.yaml").config.MODEL.SWIN
+    assert {"embed_dim": swin.EMBED_DIM, "depths": tuple(swin.DEPTHS), "num_heads": tuple(swin.NUM_HEADS)} == VARIANTS[
+        name
+    ]
+
+
+def test_any_timm_name_with_its_own_normalization():
+    node = load("configs/tf_efficientnet_lite0.yaml").config.MODEL
+    model = build.build_model(node, 224, 6)
+    assert build.head_name(model) == "classifier"
+    assert model.get_classifier().out_features == 6
+    assert build.normalization(node) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert build.normalization(load(None).config.MODEL)[0] == timm.data.IMAGENET_DEFAULT_MEAN
+    wrong = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", "tf_efficientnet_lit0"]).config.MODEL
+    with pytest.raises(UsageError, match="did you mean tf_efficientnet_lite0"):
+        build.build_model(wrong, 224, 6)
+
+
+def test_layers_of_timm_models_are_numbered_too():
+    node = load("configs/tf_efficientnet_lite0.yaml").config.MODEL
+    model = build.build_model(node, 224, 6)
+    index = build.layer_index(model)
+    depths = [index(name) for name, _ in model.named_parameters()]
+    assert depths == sorted(depths)
+    assert depths[0] == 0
+    assert index("classifier.weight") == max(depths)
+
+
+def test_auto_takes_a_file_at_hand_and_says_what_to_do_without_a_network(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nobody answers there
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"--pretrained FILE .* --pretrained none"):
+        build.find_pretrained("auto", "swin_tiny_patch4_window7_224")
+    with pytest.raises(CheckpointError, match="has no weights for sample"):
+        build.find_pretrained("auto", "sample")
+    with pytest.raises(CheckpointError, match="fetch the file yourself"):
+        build.find_pretrained("http://example.org/w.pth", "sample")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "sample.pth").touch()
+    assert str(build.find_pretrained("auto", "sample")) == "weights/sample.pth"
+    assert build.find_pretrained("none", "sample") is None
