@@ -1,0 +1,138 @@
+"""Files that are damaged, hostile or somebody else's; and that a failed save loses nothing."""
+
+import io
+import json
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+
+from tools import checkpoint
+from tools.errors import CheckpointError, ResourceError
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "last.pth"
+    checkpoint.save(path, {"format": 1, "model": {"w": torch.arange(5000.0)}, "text": "x"})
+    return path
+
+
+class Bomb:
+    def __init__(self, marker):
+        self.marker = str(marker)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.marker}",)
+
+
+def test_round_trip_and_no_temporary_files(file):
+    content = checkpoint.read(file)
+    assert torch.equal(content["model"]["w"], torch.arange(5000.0))
+    assert [p.name for p in file.parent.iterdir()] == ["last.pth"]
+
+
+def test_every_flipped_bit_and_cut_is_found(file):
+    good = file.read_bytes()
+    for place in range(0, len(good), max(1, len(good) // 60)):
+        damaged = bytearray(good)
+        damaged[place] ^= 1 << (place % 8)
+        file.write_bytes(damaged)
+        try:
+            content = checkpoint.read(file)
+        except CheckpointError:
+            continue
+        # A flip in padding or in zip fields that nothing reads may pass, but then nothing has changed.
+        assert torch.equal(content["model"]["w"], torch.arange(5000.0))
+    for length in range(0, len(good), len(good) // 20):
+        file.write_bytes(good[:length])
+        with pytest.raises(CheckpointError):
+            checkpoint.read(file)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"hello", b"<html></html>", b"PK\x05\x06" + bytes(18), os.urandom(999)], ids=range(5)
+)
+def test_files_that_are_no_checkpoints(tmp_path, content):
+    (tmp_path / "x.pth").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.pth"):
+        checkpoint.read(tmp_path / "x.pth")
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(CheckpointError, match="does not exist"):
+        checkpoint.read(tmp_path / "no.pth")
+    with pytest.raises(CheckpointError, match="is not a file"):
+        checkpoint.read(tmp_path)
+
+
+@pytest.mark.parametrize("force", ["0", "1"])
+def test_pickles_never_run(tmp_path, monkeypatch, force):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", force)
+    marker = tmp_path / "owned"
+    torch.save({"model": Bomb(marker)}, tmp_path / "zip.pth")
+    (tmp_path / "legacy.pth").write_bytes(pickle.dumps(Bomb(marker)))
+    for name in ("zip.pth", "legacy.pth"):
+        with pytest.raises(CheckpointError, match="more than tensors"):
+            checkpoint.read(tmp_path / name)
+    assert not marker.exists()
+
+
+def test_compressed_archives_are_refused_before_they_unfold(tmp_path):
+    with zipfile.ZipFile(tmp_path / "bomb.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(10_000_000))
+    with pytest.raises(CheckpointError, match="compressed"):
+        checkpoint.read(tmp_path / "bomb.pth")
+
+
+def test_a_failed_save_leaves_the_older_one_and_nothing_else(file, monkeypatch):
+    before = file.read_bytes()
+
+    def full(*_args, **_kwargs):
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 13633984 vs 13633936")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ResourceError, match="untouched"):
+        checkpoint.save(file, {"model": {}})
+    assert file.read_bytes() == before
+    assert [p.name for p in file.parent.iterdir()] == ["last.pth"]
+    monkeypatch.undo()
+    with pytest.raises(ResourceError):
+        checkpoint.save(file.parent / "gone" / "last.pth", {"model": {}})
+
+
+def test_what_is_missing_is_said(file, tmp_path):
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program; .* --pretrained"):
+        checkpoint.read_own(file)
+    complete = dict.fromkeys(checkpoint.INFERENCE_KEYS, 1)
+    torch.save(complete, tmp_path / "best.pth")
+    assert checkpoint.read_own(tmp_path / "best.pth")["step"] == 1
+    with pytest.raises(CheckpointError, match="no optimizer state.*--pretrained"):
+        checkpoint.read_own(tmp_path / "best.pth", checkpoint.RESUME_KEYS)
+    torch.save(complete | {"format": 99}, tmp_path / "new.pth")
+    with pytest.raises(CheckpointError, match="format 99"):
+        checkpoint.read_own(tmp_path / "new.pth")
+
+
+def test_the_newest_run_is_the_one_that_started_last_whatever_the_clock_of_the_files(tmp_path):
+    for name, started in (("a", "2026-01-02T00:00:00"), ("b", "2026-03-01T00:00:00"), ("c", "2025-12-31T23:59:59")):
+        folder = tmp_path / "model" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"started": started}))
+        (folder / "best.pth").touch()
+    os.utime(tmp_path / "model" / "c" / "best.pth", (4e9, 4e9))
+    (tmp_path / "model" / "stray.pth").touch()
+    assert checkpoint.newest_run(tmp_path) == tmp_path / "model" / "b" / "best.pth"
+    (tmp_path / "model" / "b" / "run.json").write_text("{")
+    assert checkpoint.newest_run(tmp_path).parent.name == "a"
+    with pytest.raises(CheckpointError, match="no trained run"):
+        checkpoint.newest_run(tmp_path / "nowhere")
+
+
+def test_a_legacy_file_without_a_zip_still_loads(tmp_path):
+    buffer = io.BytesIO()
+    torch.save({"model": {"w": torch.ones(3)}}, buffer, _use_new_zipfile_serialization=False)
+    (tmp_path / "old.pth").write_bytes(buffer.getvalue())
+    assert torch.equal(checkpoint.read(tmp_path / "old.pth")["model"]["w"], torch.ones(3))

@@ -1,0 +1,162 @@
+"""Checkpoints and run folders: written so that nothing is lost, read so that nothing is believed.
+
+A checkpoint holds tensors and plain values only. `last.pth` has everything a run needs to go on; `best.pth` has the
+inference weights and what test.py and visual.py must know about them.
+"""
+
+import collections
+import json
+import os
+import pickle
+import secrets
+import zipfile
+from pathlib import Path
+
+import torch
+
+from tools.errors import CheckpointError, ResourceError
+
+FORMAT = 1
+LAST, BEST, RUN = "last.pth", "best.pth", "run.json"
+INFERENCE_KEYS = (
+    "format",
+    "model",
+    "step",
+    "epoch",
+    "config",
+    "classes",
+    "preprocess",
+    "targets",
+    "thresholds",
+    "data_digest",
+)
+RESUME_KEYS = (
+    *INFERENCE_KEYS,
+    "model_ema",
+    "optimizer",
+    "scaler",
+    "micro_batch",
+    "images_per_update",
+    "best",
+    "sums",
+    "skipped",
+)
+
+
+def save(path: Path, content: dict) -> None:
+    """Writes a checkpoint under its name only after it is on the disk and reads back whole.
+
+    Raises:
+        ResourceError: when the disk refuses; what stood at `path` before is untouched.
+    """
+    staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        descriptor = os.open(staging, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        _verify_archive(staging)
+        staging.replace(path)
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, RuntimeError, CheckpointError) as error:  # torch reports a full disk as RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+        raise ResourceError(f"{path} cannot be written: {reason}; the older one, if any, is untouched") from None
+    finally:
+        staging.unlink(missing_ok=True)
+
+
+def read(path: Path) -> dict:
+    """The content of a weight file: a torch archive (ours, Microsoft's, the course project's) or .safetensors.
+
+    Only tensors and plain values are ever built from it (and yacs's node, which is a dict). Torch does not check the
+    archive's checksums, so we do.
+
+    Raises:
+        CheckpointError: for anything missing, damaged or of another kind.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        if zipfile.is_zipfile(path):
+            _verify_archive(path)
+        allowed = [(collections.OrderedDict, "yacs.config.CfgNode")]  # what the course project's files hold
+        with torch.serialization.safe_globals(allowed):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path} is damaged, or holds more than tensors and plain values, or is no checkpoint"
+        ) from None
+    except Exception as error:  # torch and safetensors raise many kinds for a file that is not theirs
+        raise CheckpointError(
+            f"{path} is not a checkpoint: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        ) from None
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
+    return content
+
+
+def read_own(path: Path, keys: tuple[str, ...] = INFERENCE_KEYS) -> dict:
+    """A checkpoint of this program with at least `keys`.
+
+    Raises:
+        CheckpointError: for another program's file, another format, or a part that is missing.
+    """
+    content = read(path)
+    if "format" not in content or "preprocess" not in content:
+        raise CheckpointError(f"{path} is not a checkpoint of this program; to start from its weights use --pretrained")
+    if content["format"] != FORMAT:
+        raise CheckpointError(f"{path} has format {content['format']!r}, and this program reads {FORMAT}")
+    missing = [key for key in keys if key not in content]
+    if "optimizer" in missing:
+        raise CheckpointError(
+            f"{path} has no optimizer state, so a run cannot go on from it; "
+            f"start a new one from its weights with --pretrained {path}"
+        )
+    if missing:
+        raise CheckpointError(f"{path} lacks {', '.join(missing)}")
+    return content
+
+
+def newest_run(output: Path) -> Path:
+    """The best.pth of the run under `output` that started last, by the time recorded in its folder.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    found = []
+    for record in output.glob(f"*/*/{RUN}"):
+        try:
+            started = json.loads(record.read_text())["started"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if (record.parent / BEST).is_file():
+            found.append((str(started), str(record.parent / BEST)))
+    if not found:
+        raise CheckpointError(f"no trained run under {output}; train one with main.py, or give --resume FILE")
+    return Path(max(found)[1])
+
+
+def _verify_archive(path: Path) -> None:
+    """Checks every member's CRC, after refusing compressed members: torch never writes them, bombs are made of them."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+                raise CheckpointError(f"{path} is not a checkpoint: its archive is compressed")
+            broken = archive.testzip()
+    except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from None
+    if broken:
+        raise CheckpointError(f"{path} is damaged: checksum of {broken} does not match")

@@ -1,0 +1,49 @@
+"""The learning rate as a pure function of the step; nothing to save, nothing to restore."""
+
+import math
+from collections.abc import Callable
+
+REFERENCE_BATCH = 512  # images an update for which BASE_LR, WARMUP_LR and MIN_LR are meant
+
+
+def scale_lr(lr: float, images_per_update: int) -> float:
+    """Linear scaling (Goyal et al., arXiv 1706.02677, section 2.1): as many times `lr` as 512s of images an update."""
+    return lr * images_per_update / REFERENCE_BATCH
+
+
+def build_schedule(
+    name: str,
+    *,
+    base_lr: float,
+    warmup_lr: float,
+    min_lr: float,
+    warmup_steps: int,
+    total_steps: int,
+    decay_steps: int = 1,
+    decay_rate: float = 0.1,
+) -> Callable[[int], float]:
+    """step -> learning rate, step 0 being the first update.
+
+    A linear warm-up from `warmup_lr`, cut out of the beginning of: cosine to `min_lr` (arXiv 1608.03983, equation 5);
+    linear to a hundredth of `base_lr`, as the course project's; or x `decay_rate` every `decay_steps`.
+    """
+
+    def cosine(step: int) -> float:
+        return min_lr + 0.5 * (base_lr - min_lr) * (1 + math.cos(math.pi * min(step / total_steps, 1)))
+
+    def linear(step: int) -> float:
+        lowest, span = 0.01 * base_lr, max(1, total_steps - warmup_steps)
+        return base_lr - (base_lr - lowest) * min(max(0, step - warmup_steps) / span, 1)
+
+    def stairs(step: int) -> float:
+        return base_lr * decay_rate ** (step // decay_steps)
+
+    schedules = {"cosine": cosine, "linear": linear, "step": stairs}
+
+    def schedule(step: int) -> float:
+        if step < warmup_steps:
+            return warmup_lr + (base_lr - warmup_lr) * step / warmup_steps
+        return schedules[name](step)
+
+    schedule.peak = max(base_lr, warmup_lr)
+    return schedule
