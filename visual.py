@@ -1,0 +1,106 @@
+"""Shows where on the leaf a trained model looked: a heat map over the photo, and the photo beside it."""
+
+import sys
+
+from configs.load import load
+from tools import cli
+from tools.errors import UsageError
+
+EPILOG = """
+examples
+  python visual.py --image photo.jpg                          the predicted label, newest run
+  python visual.py --image a.jpg b.jpg --target rust --layer layers[-2].blocks[-1].norm1
+  python visual.py --examples 6                               six photos of dataset/test, every label in turn
+"""
+FLAGS = ("--data-path", "--zip", "--resume", "--output", "--tag")
+
+
+@cli.command
+def main(argv: list[str]) -> int:
+    """Parses `argv`, makes the maps, writes the pictures."""
+    parser = cli.Parser(prog="visual.py", description=__doc__, epilog=EPILOG)
+    parser.add_argument("--cfg", metavar="FILE", help="use the run of this config (and --tag)")
+    parser.add_argument("--image", nargs="+", action="extend", default=[], metavar="FILE", help="photos to explain")
+    parser.add_argument("--examples", type=int, default=0, metavar="N", help="explain N photos of --split instead")
+    parser.add_argument("--split", default="test", choices=["train", "val", "test"], help="of --examples")
+    parser.add_argument(
+        "--target",
+        default="predicted",
+        metavar="LABEL",
+        help="what to explain: a label, its code, or predicted (the most probable label)",
+    )
+    parser.add_argument("--layer", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1 (the default of a Swin)")
+    parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
+    parser.add_argument(
+        "--to", metavar="FOLDER", help="where pictures go (default: <folder of the checkpoint>/heatmaps)"
+    )
+    cli.add_config_flags(parser, FLAGS)
+    args = parser.parse_args(argv)
+    config = load(args.cfg, None, cli.overrides(args)).config
+    if bool(args.image) == bool(args.examples) or args.examples < 0:
+        raise UsageError("give photos with --image FILE ..., or a number of them with --examples N")
+    return explain(config, args)
+
+
+def explain(config, args) -> int:
+    """Explains each photo and writes `<photo>_<label>_cam.png` and `<photo>_original.png`."""
+    from pathlib import Path
+
+    import numpy as np
+
+    from data.images import decode
+    from data.labels import label_name
+    from tools.allocator import keep_freed_memory
+    from tools.assemble import find_checkpoint, load_predictor
+    from tools.cam import class_activation_maps, default_layer, find_layer, overlay
+    from tools.distributed import choose_device, ranks_from_environment
+    from tools.files import write_picture
+    from tools.metrics import probabilities
+
+    keep_freed_memory()
+    device = choose_device(ranks_from_environment())
+    path = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG / "best.pth" if args.cfg else None
+    path, why = find_checkpoint(config.MODEL.RESUME or path, config.OUTPUT)
+    predictor = load_predictor(path, device, args.weights)
+    wanted = None if args.target == "predicted" else predictor.class_index(args.target)
+    layer_path = args.layer or default_layer(predictor.model)
+    layer = find_layer(predictor.model, layer_path)
+    folder = Path(args.to) if args.to else path.parent / "heatmaps"
+    geometry, transform = predictor.preprocess.geometry(), predictor.preprocess.transform()
+    print(why)
+    for name, raw in photos(config, args, predictor.classes):
+        photo = decode(raw, name)  # every photo goes through before the first picture is written
+        images = transform(photo)[None].to(device)
+        logits = predictor.model(images).detach().float().cpu().numpy()
+        index = int(logits[0].argmax()) if wanted is None else wanted
+        heat = class_activation_maps(predictor.model, layer, images, [index])[0]
+        seen = np.asarray(geometry(photo))  # what the model saw, before normalisation
+        label, stem = label_name(predictor.classes[index]), Path(name).stem
+        write_picture(folder / f"{stem}_{label}_cam.png", overlay(seen, heat))
+        write_picture(folder / f"{stem}_original.png", seen)
+        probability = probabilities(logits, predictor.targets)[0, index]
+        print(f"{name}: {label} {100 * probability:.1f}% at {layer_path} -> {folder / f'{stem}_{label}_cam.png'}")
+        if not heat.any():
+            print(f"warning: {name}: nothing at {layer_path} speaks for {label}; the map is zero everywhere")
+    return 0
+
+
+def photos(config, args, classes):
+    """(name, bytes) of the photos to explain; all files are looked for before the first is explained."""
+    from pathlib import Path
+
+    from data.datasets import scan_split
+    from data.images import read_bytes
+
+    if args.image:
+        return [(name, read_bytes(Path(name))) for name in args.image]
+    split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, classes)
+    by_class = [[photo for photo in split.photos if c in photo.classes] for c in range(len(classes))]
+    rounds = max(map(len, by_class))
+    in_turn = [group[i] for i in range(rounds) for group in by_class if i < len(group)]
+    chosen = list(dict.fromkeys(in_turn))[: args.examples]
+    return [(split.source.locate(photo.file), split.source.read(photo.file)) for photo in chosen]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
