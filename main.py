@@ -2,6 +2,7 @@
 
 import sys
 
+from configs.checks import check_training
 from configs.load import Loaded, differences, from_text, load
 from tools import cli
 from tools.errors import CheckpointError, DataError, ResourceError, UsageError
@@ -50,7 +51,10 @@ def parse(argv: list[str]):
     )
     cli.add_config_flags(parser)
     args = parser.parse_args(argv)
-    return args, load(args.cfg, args.opts, cli.overrides(args))
+    loaded = load(args.cfg, args.opts, cli.overrides(args))
+    if not (args.eval or args.throughput):
+        check_training(loaded.config)
+    return args, loaded
 
 
 @cli.command

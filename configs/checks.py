@@ -43,6 +43,8 @@ _NOT_NEGATIVE = (_not_negative, "0 or more")
 _SHARE = (_share, "between 0 and 1")
 _BELOW_ONE = (_below_one, "0 or more and less than 1")
 
+POLICIES = ("rand", "augmix", "3a", "original", "originalr", "v0", "v0r")  # how timm's policy names begin
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "DATA.TARGETS": ("single", "multi"),
     "DATA.INTERPOLATION": ("bilinear", "bicubic", "lanczos"),
@@ -143,8 +145,16 @@ def check_value(key: str, value: object, where: str) -> None:
 
 
 def check_combinations(config) -> None:
-    """Raises UsageError for values that are right one by one and cannot work together."""
-    aug, data, model, train = config.AUG, config.DATA, config.MODEL, config.TRAIN
+    """Raises UsageError for values that are right one by one and cannot make a model or read photos together."""
+    if bool(config.DATA.MEAN) != bool(config.DATA.STD):
+        raise UsageError("DATA.MEAN and DATA.STD must be given together, or neither")
+    if config.MODEL.TYPE == "swin":
+        _check_swin(config)
+
+
+def check_training(config) -> None:
+    """Raises UsageError for values that cannot train together; commands that only look at photos do not care."""
+    aug, data, train = config.AUG, config.DATA, config.TRAIN
     mixes = aug.MIXUP_PROB > 0 and (aug.MIXUP > 0 or aug.CUTMIX > 0 or aug.CUTMIX_MINMAX is not None)
     if mixes and data.BATCH_SIZE % 2:
         raise UsageError(
@@ -153,25 +163,13 @@ def check_combinations(config) -> None:
         )
     if train.WARMUP_EPOCHS > train.EPOCHS:
         raise UsageError(
-            f"TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS} is more than TRAIN.EPOCHS {train.EPOCHS}; "
+            f"TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS:g} is more than TRAIN.EPOCHS {train.EPOCHS}; "
             "lower it with --opts TRAIN.WARMUP_EPOCHS N"
         )
-    if bool(data.MEAN) != bool(data.STD):
-        raise UsageError("DATA.MEAN and DATA.STD must be given together, or neither")
     if train.MIN_LR > train.BASE_LR:
-        raise UsageError(f"TRAIN.MIN_LR {train.MIN_LR} is more than TRAIN.BASE_LR {train.BASE_LR}")
-    if aug.AUTO_AUGMENT and aug.AUTO_AUGMENT.split("-")[0] not in (
-        "rand",
-        "augmix",
-        "3a",
-        "original",
-        "originalr",
-        "v0",
-        "v0r",
-    ):
+        raise UsageError(f"TRAIN.MIN_LR {train.MIN_LR:g} is more than TRAIN.BASE_LR {train.BASE_LR:g}")
+    if aug.AUTO_AUGMENT and aug.AUTO_AUGMENT.split("-")[0] not in POLICIES:
         raise UsageError(f"AUG.AUTO_AUGMENT {aug.AUTO_AUGMENT!r} is no policy of timm; e.g. rand-m9-mstd0.5-inc1")
-    if model.TYPE == "swin":
-        _check_swin(config)
 
 
 def _check_swin(config) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from configs.checks import CHOICES, RANGES
+from configs.checks import CHOICES, RANGES, check_training
 from configs.defaults import get_defaults
 from configs.load import DROPPED, differences, flatten, from_text, load
 from tools.errors import UsageError
@@ -41,6 +41,7 @@ def test_describe_names_each_value_and_source():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_committed_configs_load_and_survive_a_dump(path):
     config = load(path).config
+    check_training(config)
     assert path.read_text().startswith("# "), "a config opens with its story"
     assert not differences(config, from_text(config.dump(), "dump"))
 
@@ -133,7 +134,7 @@ def test_include_cycles_missing_bases_and_files_of_other_kinds(tmp_path):
 )
 def test_values_that_cannot_work_are_refused_before_anything_is_built(opts, words):
     with pytest.raises(UsageError, match=words):
-        load(None, opts)
+        check_training(load(None, opts).config)
 
 
 def test_the_rules_name_real_keys_and_accept_the_defaults():

@@ -40,7 +40,7 @@ def test_photos_and_copies_are_those_of_the_csv(raw, dataset):
     assert describe(split).startswith(f"{dataset}/train: 42 photos, {len(copies)} copies (scab ")
 
 
-def test_a_tree_of_copies_is_read_like_a_tree_of_links(raw, dataset, own):
+def test_a_tree_of_copies_is_read_like_a_tree_of_links(dataset, own):
     linked, copied = scan_split(dataset, "train"), scan_split(own, "train")
     assert [p.classes for p in linked.photos] == [p.classes for p in copied.photos]
     assert any("not checked by process_dataset.py" in note for note in copied.notes)
@@ -69,7 +69,7 @@ def test_junk_is_ignored_and_counted(own):
 
 def test_refused_trees(own, dataset, tmp_path):
     classes = tuple(sorted(CODE_OF.values()))
-    with pytest.raises(DataError, match="is not a folder; make it with process_dataset.py"):
+    with pytest.raises(DataError, match="is not a folder; make it with process_dataset"):
         scan_split(own, "nope")
     (own / "val" / "000011").mkdir()
     shutil.copy(next((own / "val" / "000001").iterdir()), own / "val" / "000011")
@@ -135,7 +135,7 @@ def test_a_photo_drawn_twice_in_an_epoch_is_augmented_twice(dataset):
     assert not torch.equal(first, second)
 
 
-def test_evaluation_gives_every_photo_once_in_order(raw, dataset):
+def test_evaluation_gives_every_photo_once_in_order(dataset):
     split = scan_split(dataset, "val")
     preprocess = build_preprocess(load(None).config.DATA, load(None).config.TEST, MEAN, STD)
     for workers in (0, 2):

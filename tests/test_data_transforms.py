@@ -79,7 +79,7 @@ def test_posterize_never_asks_for_zero_bits(policy):
     for op in posterize:
         assert all(op.level_fn(level, op.hparams)[0] >= 1 for level in range(11))
     op = AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10, hparams={})
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="bits"):
         op(PHOTO)
     keep_one_bit(op)
     assert op(PHOTO).size == PHOTO.size

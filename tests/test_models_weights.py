@@ -126,7 +126,7 @@ def test_bias_tables_are_resized_for_another_window(source):
     assert (smooth.diff(dim=0) > 0).all()
 
 
-def test_a_head_of_any_width(tmp_path):
+def test_a_head_of_any_width():
     for width in (16, 40):
         source = fresh(embed_dim=width, num_heads=(2, 2), num_classes=1000)
         model = fresh(embed_dim=width, num_heads=(2, 2))

@@ -104,12 +104,12 @@ def test_a_failed_save_leaves_the_older_one_and_nothing_else(file, monkeypatch):
 
 
 def test_what_is_missing_is_said(file, tmp_path):
-    with pytest.raises(CheckpointError, match="not a checkpoint of this program; .* --pretrained"):
+    with pytest.raises(CheckpointError, match=r"not a checkpoint of this program; .* --pretrained"):
         checkpoint.read_own(file)
     complete = dict.fromkeys(checkpoint.INFERENCE_KEYS, 1)
     torch.save(complete, tmp_path / "best.pth")
     assert checkpoint.read_own(tmp_path / "best.pth")["step"] == 1
-    with pytest.raises(CheckpointError, match="no optimizer state.*--pretrained"):
+    with pytest.raises(CheckpointError, match=r"no optimizer state.*--pretrained"):
         checkpoint.read_own(tmp_path / "best.pth", checkpoint.RESUME_KEYS)
     torch.save(complete | {"format": 99}, tmp_path / "new.pth")
     with pytest.raises(CheckpointError, match="format 99"):

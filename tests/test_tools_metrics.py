@@ -55,7 +55,7 @@ def test_no_division_by_zero_and_no_score_of_nan():
     bad[2, 1] = np.nan
     with pytest.raises(NumericsError, match="photo 3 of 4"):
         score(bad, TRUTH, "single")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not empty"):
         score(LOGITS[:0], TRUTH[:0], "single")
 
 

@@ -10,7 +10,7 @@ _LARGEST = 2**31 - 1  # mallopt takes an int
 def keep_freed_memory() -> bool:
     """Tells glibc to keep freed blocks instead of returning large ones to the kernel. True where it listened.
 
-    Without it every step on a CPU faults its activations in anew. Only glibc has the setting; elsewhere nothing changes.
+    Without it every step on a CPU faults its activations in anew. Only glibc has the setting; others stay as they are.
     """
     if not sys.platform.startswith("linux"):
         return False

@@ -1,0 +1,164 @@
+"""test.py and visual.py on a trained run: their lines, files and refusals, and what they take from the checkpoint."""
+
+import json
+import re
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import test as referee
+import visual
+from data.images import read_image
+from data.labels import CODE_OF
+from tools.assemble import load_predictor
+from tools.checkpoint import read
+
+
+@pytest.fixture
+def run_folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "output" / "tiny" / "default")
+
+
+def truth(raw):
+    lines = (raw / "test" / "test_label.csv").read_text().splitlines()[1:]
+    return {line.split(",")[0]: [CODE_OF[x] for x in line.split(",")[1].split()] for line in lines}
+
+
+def test_the_seeds_lines_from_a_count_of_our_own(raw, dataset, run_folder, capsys):
+    """One photo at a time through the checkpoint's transform; copies counted by hand."""
+    assert (
+        referee.main(
+            ["--resume", str(run_folder / "best.pth"), "--data-path", str(dataset), "--verbose", "--batch-size", "5"]
+        )
+        == 0
+    )
+    out = capsys.readouterr().out
+    predictor = load_predictor(run_folder / "best.pth", torch.device("cpu"))
+    transform, right, total, hits = (
+        predictor.preprocess.transform(),
+        dict.fromkeys(CODE_OF.values(), 0),
+        dict.fromkeys(CODE_OF.values(), 0),
+        0,
+    )
+    for name, codes in truth(raw).items():
+        with torch.no_grad():
+            top = predictor.classes[
+                int(predictor.model(transform(read_image(raw / "test" / "images" / name))[None]).argmax())
+            ]
+        hits += top in codes
+        for code in codes:
+            right[code] += top == code
+            total[code] += 1
+            assert f"Image: {name}, Actual: {code} " in out
+    for label, code in CODE_OF.items():
+        assert (
+            f"Accuracy for {code} {label}: {100 * right[code] / total[code]:.2f}% ({right[code]} of {total[code]})"
+            in out
+        )
+    overall = sum(right.values()) / sum(total.values())
+    assert f"Overall Accuracy: {100 * overall:.2f}% ({sum(right.values())} of {sum(total.values())} copies" in out
+    assert f"hit@1: {100 * hits / 14:.2f}%" in out
+    written = json.loads((run_folder / "test" / "metrics.json").read_text())
+    assert written["accuracy"] == pytest.approx(overall)
+    assert written["classes"] == sorted(CODE_OF.values())
+
+
+def test_without_flags_it_takes_the_newest_run_and_dataset_test(run_folder, dataset, tmp_path, monkeypatch, capsys):
+    (tmp_path / "dataset").symlink_to(dataset)
+    other = shutil.copytree(run_folder, run_folder.parent / "older")
+    (other / "run.json").write_text('{"started": "2020-01-01T00:00:00"}')
+    monkeypatch.chdir(tmp_path)
+    assert referee.main([]) == 0
+    out = capsys.readouterr().out
+    assert (
+        out.splitlines()[0]
+        == "checkpoint output/tiny/default/best.pth (of the run started last; another one: --resume FILE)"
+    )
+    assert "dataset/test: 14 photos" in out
+    assert visual.main(["--examples", "1"]) == 0
+    assert len(list((run_folder / "heatmaps").iterdir())) == 2
+
+
+def test_one_split_is_enough_and_other_splits_can_be_asked_for(run_folder, dataset, tmp_path):
+    shutil.copytree(dataset, tmp_path / "own", ignore=shutil.ignore_patterns("train", "val", "*.json"))
+    assert referee.main(["--resume", str(run_folder / "best.pth"), "--data-path", str(tmp_path / "own")]) == 0
+    assert referee.main(["--resume", str(run_folder / "best.pth"), "--data-path", str(dataset), "--split", "val"]) == 0
+    log = (run_folder / "log.txt").read_text()
+    assert f"exact match {100 * json.loads((run_folder / 'val' / 'metrics.json').read_text())['exact']:.2f}" in log
+
+
+def test_a_single_target_run_is_scored_by_its_own_rule(tiny, dataset, tmp_path, capsys):
+    import main
+
+    arguments = ["--cfg", str(tiny), "--data-path", str(dataset), "--output", str(tmp_path / "o")]
+    assert main.main([*arguments, "--opts", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]) == 0
+    capsys.readouterr()
+    assert referee.main(["--cfg", str(tiny), "--output", str(tmp_path / "o"), "--data-path", str(dataset)]) == 0
+    assert "Overall Accuracy" in capsys.readouterr().out
+    assert (
+        json.loads((tmp_path / "o" / "tiny" / "default" / "test" / "metrics.json").read_text())["targets"] == "single"
+    )
+
+
+def test_refusals(run_folder, dataset, refused, tmp_path):
+    best = run_folder / "best.pth"
+    refused(referee.main, ["--resume", best, "--data-path", tmp_path / "no"], 3, "no/test")
+    refused(referee.main, ["--resume", tmp_path / "no.pth", "--data-path", dataset], 4, "does not exist")
+    refused(referee.main, ["--output", tmp_path / "empty"], 4, "no trained run", "--resume FILE")
+    refused(referee.main, ["--resume", best, "--accumulation-steps", "2"], 2, "unrecognized")
+    refused(visual.main, ["--resume", best], 2, "--image FILE")
+    photo = next((dataset / "test" / "000001").iterdir())
+    refused(visual.main, ["--resume", best, "--image", photo, "--target", "scrab"], 2, "scrab", "000001 scab")
+    refused(visual.main, ["--resume", best, "--image", photo, "--layer", "layers[7]"], 2, "has no [7]")
+    refused(visual.main, ["--resume", best, "--image", tmp_path / "no.jpg"], 3, "no.jpg")
+    (tmp_path / "bad.jpg").write_bytes(photo.read_bytes()[:300])
+    refused(visual.main, ["--resume", best, "--image", tmp_path / "bad.jpg"], 3, "bad.jpg", "cannot be decoded")
+    assert not (run_folder / "heatmaps").exists()
+    content = read(best)
+    for change, words in (
+        ({"classes": content["classes"][:5]}, "does not fit"),
+        ({"preprocess": {"size": 3}}, "hang together"),
+        ({"config": "TRAIN: {EPOCH: 1}"}, "hang together"),
+    ):
+        torch.save(content | change, tmp_path / "x.pth")
+        refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, words)
+    content["model"]["norm.weight"][0] = float("nan")
+    torch.save(content, tmp_path / "x.pth")
+    refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, "non-finite norm.weight")
+
+
+@pytest.mark.parametrize(
+    ("target", "layer"),
+    [("predicted", None), ("rust", "layers[0].blocks[-1].norm2"), ("100000", "layers[-1].blocks[0].norm1")],
+)
+def test_heat_map_and_original_are_written_in_true_colours(run_folder, tmp_path, target, layer):
+    """The photo's left half is red: it must be red in both files."""
+    pixels = np.zeros((90, 140, 3), np.uint8)
+    pixels[:, :70, 0], pixels[:, 70:, 1] = 255, 120
+    Image.fromarray(pixels).save(tmp_path / "leaf 1.png")
+    flags = ["--layer", layer] if layer else []
+    arguments = [
+        "--resume",
+        run_folder / "best.pth",
+        "--image",
+        tmp_path / "leaf 1.png",
+        "--target",
+        target,
+        "--to",
+        tmp_path / "maps",
+        *flags,
+    ]
+    assert visual.main([str(a) for a in arguments]) == 0
+    files = {p.name: cv2.imread(str(p))[:, :, ::-1].astype(int) for p in (tmp_path / "maps").iterdir()}
+    label = {"rust": "rust", "100000": "complex"}.get(target, r"\w+")
+    assert len(files) == 2
+    assert any(re.fullmatch(rf"leaf 1_{label}_cam\.png", name) for name in files)
+    original = files["leaf 1_original.png"]
+    assert original.shape == (32, 32, 3)
+    assert original[16, 2].tolist() == [255, 0, 0]
+    heat = next(v for k, v in files.items() if k.endswith("_cam.png"))
+    assert heat[16, 2, 0] >= 127 > heat[16, 29, 0] - 127
