@@ -43,11 +43,8 @@ def referee(config, checkpoint_path, args, ranks, device) -> int:
     """Scores one checkpoint on one split."""
     import json
 
-    from data.build import batches_of, build_eval_loader, num_workers
     from data.datasets import describe, scan_split
-    from tools.amp import choose_precision
-    from tools.assemble import find_checkpoint, load_predictor
-    from tools.engine import predict
+    from tools.assemble import find_checkpoint, load_predictor, predict_split
     from tools.files import write_bytes
     from tools.logger import progress
     from tools.metrics import score
@@ -57,17 +54,9 @@ def referee(config, checkpoint_path, args, ranks, device) -> int:
     split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, predictor.classes)
     if not split.photos:
         raise UsageError(f"{split.where} holds no photos")
-    loader = build_eval_loader(
-        split,
-        predictor.preprocess,
-        batch_size=config.DATA.BATCH_SIZE,
-        workers=num_workers(config.DATA.NUM_WORKERS, ranks.world_size),
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+    logits, truth = predict_split(
+        predictor, split, config.DATA, config.AMP, ranks, device, lambda batches: progress(batches, "scoring")
     )
-    precision, _ = choose_precision(config.AMP.OPT_LEVEL, "native", config.AMP.DTYPE, device)
-    batches = progress(batches_of(loader), "scoring", len(loader))
-    logits, truth = predict(predictor.model, batches, device, precision, len(predictor.classes))
     scores = score(logits, truth, predictor.targets, predictor.thresholds)
     if not ranks.first:
         return 0

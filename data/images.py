@@ -5,14 +5,13 @@ animation; EXIF orientation applied; 16-bit grey divided by 257; transparency dr
 """
 
 import io
-import os
-import stat
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
 
+from data.files import read_regular
 from tools.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
@@ -23,21 +22,8 @@ MAX_BYTES = 200_000_000
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a regular file. Raises DataError for anything else (a FIFO would block for ever)."""
-    try:
-        # O_NONBLOCK: opening a FIFO returns, and is refused by its type below
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        with os.fdopen(descriptor, "rb") as file:
-            info = os.fstat(file.fileno())
-            if not stat.S_ISREG(info.st_mode):
-                raise DataError(f"image {path} is not a file")
-            if info.st_size > MAX_BYTES:
-                raise DataError(f"image {path} is larger than {MAX_BYTES:,} bytes")
-            return file.read()
-    except FileNotFoundError:
-        raise DataError(f"image {path} does not exist") from None
-    except OSError as error:
-        raise DataError(f"image {path} cannot be read: {error.strerror}") from None
+    """The bytes of an image file. Raises DataError for what is no regular file of a sensible size."""
+    return read_regular(path, "image", MAX_BYTES)
 
 
 def decode(raw: bytes, name: object) -> Image.Image:

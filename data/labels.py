@@ -3,10 +3,10 @@
 import csv
 import hashlib
 import io
-import stat
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.files import read_regular
 from tools.errors import DataError, nearest
 
 # Folder code -> label name. Sorted codes are the class order: scab 0, rust 1, ... complex 5, the reverse of the
@@ -55,7 +55,7 @@ def read_labels(path: Path) -> LabelFile:
         DataError: naming the row, for anything that is not exactly that: another separator, unknown labels, values
             that are not 0 or 1, names that leave the image folder, one photo with two different label sets.
     """
-    raw = _read_file(path)
+    raw = read_regular(path, "label file", MAX_BYTES)
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,20 +92,6 @@ def write_one_hot(path: Path, rows: list[Row]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(ONE_HOT_HEADER)
         writer.writerows([row.image, *(int(name in row.labels) for name in names)] for row in rows)
-
-
-def _read_file(path: Path) -> bytes:
-    try:
-        info = path.stat()
-        if not stat.S_ISREG(info.st_mode):  # a FIFO would block for ever
-            raise DataError(f"label file {path} is not a file")
-        if info.st_size > MAX_BYTES:
-            raise DataError(f"label file {path} is larger than {MAX_BYTES:,} bytes")
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"label file {path} does not exist") from None
-    except OSError as error:
-        raise DataError(f"label file {path} cannot be read: {error.strerror}") from None
 
 
 def _parser_for(header: list[str], path: Path):

@@ -7,7 +7,6 @@ dataset/{train,val,test}/{000001,...,100000}/ID.jpg, OneHot-{split}_label.csv, m
 import json
 import os
 import shutil
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -178,13 +177,9 @@ def _read_split(src: Path, name: str) -> RawSplit:
 def _problem(path: Path) -> str:
     """Why the photo cannot be used, or the empty string."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "not a file"
         read_image(path)
     except UserError as error:
         return str(error).removeprefix(f"image {path} ")
-    except OSError as error:
-        return str(error.strerror)
     return ""
 
 

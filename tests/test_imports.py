@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHELVES = ("configs", "models", "data", "tools")
 HEAVY = {"torch", "torchvision", "timm", "cv2", "matplotlib", "sklearn", "pytorch_grad_cam"}
+MEETING_POINTS = ("assemble.py", "launch.py")  # of tools/: where the shelves come together
 FILES = [*ROOT.glob("*.py"), *(p for shelf in SHELVES for p in (ROOT / shelf).glob("*.py"))]
 
 
@@ -35,10 +36,10 @@ def test_the_shelves_do_not_import_each_other(path):
         first = name.split(".")[0]
         if first in ("main", "test", "visual", "process_dataset"):
             raise AssertionError(f"imports the entry point {first}")
-        if first not in SHELVES or entry or path.name == "assemble.py":
+        if first not in SHELVES or entry or path.name in MEETING_POINTS:
             continue
         assert first == own or name.startswith("tools.errors"), f"{own} imports {name}"
-        assert not name.startswith("tools.assemble"), "only entry points import tools/assemble.py"
+        assert not name.startswith(("tools.assemble", "tools.launch")), "only entry points import these"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -57,7 +58,7 @@ def test_entry_points_import_nothing_heavy_at_the_top(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_no_config_node_outside_configs_builders_and_entry_points(path):
     tree = ast.parse(path.read_text())
-    if is_entry_point(path, tree) or path.parent.name == "configs" or path.name in ("build.py", "assemble.py"):
+    if is_entry_point(path, tree) or path.parent.name == "configs" or path.name in ("build.py", *MEETING_POINTS):
         return
     read = [
         n

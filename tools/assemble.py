@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from configs.load import from_text
+from data.build import batches_of, build_eval_loader, num_workers
+from data.datasets import Split
 from data.labels import label_name
 from data.mixup import Mixer, apply_mix
 from data.seeds import DROP_PATH, FORWARD, MIX, seed_of
@@ -19,7 +21,9 @@ from models.build import build_model
 from models.swin_transformer import SwinTransformer
 from models.weights import load_strictly
 from tools import checkpoint
-from tools.engine import Draws
+from tools.amp import choose_precision
+from tools.distributed import Ranks
+from tools.engine import Draws, predict
 from tools.errors import CheckpointError, UsageError, UserError
 
 
@@ -92,6 +96,25 @@ def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Pr
         content["step"],
         content["epoch"],
     )
+
+
+def predict_split(predictor: Predictor, split: Split, data, amp, ranks: Ranks, device: torch.device, watch=iter):
+    """(logits, truth), `[n, num_classes]` each, of every photo of `split`, equal on every rank.
+
+    Args:
+        data, amp: nodes that say how to load and in which precision to compute; the rest is the checkpoint's.
+        watch: wraps the batches, for a progress bar.
+    """
+    loader = build_eval_loader(
+        split,
+        predictor.preprocess,
+        batch_size=data.BATCH_SIZE,
+        workers=num_workers(data.NUM_WORKERS, ranks.world_size),
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+    )
+    precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
+    return predict(predictor.model, watch(batches_of(loader)), device, precision, len(predictor.classes))
 
 
 def batch_draws(

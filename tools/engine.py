@@ -53,6 +53,10 @@ class Progress:
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
     best: float = -1.0
 
+    def state(self) -> dict:
+        """What a checkpoint keeps besides the step, which stands in its header."""
+        return {"best": self.best, "sums": self.sums, "skipped": self.skipped}
+
     @property
     def mean_loss(self) -> float:
         """Mean training loss of this epoch so far."""
@@ -169,23 +173,19 @@ def predict(
     return whole
 
 
-def evaluate(
-    model: nn.Module,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    criterion: Callable[[Tensor, Tensor], Tensor],
-    device: torch.device,
-    precision,
-    *,
-    num_classes: int,
+def score_with_loss(
+    logits: np.ndarray,
+    truth: np.ndarray,
     targets: str,
-    thresholds=0.5,
+    criterion: Callable[[Tensor, Tensor], Tensor],
+    thresholds: np.ndarray | float = 0.5,
 ) -> dict:
-    """`tools.metrics.score` of a split, with `loss`: over photos for "multi" targets, over copies for "single"."""
-    logits, truth = predict(model, batches, device, precision, num_classes)
+    """`tools.metrics.score`, with `loss`: mean over photos for "multi" targets, over copies for "single"."""
     scores = score(logits, truth, targets, thresholds)
-    rows, classes = np.nonzero(truth) if targets == "single" else (np.arange(len(truth)), None)
-    wanted = truth if classes is None else np.eye(num_classes)[classes]
-    scores["loss"] = float(criterion(torch.from_numpy(logits[rows]), torch.tensor(wanted, dtype=torch.float32)))
+    if targets == "single":  # a photo of two labels is two samples, each with one class
+        rows, classes = np.nonzero(truth)
+        logits, truth = logits[rows], np.eye(truth.shape[1])[classes]
+    scores["loss"] = float(criterion(torch.from_numpy(logits), torch.tensor(truth, dtype=torch.float32)))
     return scores
 
 

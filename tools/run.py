@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from tools import checkpoint
 from tools.distributed import Ranks, wait_for_all
-from tools.engine import Draws, Progress, Update, evaluate, peak_memory, train_one_epoch
+from tools.engine import Draws, Progress, Update, peak_memory, predict, score_with_loss, train_one_epoch
 from tools.errors import CheckpointError, Interrupted
 from tools.figures import draw_curves
 from tools.history import add_row
@@ -192,8 +192,12 @@ class Run:
                     return False
         seconds = time.perf_counter() - started
         self.logger.info(f"EPOCH {epoch} training takes {_clock(seconds)}")
-        self._finish_epoch(epoch, update, seconds)
-        self._leave_if(request.agreed(self.device))
+        self._validate(epoch, update, seconds)
+        asked = request.agreed(self.device)
+        due = (epoch + 1) % plan.save_freq == 0 or epoch + 1 == plan.epochs
+        if due or asked or self._limit_reached():
+            self._save_last(epoch)
+        self._leave_if(asked)
         return True
 
     def _leave_if(self, signal_number: int) -> None:
@@ -204,32 +208,21 @@ class Run:
                 signal_number,
             )
 
-    def _finish_epoch(self, epoch: int, update: Update, seconds: float) -> None:
-        """Validates, keeps the best, saves, and writes the epoch's row."""
+    def _validate(self, epoch: int, update: Update, seconds: float) -> None:
+        """Scores the validation photos, keeps the best weights, and writes the epoch's row."""
         progress = self.progress
-        scores = evaluate(
-            self.learner.inference_model(),
-            self.val_batches(),
-            self.val_criterion,
-            self.device,
-            self.learner.precision,
-            num_classes=self.num_classes,
-            targets=self.targets,
-        )
+        model, precision = self.learner.inference_model(), self.learner.precision
+        logits, truth = predict(model, self.val_batches(), self.device, precision, self.num_classes)
+        scores = score_with_loss(logits, truth, self.targets, self.val_criterion)
         self.logger.info(score_line(scores))
         better = scores[self.select] > progress.best  # a tie keeps the earlier step
         progress.best = max(progress.best, scores[self.select])
         self.logger.info(f"Max {self.select}: {100 * progress.best:.2f}%{' (new best.pth)' if better else ''}")
         if self.ranks.first:
             if better:
-                checkpoint.save(
-                    self.folder / checkpoint.BEST,
-                    self._header(epoch)
-                    | {
-                        "model": self.learner.inference_model().state_dict(),
-                        "scores": {k: v for k, v in scores.items() if k != "per_class"},
-                    },
-                )
+                overall = {key: value for key, value in scores.items() if key != "per_class"}
+                best = {"model": self.learner.inference_model().state_dict(), "scores": overall}
+                checkpoint.save(self.folder / checkpoint.BEST, self._header(epoch) | best)
             row = {
                 "epoch": epoch,
                 "step": progress.step,
@@ -243,25 +236,14 @@ class Run:
             }
             row |= {key: scores[key] for key in ("accuracy", "top2", "hit1", "exact", "macro_f1")}
             draw_curves(add_row(self.folder / "metrics.csv", row), self.folder / "curves.png")
-        last = epoch + 1 == self.plan.epochs
-        if last or (epoch + 1) % self.plan.save_freq == 0 or self._limit_reached():
-            self._save_last(epoch)
 
     def _header(self, epoch: int) -> dict:
         return {"format": checkpoint.FORMAT, **self.meta, "step": self.progress.step, "epoch": epoch}
 
     def _save_last(self, epoch: int) -> None:
         if self.ranks.first:
-            checkpoint.save(
-                self.folder / checkpoint.LAST,
-                self._header(epoch)
-                | self.learner.state()
-                | {
-                    "best": self.progress.best,
-                    "sums": self.progress.sums,
-                    "skipped": self.progress.skipped,
-                },
-            )
+            state = self.learner.state() | self.progress.state()
+            checkpoint.save(self.folder / checkpoint.LAST, self._header(epoch) | state)
         wait_for_all()
 
     def _log_update(self, epoch: int, done: int, update: Update, pace: float) -> None:

@@ -45,5 +45,4 @@ def build_schedule(
             return warmup_lr + (base_lr - warmup_lr) * step / warmup_steps
         return schedules[name](step)
 
-    schedule.peak = max(base_lr, warmup_lr)
     return schedule

@@ -1,0 +1,347 @@
+"""From a config to a run that is ready to train. May import every shelf, as assemble.py may; only main.py imports it.
+
+Everything that can be refused is refused before the first file is written, which is what `open_folder` does.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+from torch.utils.data import DataLoader
+
+from configs.load import Loaded, differences, from_text
+from data.build import (
+    batches_of,
+    build_eval_loader,
+    build_mixer,
+    build_preprocess,
+    build_train_loader,
+    num_workers,
+    resume_batches,
+)
+from data.datasets import Split, describe, scan_split
+from data.seeds import INIT, seed_of
+from data.transforms import Preprocess
+from models.build import Hub, build_model, find_pretrained, head_name, layer_index, no_weight_decay, normalization
+from models.weights import count_parameters, load_pretrained, load_strictly
+from tools import checkpoint
+from tools.amp import choose_precision
+from tools.assemble import batch_draws
+from tools.distributed import Ranks
+from tools.engine import Progress
+from tools.errors import CheckpointError, DataError, ResourceError, UsageError
+from tools.logger import create_logger
+from tools.losses import CRITERIA
+from tools.optim import build_optimizer, freeze, parameter_groups
+from tools.run import Learner, Plan, Run, record_start
+from tools.schedules import build_schedule, scale_lr
+
+# What may differ between a run and its continuation without changing a bit of the result.
+HARMLESS = (
+    *(
+        "OUTPUT",
+        "TAG",
+        "SAVE_FREQ",
+        "PRINT_FREQ",
+        "MODEL.RESUME",
+        "MODEL.PRETRAINED",
+        "DIST.BACKEND",
+        "DIST.TIMEOUT_SECONDS",
+    ),
+    *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.CACHE_MODE", "DATA.PIN_MEMORY", "DATA.NUM_WORKERS"),
+    *("TRAIN.AUTO_RESUME", "TRAIN.MAX_STEPS", "TRAIN.SAVE_EVERY_STEPS"),
+)
+SELECT = {"single": "accuracy", "multi": "macro_f1"}  # what TRAIN.SELECT auto means
+
+
+@dataclass(frozen=True)
+class Data:
+    """Both splits, how photos are scored, and the loaders of this rank."""
+
+    train: Split
+    val: Split
+    preprocess: Preprocess
+    train_loader: DataLoader
+    val_loader: DataLoader
+
+    def digests(self) -> list[str]:
+        """What tells these photos and labels from others."""
+        return [self.train.digest(), self.val.digest()]
+
+
+def launch(
+    loaded: Loaded, argv: list[str], ranks: Ranks, device: torch.device, *, overwrite: bool, allowed: list[str]
+) -> int:
+    """Trains the config's run from wherever its folder says it stands, and returns the exit code.
+
+    Args:
+        overwrite: start anew although the folder holds a run.
+        allowed: config keys that may differ from those of the run that is continued.
+
+    Raises:
+        UserError: of the kind that fits, before any file is touched, for whatever cannot work.
+    """
+    config = loaded.config
+    precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
+    data = load_data(config, ranks, device)
+    plan = make_plan(config, len(data.train_loader.batch_sampler), ranks)
+    folder, resume = starting_point(config, overwrite)
+    stored = checkpoint.read_own(resume, checkpoint.RESUME_KEYS) if resume else None
+    if stored:
+        check_unchanged(stored, config, data, plan, allowed, resume)
+        if stored["step"] >= plan.total_steps:
+            print(f"{resume} is the end of a finished run ({stored['step']} steps): nothing left to do")
+            return 0
+
+    torch.use_deterministic_algorithms(config.TRAIN.DETERMINISTIC)
+    torch.backends.cudnn.benchmark = not config.TRAIN.DETERMINISTIC
+    torch.manual_seed(seed_of(config.SEED, INIT))
+    model = build_model(config.MODEL, config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, config.TRAIN.USE_CHECKPOINT)
+    origin = f"weights of {resume}" if stored else start_weights(model, config)
+    learner = make_learner(model, config, precision, ranks, device)
+    progress = Progress()
+    if stored:
+        learner.restore(stored, load_strictly, str(resume))
+        progress = Progress(stored["step"], stored["skipped"], list(stored["sums"]), stored["best"])
+
+    logger = open_folder(folder, loaded, argv, ranks, keep=bool(stored))
+    for line in filter(None, (notice, *data.train.notes, *data.val.notes)):
+        logger.info(line)
+    log_start(logger, loaded, data, learner, plan, ranks, device, origin)
+    if stored:
+        logger.info(f"resuming {resume} at step {progress.step} of {plan.total_steps}")
+    make_run(config, folder, logger, ranks, device, plan, learner, progress, data).fit()
+    return 0
+
+
+def log_start(
+    logger, loaded: Loaded, data: Data, learner: Learner, plan: Plan, ranks: Ranks, device, origin: str
+) -> None:
+    """What a reader of the log wants to know first: photos, model, precision, and the rate that is really used."""
+    config, model, images = loaded.config, learner.module, plan.images_per_update
+    base_lr = config.TRAIN.BASE_LR
+    logger.debug(f"{model}\n{loaded.describe()}")
+    for split in (data.train, data.val):
+        logger.info(describe(split))
+    flops = f", {model.flops() / 1e9:.2f} G multiply-adds an image" if hasattr(model, "flops") else ""
+    logger.info(f"{config.MODEL.NAME}: {count_parameters(model) / 1e6:.2f} M parameters{flops}; {origin}")
+    logger.info(
+        f"{learner.precision} on {device}, {ranks.world_size} rank(s); {images} images an update, {plan.updates} updates an "
+        f"epoch; peak learning rate {scale_lr(base_lr, images):.4g} = TRAIN.BASE_LR {base_lr:g} x {images} / 512"
+    )
+    if ranks.world_size > 1 and any("batchnorm" in type(m).__name__.lower() for m in model.modules()):
+        logger.info("the model has batch norm, whose statistics depend on how a batch is cut into ranks")
+
+
+def load_data(config, ranks: Ranks, device: torch.device) -> Data:
+    """Lists both splits and builds the loaders. Raises DataError for classes that do not match the config."""
+    data = config.DATA
+    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE)
+    val = scan_split(data.DATA_PATH, "val", data.ZIP_MODE, train.classes)
+    if len(train.classes) != config.MODEL.NUM_CLASSES:
+        raise DataError(
+            f"class mismatch: {train.where} has {len(train.classes)} class folders ({', '.join(train.classes[:8])}), "
+            f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}; add --opts MODEL.NUM_CLASSES {len(train.classes)}, "
+            "or mend the folders"
+        )
+    preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
+    rank, world_size = ranks.rank, ranks.world_size
+    train_loader = build_train_loader(
+        data,
+        config.AUG,
+        train,
+        preprocess,
+        seed=config.SEED,
+        rank=rank,
+        world_size=world_size,
+        pin=device.type == "cuda",
+    )
+    workers = num_workers(data.NUM_WORKERS, world_size)
+    val_loader = build_eval_loader(
+        val, preprocess, batch_size=data.BATCH_SIZE, workers=workers, rank=rank, world_size=world_size
+    )
+    return Data(train, val, preprocess, train_loader, val_loader)
+
+
+def make_plan(config, num_batches: int, ranks: Ranks) -> Plan:
+    """How the epochs are cut into updates. Raises UsageError when there is not one."""
+    train = config.TRAIN
+    if num_batches == 0:
+        raise UsageError(
+            f"the training photos do not fill one batch of DATA.BATCH_SIZE {config.DATA.BATCH_SIZE} on "
+            f"{ranks.world_size} rank(s); lower --batch-size"
+        )
+    if num_batches < train.ACCUMULATION_STEPS:
+        raise UsageError(
+            f"TRAIN.ACCUMULATION_STEPS {train.ACCUMULATION_STEPS} is more than the {num_batches} batches of an epoch; "
+            "lower --accumulation-steps"
+        )
+    return Plan(
+        epochs=train.EPOCHS,
+        num_batches=num_batches,
+        accumulation=train.ACCUMULATION_STEPS,
+        images_per_update=config.DATA.BATCH_SIZE * ranks.world_size * train.ACCUMULATION_STEPS,
+        save_freq=config.SAVE_FREQ,
+        save_every=train.SAVE_EVERY_STEPS,
+        stop_after=train.MAX_STEPS,
+    )
+
+
+def make_schedule(train, plan: Plan):
+    """step -> learning rate, scaled to the plan's images an update."""
+    return build_schedule(
+        train.LR_SCHEDULER.NAME,
+        base_lr=scale_lr(train.BASE_LR, plan.images_per_update),
+        warmup_lr=scale_lr(train.WARMUP_LR, plan.images_per_update),
+        min_lr=scale_lr(train.MIN_LR, plan.images_per_update),
+        warmup_steps=round(train.WARMUP_EPOCHS * plan.updates),
+        total_steps=plan.total_steps,
+        decay_steps=max(1, round(train.LR_SCHEDULER.DECAY_EPOCHS * plan.updates)),
+        decay_rate=train.LR_SCHEDULER.DECAY_RATE,
+    )
+
+
+def starting_point(config, overwrite: bool) -> tuple[Path, Path | None]:
+    """(run folder, checkpoint to go on from or None). Raises UsageError for a run that may not be touched."""
+    folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
+    photos, target = Path(config.DATA.DATA_PATH).resolve(), folder.resolve()
+    if target.is_relative_to(photos) or photos.is_relative_to(target):
+        raise UsageError(f"--output {config.OUTPUT} and --data-path {config.DATA.DATA_PATH} lie within each other")
+    last = folder / checkpoint.LAST
+    if config.MODEL.RESUME:
+        return folder, Path(config.MODEL.RESUME)
+    if overwrite or not last.exists():
+        return folder, None
+    if not config.TRAIN.AUTO_RESUME:
+        raise UsageError(f"{folder} holds a run; name another with --tag, or lose it with --overwrite")
+    return folder, last
+
+
+def check_unchanged(stored: dict, config, data: Data, plan: Plan, allowed: list[str], path: Path) -> None:
+    """Raises when a checkpoint was made with another config, other photos or another batch than this run would use."""
+    remedy = "start another run with --tag NAME, or lose this one with --overwrite"
+    changed = differences(config, from_text(stored["config"], f"{path} (config)"), (*HARMLESS, *allowed))
+    if changed:
+        keys = " ".join(line.split()[0] for line in changed)
+        raise UsageError(
+            f"{path} was made with another config: {', '.join(changed)}; {remedy}, "
+            f"or allow it with --allow-change {keys}"
+        )
+    if stored["classes"] != list(data.train.classes):
+        raise CheckpointError(f"{path} has the classes {stored['classes']}, the data has {list(data.train.classes)}")
+    if stored["data_digest"] != data.digests():
+        raise CheckpointError(f"{path} was made with other photos or labels; {remedy}")
+    if stored["images_per_update"] != plan.images_per_update:
+        raise CheckpointError(
+            f"{path} was made with {stored['images_per_update']} images an update, and this would be "
+            f"{plan.images_per_update}; use as many ranks x batch size as before"
+        )
+
+
+def start_weights(model: nn.Module, config) -> str:
+    """Puts the pretrained weights of the config into the model, and says where they came from."""
+    source = find_pretrained(config.MODEL.PRETRAINED, config.MODEL.NAME)
+    if source is None:
+        return "fresh weights"
+    if isinstance(source, Hub):
+        return load_pretrained(model, source.state_dict(), f"timm's hub, {source.name}", head_name(model))
+    return load_pretrained(model, checkpoint.read(source), str(source), head_name(model))
+
+
+def make_learner(model: nn.Module, config, precision, ranks: Ranks, device: torch.device) -> Learner:
+    """Model, optimizer, precision and moving average, wrapped for the ranks there are."""
+    train = config.TRAIN
+    model = model.to(device)
+    freeze(model, train.FREEZE)
+    groups = parameter_groups(
+        model,
+        weight_decay=train.WEIGHT_DECAY,
+        no_decay=no_weight_decay(model),
+        head=head_name(model),
+        head_scale=train.HEAD_LR / train.BASE_LR if train.HEAD_LR else 1.0,
+        layer_decay=train.LAYER_DECAY,
+        layer_index=layer_index(model) if train.LAYER_DECAY != 1 else None,
+    )
+    settings = train.OPTIMIZER
+    optimizer = build_optimizer(
+        groups, settings.NAME, lr=train.BASE_LR, eps=settings.EPS, betas=settings.BETAS, momentum=settings.MOMENTUM
+    )
+    model, optimizer = precision.prepare(model, optimizer)
+    forward = model
+    if ranks.world_size > 1:
+        forward = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    ema = ModelEmaV3(model, decay=train.EMA_DECAY, use_warmup=True, warmup_power=2 / 3) if train.EMA_DECAY else None
+    return Learner(model, forward, optimizer, precision, ema)
+
+
+def open_folder(folder: Path, loaded: Loaded, argv: list[str], ranks: Ranks, keep: bool):
+    """Makes the run folder (emptied of an older run unless `keep`) and returns the logger that writes into it."""
+    if not ranks.first:
+        return create_logger(rank=ranks.rank)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not keep:
+            for name in (checkpoint.LAST, checkpoint.BEST, "metrics.csv", "curves.png", "log.txt"):
+                (folder / name).unlink(missing_ok=True)
+        (folder / "config.yaml").write_text(loaded.config.dump())
+        record_start(folder, argv)
+        return create_logger(folder / "log.txt")
+    except OSError as error:
+        raise ResourceError(f"run folder {folder} cannot be written: {error.strerror}") from None
+
+
+def make_run(
+    config,
+    folder: Path,
+    logger,
+    ranks: Ranks,
+    device: torch.device,
+    plan: Plan,
+    learner: Learner,
+    progress: Progress,
+    data: Data,
+) -> Run:
+    """Everything put together."""
+    targets = config.DATA.TARGETS
+    return Run(
+        folder=folder,
+        logger=logger,
+        ranks=ranks,
+        device=device,
+        plan=plan,
+        schedule=make_schedule(config.TRAIN, plan),
+        learner=learner,
+        progress=progress,
+        meta={
+            "config": config.dump(),
+            "classes": list(data.train.classes),
+            "preprocess": data.preprocess.to_dict(),
+            "targets": targets,
+            "thresholds": [0.5] * len(data.train.classes),
+            "data_digest": data.digests(),
+            "micro_batch": config.DATA.BATCH_SIZE,
+            "images_per_update": plan.images_per_update,
+        },
+        targets=targets,
+        num_classes=len(data.train.classes),
+        select=SELECT[targets] if config.TRAIN.SELECT == "auto" else config.TRAIN.SELECT,
+        train_criterion=partial(CRITERIA[targets], smoothing=config.MODEL.LABEL_SMOOTHING),
+        val_criterion=CRITERIA[targets],
+        train_batches=partial(resume_batches, data.train_loader),
+        val_batches=partial(batches_of, data.val_loader),
+        draw=batch_draws(
+            build_mixer(config.AUG),
+            learner.module,
+            img_size=config.DATA.IMG_SIZE,
+            batch_size=config.DATA.BATCH_SIZE,
+            accumulation=plan.accumulation,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+            seed=config.SEED,
+        ),
+        clip_grad=config.TRAIN.CLIP_GRAD,
+        print_freq=config.PRINT_FREQ,
+    )
