@@ -128,9 +128,10 @@ def log_start(
         logger.info(describe(split))
     flops = f", {model.flops() / 1e9:.2f} G multiply-adds an image" if hasattr(model, "flops") else ""
     logger.info(f"{config.MODEL.NAME}: {count_parameters(model) / 1e6:.2f} M parameters{flops}; {origin}")
+    rate = f"{scale_lr(base_lr, images):.4g} = TRAIN.BASE_LR {base_lr:g} x {images} / 512"
     logger.info(
-        f"{learner.precision} on {device}, {ranks.world_size} rank(s); {images} images an update, {plan.updates} updates an "
-        f"epoch; peak learning rate {scale_lr(base_lr, images):.4g} = TRAIN.BASE_LR {base_lr:g} x {images} / 512"
+        f"{learner.precision} on {device}, {ranks.world_size} rank(s); {images} images an update, "
+        f"{plan.updates} updates an epoch; peak learning rate {rate}"
     )
     if ranks.world_size > 1 and any("batchnorm" in type(m).__name__.lower() for m in model.modules()):
         logger.info("the model has batch norm, whose statistics depend on how a batch is cut into ranks")
