@@ -18,7 +18,7 @@ demo: $(VENV)/.installed  ## The whole job on drawn leaves: draw, prepare, train
 	$(RUN) main.py --cfg configs/sample.yaml --data-path demo/dataset --output demo/output
 	$(RUN) test.py --resume demo/output/sample/default/best.pth --data-path demo/dataset
 	$(RUN) -m tools.baseline --cfg configs/sample.yaml --data-path demo/dataset
-	$(RUN) visual.py --resume demo/output/sample/default/best.pth --data-path demo/dataset --examples 6 --target truth
+	$(RUN) visual.py --resume demo/output/sample/default/best.pth --data-path demo/dataset --examples 6
 
 test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
 	$(RUN) -m pytest

@@ -278,6 +278,7 @@ def test_refusals_leave_no_trace(refused, tiny, dataset, tmp_path):
     refused(main.main, [*base, dataset, "--opts", "TRAIN.FREEZE", "[layer.0]"], 2, "no such part")
     refused(main.main, [*base, dataset, "--eval"], 2, "--resume FILE")
     refused(main.main, ["--cfg", tiny, "--data-path", own, "--output", own / "train"], 2, "within each other")
+    refused(main.main, ["--cgf", tiny], 2, "did you mean --cfg?")
     refused(main.main, ["--cfg", tiny, "--batch", "4"], 2, "unrecognized", "--batch-size")
     refused(main.main, ["--cfg", tiny, "--batch-size", "x"], 2, "invalid int")
     shutil.rmtree(own / "val")

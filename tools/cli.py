@@ -36,10 +36,13 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
+        for argument in args or ():  # before argparse complains of what the misspelt flag left out
+            flag = argument.split("=")[0]
+            if flag.startswith("--") and flag not in self._option_string_actions:
+                raise UsageError(f"unrecognized argument {argument!r}{nearest(flag, self._option_string_actions)}")
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
-            flag = unknown[0].split("=")[0]
-            raise UsageError(f"unrecognized argument {unknown[0]!r}{nearest(flag, self._option_string_actions)}")
+            raise UsageError(f"unrecognized argument {unknown[0]!r}")
         return known
 
     def error(self, message: str):

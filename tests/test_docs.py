@@ -1,0 +1,37 @@
+"""The documents name what is there: links, files, dropped keys, the commands a newcomer types."""
+
+import re
+from pathlib import Path
+
+from configs.load import DROPPED
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_links_lead_somewhere():
+    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_the_map_of_the_house_is_complete():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    for shelf in ("configs", "models", "data", "tools"):
+        for path in (ROOT / shelf).glob("*.py"):
+            assert path.name == "__init__.py" or re.search(rf"`({shelf}/)?{path.name}`", text), path
+
+
+def test_the_readme_lists_every_dropped_key_and_every_config_it_names_exists():
+    for key in DROPPED:
+        assert f"`{key}`" in README
+    for name in re.findall(r"configs/\w+\.yaml", README):
+        assert (ROOT / name).exists()
+
+
+def test_make_knows_the_two_commands_and_ci_calls_them():
+    makefile, ci = (ROOT / "Makefile").read_text(), (ROOT / ".ci" / "run").read_text()
+    for target in ("demo", "test"):
+        assert f"make {target}" in README
+        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    assert "make test" in ci
