@@ -50,6 +50,10 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "DATA.INTERPOLATION": ("bilinear", "bicubic", "lanczos"),
     "DATA.CACHE_MODE": ("no", "full", "part"),
     "MODEL.TYPE": ("swin", "timm"),
+    "TRAIN.BALANCE": ("none", "weights", "sampler"),
+    "TRAIN.LOSS.NAME": ("auto", "ce", "bce", "focal", "asymmetric"),
+    "TEST.TTA": ("none", "flips", "turns", "all"),
+    "TEST.DECIDE": ("threshold", "argmax", "combination"),
     "TRAIN.SELECT": ("auto", "accuracy", "hit1", "exact", "macro_f1"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step"),
     "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd"),
@@ -63,6 +67,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
 
 RANGES: dict[str, tuple[Callable, str]] = {
     "DATA.BATCH_SIZE": _POSITIVE,
+    "DATA.FOLDS": (lambda v: v == 0 or 2 <= v <= 100, "0 (none) or between 2 and 100"),
+    "DATA.FOLD": _NOT_NEGATIVE,
     "DATA.IMG_SIZE": (lambda v: 1 <= v <= 4096, "between 1 and 4096"),
     "DATA.MEAN": (_channels, "empty or three numbers"),
     "DATA.STD": (lambda v: _channels(v) and all(x > 0 for x in v), "empty or three numbers greater than 0"),
@@ -91,6 +97,11 @@ RANGES: dict[str, tuple[Callable, str]] = {
     "TRAIN.WEIGHT_DECAY": _NOT_NEGATIVE,
     "TRAIN.CLIP_GRAD": _NOT_NEGATIVE,
     "TRAIN.ACCUMULATION_STEPS": _POSITIVE,
+    "TRAIN.LOSS.GAMMA": _NOT_NEGATIVE,
+    "TRAIN.LOSS.GAMMA_NEG": _NOT_NEGATIVE,
+    "TRAIN.LOSS.GAMMA_POS": _NOT_NEGATIVE,
+    "TRAIN.LOSS.CLIP": _BELOW_ONE,
+    "TRAIN.SNAPSHOTS": (lambda v: not v or _sizes(v), "a list of epochs, counted from 1"),
     "TRAIN.EMA_DECAY": _BELOW_ONE,
     "TRAIN.MAX_STEPS": _NOT_NEGATIVE,
     "TRAIN.SAVE_EVERY_STEPS": _NOT_NEGATIVE,
@@ -148,6 +159,9 @@ def check_combinations(config) -> None:
     """Raises UsageError for values that are right one by one and cannot make a model or read photos together."""
     if bool(config.DATA.MEAN) != bool(config.DATA.STD):
         raise UsageError("DATA.MEAN and DATA.STD must be given together, or neither")
+    folds, fold = config.DATA.FOLDS, config.DATA.FOLD
+    if fold > max(folds - 1, 0):
+        raise UsageError(f"DATA.FOLD {fold}: DATA.FOLDS is {folds}; folds are counted from 0, e.g. --folds 5 --fold 0")
     if config.MODEL.TYPE == "swin":
         _check_swin(config)
 
@@ -166,6 +180,13 @@ def check_training(config) -> None:
             f"TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS:g} is more than TRAIN.EPOCHS {train.EPOCHS}; "
             "lower it with --opts TRAIN.WARMUP_EPOCHS N"
         )
+    if train.LOSS.NAME != "auto" and (train.LOSS.NAME == "ce") != (data.TARGETS == "single"):
+        raise UsageError(
+            f"TRAIN.LOSS.NAME {train.LOSS.NAME} does not fit DATA.TARGETS {data.TARGETS}: ce is for single, "
+            "bce, focal and asymmetric are for multi"
+        )
+    if max(train.SNAPSHOTS, default=0) > train.EPOCHS:
+        raise UsageError(f"TRAIN.SNAPSHOTS {max(train.SNAPSHOTS)} is after the last epoch, {train.EPOCHS}")
     if train.MIN_LR > train.BASE_LR:
         raise UsageError(f"TRAIN.MIN_LR {train.MIN_LR:g} is more than TRAIN.BASE_LR {train.BASE_LR:g}")
     if aug.AUTO_AUGMENT and aug.AUTO_AUGMENT.split("-")[0] not in POLICIES:

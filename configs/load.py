@@ -36,6 +36,10 @@ class Loaded:
         self.config = config
         self.sources = sources
 
+    def given(self, key: str):
+        """The value of a dotted key, or None when no file, option or flag set it."""
+        return flatten(self.config)[key] if self.sources[key] != "default" else None
+
     def describe(self) -> str:
         """One line a value, `KEY: value  # source`, in the order of the defaults."""
         flat = flatten(self.config)

@@ -1,7 +1,8 @@
 """DATA and AUG nodes, rank and world size -> loaders."""
 
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -14,14 +15,28 @@ from tools.errors import UserError
 
 
 def build_train_loader(
-    data, aug, split: Split, preprocess: Preprocess, *, seed: int, rank: int = 0, world_size: int = 1, pin: bool = False
+    data,
+    aug,
+    split: Split,
+    preprocess: Preprocess,
+    *,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    pin: bool = False,
+    balanced: bool = False,
 ) -> DataLoader:
-    """Loader of augmented `(images [B, 3, S, S], targets [B, num_classes])`; its batch sampler is a `TrainBatches`."""
+    """Loader of augmented `(images [B, 3, S, S], targets [B, num_classes])`; its batch sampler is a `TrainBatches`.
+
+    Args:
+        balanced: draw samples so that every class comes up about equally often.
+    """
     samples = samples_of(split, data.TARGETS)
     transform = train_transform(**augmentation_arguments(data, aug, preprocess))
     cached = _cached(data.CACHE_MODE, samples, rank, world_size)
     dataset = LeafDataset(split, samples, transform, seed, cached)
-    batches = TrainBatches(len(samples), data.BATCH_SIZE, rank, world_size, seed)
+    weights = balancing_weights(samples) if balanced else None
+    batches = TrainBatches(len(samples), data.BATCH_SIZE, rank, world_size, seed, weights)
     return _loader(dataset, batches, num_workers(data.NUM_WORKERS, world_size), pin and data.PIN_MEMORY)
 
 
@@ -32,6 +47,12 @@ def build_eval_loader(
     dataset = LeafDataset(split, split.photos, preprocess.transform())
     batches = EvalBatches(len(split.photos), batch_size, rank, world_size)
     return _loader(dataset, batches, min(workers, len(batches)), pin=False)
+
+
+def balancing_weights(samples: Sequence[Photo]) -> list[float]:
+    """How often each sample is drawn, compared with others: as often as its rarest class asks for."""
+    counts = Counter(c for sample in samples for c in sample.classes)
+    return [1 / min(counts[c] for c in sample.classes) for sample in samples]
 
 
 def augmentation_arguments(data, aug, preprocess: Preprocess) -> dict:

@@ -16,6 +16,8 @@ from tools.errors import Interrupted, UsageError, UserError, nearest
 CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
     "--batch-size": ("DATA.BATCH_SIZE", int, "images a rank takes at a time"),
     "--data-path": ("DATA.DATA_PATH", str, "the folder that process_dataset.py wrote"),
+    "--folds": ("DATA.FOLDS", int, "cut the training photos into N parts, twins kept together, and validate on one"),
+    "--fold": ("DATA.FOLD", int, "the part to validate on, from 0"),
     "--zip": ("DATA.ZIP_MODE", bool, "read <data-path>/<split>.zip instead of the folders"),
     "--cache-mode": ("DATA.CACHE_MODE", str, "keep file bytes in memory: no, full, or part (this rank's share)"),
     "--pretrained": ("MODEL.PRETRAINED", str, "weights to start from: FILE, auto or none"),
@@ -23,6 +25,8 @@ CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
     "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", int, "batches added up to one update"),
     "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", bool, "recompute activations in backward to save memory"),
     "--amp-opt-level": ("AMP.OPT_LEVEL", str, "O0 = fp32, O1 or O2 = mixed precision, auto = O1 on a GPU"),
+    "--tta": ("TEST.TTA", str, "views averaged: flips (4), turns (4), all (8) or none"),
+    "--decide": ("TEST.DECIDE", str, "labels by threshold, argmax (one label) or combination (of those seen)"),
     "--output": ("OUTPUT", str, "where run folders go"),
     "--tag": ("TAG", str, "name of this run: <output>/<MODEL.NAME>/<tag>"),
 }

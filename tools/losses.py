@@ -1,17 +1,63 @@
-"""The two criteria. Targets are always `[B, num_classes]` floats in [0, 1]: one-hot, multi-hot, or mixed."""
+"""The criteria. Targets are always `[B, num_classes]` floats in [0, 1]: one-hot, multi-hot, or mixed.
 
+Every criterion takes `weights`, `[num_classes]` factors on the loss of each class, and gives the mean over the batch
+(and, for several labels, over the classes).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
 import torch.nn.functional as F
+from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Softmax cross-entropy for one class a sample, mean over the batch; targets of a row sum to 1."""
-    return F.cross_entropy(logits.float(), targets, label_smoothing=smoothing)
+def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
+    """Softmax cross-entropy for one class a sample; targets of a row sum to 1."""
+    return F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
 
 
-def binary_cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0) -> Tensor:
-    """Sigmoid cross-entropy for any number of classes a sample, mean over batch and classes."""
-    return F.binary_cross_entropy_with_logits(logits.float(), targets * (1 - smoothing) + smoothing / 2)
+def binary_cross_entropy(
+    logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
+) -> Tensor:
+    """Sigmoid cross-entropy for any number of classes a sample."""
+    targets = targets * (1 - smoothing) + smoothing / 2
+    return F.binary_cross_entropy_with_logits(logits.float(), targets, weight=weights)
 
 
-CRITERIA = {"single": cross_entropy, "multi": binary_cross_entropy}
+CRITERIA = {"single": cross_entropy, "multi": binary_cross_entropy}  # what validation reports, whatever is trained on
+
+
+def build_criterion(
+    name: str,
+    targets: str,
+    *,
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
+    gamma: float = 2.0,
+    gamma_neg: float = 4.0,
+    gamma_pos: float = 0.0,
+    clip: float = 0.05,
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(logits, targets) -> loss.
+
+    Args:
+        name: "auto" (`CRITERIA` of `targets`), "ce", "bce", "focal" (sigmoid cross-entropy x (1 - p_t)^gamma, arXiv
+            1708.02002, equation 4) or "asymmetric" (a focal loss that forgives absent labels more, and the easiest of
+            them entirely, arXiv 2009.14119, equation 7).
+    """
+    if name == "focal":
+        gamma_neg, gamma_pos, clip = gamma, gamma, 0.0
+    if name in ("focal", "asymmetric"):
+        return AsymmetricLossMultiLabel(
+            gamma_neg, gamma_pos, clip, smoothing=smoothing, reduction="mean", weight=weights
+        )
+    criterion = {"auto": CRITERIA[targets], "ce": cross_entropy, "bce": binary_cross_entropy}[name]
+    return partial(criterion, smoothing=smoothing, weights=weights)
+
+
+def class_weights(counts: list[int]) -> Tensor:
+    """`[num_classes]` with mean 1, the inverse roots of the counts: rare classes count more, but not all alike."""
+    weights = torch.tensor(counts, dtype=torch.float32).clamp(min=1).rsqrt()
+    return weights / weights.mean()
