@@ -63,24 +63,22 @@ def main(argv: list[str]) -> int:
 
 
 def evaluate(config, ranks, device) -> int:
-    """Scores the checkpoint of --resume on the validation photos."""
+    """Scores the checkpoint of --resume on the validation photos, at thresholds of 0.5, as training does."""
     from pathlib import Path
 
-    from data.datasets import scan_split
-    from tools.assemble import load_predictor, predict_split
-    from tools.engine import score_with_loss
-    from tools.losses import CRITERIA
-    from tools.run import score_line
+    from tools.assemble import load_ensemble, predict_split
+    from tools.launch import validation_split
+    from tools.run import score_line, validation_scores
 
     if not config.MODEL.RESUME:
         raise UsageError("--eval needs the checkpoint to score: --resume FILE")
-    predictor = load_predictor(Path(config.MODEL.RESUME), device)
-    split = scan_split(config.DATA.DATA_PATH, "val", config.DATA.ZIP_MODE, predictor.classes)
-    logits, truth = predict_split(predictor, split, config.DATA, config.AMP, ranks, device)
-    scores = score_with_loss(logits, truth, predictor.targets, CRITERIA[predictor.targets], predictor.thresholds)
+    ensemble = load_ensemble([Path(config.MODEL.RESUME)], device)
+    split = validation_split(config, ensemble.classes)
+    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device)
     if ranks.first:
-        print(f"{predictor.path}, step {predictor.step}")
-        print(score_line(scores))
+        member = ensemble.members[0]
+        print(f"{member.path}, step {member.step}")
+        print(score_line(validation_scores(ensemble.rule.unfit(), logits, truth)))
     return 0
 
 

@@ -51,16 +51,16 @@ def explain(config, args) -> int:
     from data.images import decode
     from data.labels import label_name
     from tools.allocator import keep_freed_memory
-    from tools.assemble import find_checkpoint, load_predictor
+    from tools.assemble import find_checkpoints, load_predictor
     from tools.cam import class_activation_maps, default_layer, find_layer, overlay
     from tools.distributed import choose_device, ranks_from_environment
     from tools.files import write_picture
-    from tools.metrics import probabilities
 
     keep_freed_memory()
     device = choose_device(ranks_from_environment())
-    path = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG / "best.pth" if args.cfg else None
-    path, why = find_checkpoint(config.MODEL.RESUME or path, config.OUTPUT)
+    run = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG if args.cfg else None
+    resume = [config.MODEL.RESUME] if config.MODEL.RESUME else []
+    (path,), why = find_checkpoints(resume, config.OUTPUT, run)
     predictor = load_predictor(path, device, args.weights)
     wanted = None if args.target == "predicted" else predictor.class_index(args.target)
     layer_path = args.layer or default_layer(predictor.model)
@@ -78,7 +78,7 @@ def explain(config, args) -> int:
         label, stem = label_name(predictor.classes[index]), Path(name).stem
         write_picture(folder / f"{stem}_{label}_cam.png", overlay(seen, heat))
         write_picture(folder / f"{stem}_original.png", seen)
-        probability = probabilities(logits, predictor.targets)[0, index]
+        probability = predictor.rule.probabilities(logits)[0, index]
         print(f"{name}: {label} {100 * probability:.1f}% at {layer_path} -> {folder / f'{stem}_{label}_cam.png'}")
         if not heat.any():
             print(f"warning: {name}: nothing at {layer_path} speaks for {label}; the map is zero everywhere")

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,11 @@ MAX_BYTES = 256_000_000
 def label_name(code: str) -> str:
     """The label of a class folder; a folder that is not one of the six codes is its own label."""
     return NAME_OF.get(code, code)
+
+
+def healthy_index(classes: Sequence[str]) -> int | None:
+    """The class that no disease can stand beside, or None when there is none of that name."""
+    return next((index for index, code in enumerate(classes) if label_name(code) == "healthy"), None)
 
 
 @dataclass(frozen=True)

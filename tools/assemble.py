@@ -2,8 +2,8 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch import nn
 from configs.load import from_text
 from data.build import batches_of, build_eval_loader, num_workers
 from data.datasets import Split
-from data.labels import label_name
+from data.labels import healthy_index, label_name
 from data.mixup import Mixer, apply_mix
 from data.seeds import DROP_PATH, FORWARD, MIX, seed_of
 from data.transforms import Preprocess
@@ -22,19 +22,22 @@ from models.swin_transformer import SwinTransformer
 from models.weights import load_strictly
 from tools import checkpoint
 from tools.amp import choose_precision
+from tools.decisions import DecisionRule, fit
 from tools.distributed import Ranks
-from tools.engine import Draws, predict
+from tools.engine import VIEWS, Draws, predict
 from tools.errors import CheckpointError, UsageError, UserError
 
 
-@dataclass
+@dataclass(frozen=True)
 class Predictor:
     """A trained model and what it must be used with, all from one checkpoint.
 
     Attributes:
         classes: folder codes in the order of the logits.
-        targets: "single" or "multi".
-        thresholds: `[num_classes]`, of "multi" decisions.
+        rule: how its logits become probabilities and labels, fitted on its validation photos.
+        validation: logits and truth of those photos, `[n, num_classes]` each.
+        data_digest: of its training and its validation photos.
+        images_per_update: over all ranks and accumulated batches, which scales its learning rate.
     """
 
     path: Path
@@ -43,8 +46,10 @@ class Predictor:
     model: nn.Module
     preprocess: Preprocess
     classes: tuple[str, ...]
-    targets: str
-    thresholds: np.ndarray
+    rule: DecisionRule
+    validation: tuple[np.ndarray, np.ndarray]
+    data_digest: tuple[str, str]
+    images_per_update: int
     step: int
     epoch: int
 
@@ -61,6 +66,25 @@ class Predictor:
         )
 
 
+@dataclass(frozen=True)
+class Ensemble:
+    """One checkpoint, or several whose logits are averaged, and the rule that fits the average."""
+
+    members: list[Predictor]
+    rule: DecisionRule
+    validation: tuple[np.ndarray, np.ndarray]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Folder codes in the order of the logits."""
+        return self.members[0].classes
+
+    @property
+    def labels(self) -> list[str]:
+        """Their names."""
+        return [label_name(code) for code in self.classes]
+
+
 def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Predictor:
     """Rebuilds the model of a checkpoint, in eval mode on `device`.
 
@@ -73,48 +97,99 @@ def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Pr
     content = checkpoint.read_own(path)
     try:
         config = from_text(content["config"], f"{path} (config)")
-        classes, targets = tuple(content["classes"]), content["targets"]
-        preprocess = Preprocess.from_dict(content["preprocess"])
-        thresholds = np.array(content["thresholds"], dtype=np.float64)
+        classes = tuple(content["classes"])
         model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(classes))
         tensors = content.get("model_ema") if weights == "ema" else None
         load_strictly(model, tensors or content["model"], str(path))
+        return Predictor(
+            path=path,
+            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            config=config,
+            model=model.to(device).eval(),
+            preprocess=Preprocess.from_dict(content["preprocess"]),
+            classes=classes,
+            rule=_stored_rule(content, config, classes),
+            validation=tuple(content["validation"][key].numpy() for key in ("logits", "truth")),
+            data_digest=tuple(content["data_digest"]),
+            images_per_update=content["images_per_update"],
+            step=content["step"],
+            epoch=content["epoch"],
+        )
     except CheckpointError:
         raise
-    except (UserError, KeyError, TypeError, ValueError, AttributeError) as error:
+    except (UserError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{path} does not hang together: {error}") from None
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Predictor(
-        path,
-        digest,
-        config,
-        model.to(device).eval(),
-        preprocess,
-        classes,
-        targets,
-        thresholds,
-        content["step"],
-        content["epoch"],
-    )
 
 
-def predict_split(predictor: Predictor, split: Split, data, amp, ranks: Ranks, device: torch.device, watch=iter):
+def load_ensemble(paths: list[Path], device: torch.device, weights: str = "ema", decide: str | None = None) -> Ensemble:
+    """The checkpoints at `paths` as one predictor.
+
+    Of several, the rule is fitted anew: on their mean validation logits when they were validated on the same photos,
+    on all of them one after the other when not (folds).
+
+    Args:
+        decide: another way to decide than the (first) checkpoint's config names.
+
+    Raises:
+        CheckpointError: for whatever is wrong with a file, or for checkpoints of different classes or targets.
+    """
+    members = [load_predictor(path, device, weights) for path in paths]
+    first = members[0]
+    for member in members[1:]:
+        for what, ours, theirs in (
+            ("classes", first.classes, member.classes),
+            ("targets", first.rule.targets, member.rule.targets),
+        ):
+            if ours != theirs:
+                raise CheckpointError(f"{first.path} has the {what} {ours}, {member.path} has {theirs}")
+    rule = replace(first.rule, how=decide or first.rule.how)
+    if len(members) == 1:
+        return Ensemble(members, rule, first.validation)
+    logits, truths = zip(*(member.validation for member in members), strict=True)
+    if len({member.data_digest[1] for member in members}) == 1:
+        validation = np.mean(logits, axis=0), truths[0]
+    else:
+        validation = np.concatenate(logits), np.concatenate(truths)
+    return Ensemble(members, fit(rule, *validation), validation)
+
+
+def predict_split(
+    ensemble: Ensemble, split: Split, data, amp, ranks: Ranks, device: torch.device, tta: str = "none", watch=iter
+) -> tuple[np.ndarray, np.ndarray]:
     """(logits, truth), `[n, num_classes]` each, of every photo of `split`, equal on every rank.
 
     Args:
-        data, amp: nodes that say how to load and in which precision to compute; the rest is the checkpoint's.
+        data, amp: nodes that say how to load and in which precision to compute; the rest is the checkpoints'.
+        tta: name of the views to average over (`tools.engine.VIEWS`).
         watch: wraps the batches, for a progress bar.
     """
-    loader = build_eval_loader(
-        split,
-        predictor.preprocess,
-        batch_size=data.BATCH_SIZE,
-        workers=num_workers(data.NUM_WORKERS, ranks.world_size),
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-    )
     precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
-    return predict(predictor.model, watch(batches_of(loader)), device, precision, len(predictor.classes))
+    workers = num_workers(data.NUM_WORKERS, ranks.world_size)
+    total, truth = 0, None
+    for member in ensemble.members:
+        loader = build_eval_loader(
+            split,
+            member.preprocess,
+            batch_size=data.BATCH_SIZE,
+            workers=workers,
+            rank=ranks.rank,
+            world_size=ranks.world_size,
+        )
+        batches = watch(batches_of(loader))
+        logits, truth = predict(member.model, batches, device, precision, len(ensemble.classes), VIEWS[tta])
+        total = total + logits / len(ensemble.members)
+    return total, truth
+
+
+def _stored_rule(content: dict, config, classes: tuple[str, ...]) -> DecisionRule:
+    """The decision rule of a checkpoint, as its last validation fitted it."""
+    rule = DecisionRule.unfitted(
+        content["targets"], config.TEST.DECIDE, content["combinations"], len(classes), healthy_index(classes)
+    )
+    thresholds, temperatures = (np.array(content[key], dtype=np.float64) for key in ("thresholds", "temperatures"))
+    if not (thresholds.shape == temperatures.shape == rule.thresholds.shape and (temperatures > 0).all()):
+        raise ValueError("thresholds and temperatures do not fit the classes")
+    return replace(rule, thresholds=thresholds, temperatures=temperatures)
 
 
 def batch_draws(
@@ -158,9 +233,15 @@ def batch_draws(
     return draw
 
 
-def find_checkpoint(resume: str | None, output: str | None) -> tuple[Path, str]:
-    """The checkpoint a command is to use, and a line that says why that one."""
+def find_checkpoints(resume: Sequence[str], output: str, run: Path | None = None) -> tuple[list[Path], str]:
+    """The checkpoints a command is to use, and a line that says why these.
+
+    Args:
+        resume: files that were asked for; none takes the best.pth of `run`, or of the newest run under `output`.
+    """
     if resume:
-        return Path(resume), f"checkpoint {resume}"
-    path = checkpoint.newest_run(Path(output or "output"))
-    return path, f"checkpoint {path} (of the run started last; another one: --resume FILE)"
+        return [Path(name) for name in resume], f"checkpoint {', '.join(resume)}"
+    if run is not None:
+        return [run / checkpoint.BEST], f"checkpoint {run / checkpoint.BEST}"
+    path = checkpoint.newest_run(Path(output))
+    return [path], f"checkpoint {path} (of the run started last; another one: --resume FILE)"

@@ -25,8 +25,9 @@ def main(argv: list[str]) -> int:
     from data.seeds import INIT, seed_of
     from models.build import build_model, normalization
     from tools.amp import NativePrecision
+    from tools.decisions import DecisionRule
     from tools.engine import predict
-    from tools.metrics import score
+    from tools.run import validation_scores
 
     data, device = config.DATA, torch.device("cpu")
     train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE)
@@ -36,8 +37,9 @@ def main(argv: list[str]) -> int:
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
     loader = build_eval_loader(split, preprocess, batch_size=data.BATCH_SIZE, workers=num_workers(data.NUM_WORKERS))
     logits, truth = predict(model, batches_of(loader), device, NativePrecision("cpu", None), len(train.classes))
-    untrained = score(logits, truth, data.TARGETS)
-    histogram = score(fit_histograms(train, split), truth, data.TARGETS)
+    combinations = [photo.classes for photo in train.photos]
+    rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE, combinations, len(train.classes))
+    untrained, histogram = (validation_scores(rule, z, truth) for z in (logits, fit_histograms(train, split)))
     for name, scores in (("untrained model", untrained), ("colour histogram", histogram)):
         print(
             f"{name:<18} hit@1 {100 * scores['hit1']:5.1f}%  exact match {100 * scores['exact']:5.1f}%  "

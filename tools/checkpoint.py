@@ -17,7 +17,8 @@ import torch
 from tools.errors import CheckpointError, ResourceError
 
 FORMAT = 1
-LAST, BEST, RUN = "last.pth", "best.pth", "run.json"
+LAST, BEST, SNAPSHOTS, RUN = "last.pth", "best.pth", "epochs", "run.json"
+FITTED_KEYS = ("thresholds", "temperatures", "validation")  # what the last validation says of decisions
 INFERENCE_KEYS = (
     "format",
     "model",
@@ -27,8 +28,10 @@ INFERENCE_KEYS = (
     "classes",
     "preprocess",
     "targets",
-    "thresholds",
+    *FITTED_KEYS,
+    "combinations",
     "data_digest",
+    "images_per_update",
 )
 RESUME_KEYS = (
     *INFERENCE_KEYS,
@@ -36,7 +39,6 @@ RESUME_KEYS = (
     "optimizer",
     "scaler",
     "micro_batch",
-    "images_per_update",
     "best",
     "sums",
     "skipped",

@@ -6,9 +6,10 @@ batches; the last update of an epoch may have fewer.
 
 import resource
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +17,16 @@ from torch import Tensor, nn
 
 from tools.distributed import gather_objects, sum_across_ranks
 from tools.errors import NumericsError
-from tools.metrics import score
 from tools.optim import set_learning_rate, set_train_mode
 
+# Views of a leaf, which has no upright, that test-time augmentation averages over; images are [B, 3, S, S].
+_TURNS = [partial(torch.rot90, k=k, dims=(2, 3)) for k in range(4)]
+VIEWS: dict[str, list[Callable[[Tensor], Tensor]]] = {
+    "none": _TURNS[:1],
+    "flips": [lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)],
+    "turns": _TURNS,
+    "all": [*_TURNS, *(lambda x, turn=turn: turn(x.flip(3)) for turn in _TURNS)],
+}
 MAX_SKIPS = 20  # fp16 updates skipped in a row before it is a fault and no search for the right scale
 
 
@@ -153,17 +161,27 @@ def train_one_epoch(
 
 @torch.no_grad()
 def predict(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device, precision, num_classes: int
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    precision,
+    num_classes: int,
+    views: Sequence[Callable[[Tensor], Tensor]] = VIEWS["none"],
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits and truth of all photos, `[n, num_classes]` each, in the data set's order and equal on every rank.
 
     Every rank brings the photos r, r + world_size, ...; nothing is padded, so nothing is counted twice.
+
+    Args:
+        views: functions of `VIEWS`; the logits are their mean.
     """
     model.eval()
     logits, truth = [np.zeros((0, num_classes), np.float32)], [np.zeros((0, num_classes), bool)]
     for images, targets in batches:
+        images = images.to(device, non_blocking=True)
         with precision.autocast():
-            logits.append(model(images.to(device, non_blocking=True)).float().cpu().numpy())
+            seen = sum(model(view(images)).float() for view in views) / len(views)
+        logits.append(seen.cpu().numpy())
         truth.append(targets.numpy().astype(bool))
     parts = gather_objects((np.concatenate(logits), np.concatenate(truth)))
     whole = tuple(np.zeros((sum(len(p[0]) for p in parts), num_classes), part.dtype) for part in parts[0])
@@ -173,20 +191,14 @@ def predict(
     return whole
 
 
-def score_with_loss(
-    logits: np.ndarray,
-    truth: np.ndarray,
-    targets: str,
-    criterion: Callable[[Tensor, Tensor], Tensor],
-    thresholds: np.ndarray | float = 0.5,
-) -> dict:
-    """`tools.metrics.score`, with `loss`: mean over photos for "multi" targets, over copies for "single"."""
-    scores = score(logits, truth, targets, thresholds)
+def validation_loss(
+    logits: np.ndarray, truth: np.ndarray, targets: str, criterion: Callable[[Tensor, Tensor], Tensor]
+) -> float:
+    """Mean loss over photos for "multi" targets, over copies for "single"; `[n, num_classes]` logits and bool truth."""
     if targets == "single":  # a photo of two labels is two samples, each with one class
         rows, classes = np.nonzero(truth)
         logits, truth = logits[rows], np.eye(truth.shape[1])[classes]
-    scores["loss"] = float(criterion(torch.from_numpy(logits), torch.tensor(truth, dtype=torch.float32)))
-    return scores
+    return float(criterion(torch.from_numpy(logits), torch.tensor(truth, dtype=torch.float32)))
 
 
 @torch.no_grad()

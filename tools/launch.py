@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from timm.utils import ModelEmaV3
 from torch import nn
@@ -22,7 +23,8 @@ from data.build import (
     num_workers,
     resume_batches,
 )
-from data.datasets import Split, describe, scan_split
+from data.datasets import Split, describe, samples_of, scan_split
+from data.labels import healthy_index
 from data.seeds import INIT, seed_of
 from data.transforms import Preprocess
 from models.build import Hub, build_model, find_pretrained, head_name, layer_index, no_weight_decay, normalization
@@ -30,13 +32,14 @@ from models.weights import count_parameters, load_pretrained, load_strictly
 from tools import checkpoint
 from tools.amp import choose_precision
 from tools.assemble import batch_draws
+from tools.decisions import DecisionRule
 from tools.distributed import Ranks
 from tools.engine import Progress
 from tools.errors import CheckpointError, DataError, ResourceError, UsageError
 from tools.logger import create_logger
-from tools.losses import CRITERIA
+from tools.losses import build_criterion, class_weights
 from tools.optim import build_optimizer, freeze, parameter_groups
-from tools.run import Learner, Plan, Run, record_start
+from tools.run import Learner, Plan, Run, fitted_state, record_start
 from tools.schedules import build_schedule, scale_lr
 
 # What may differ between a run and its continuation without changing a bit of the result.
@@ -106,6 +109,7 @@ def launch(
     if stored:
         learner.restore(stored, load_strictly, str(resume))
         progress = Progress(stored["step"], stored["skipped"], list(stored["sums"]), stored["best"])
+    fitted = {key: stored[key] for key in checkpoint.FITTED_KEYS} if stored else {}
 
     logger = open_folder(folder, loaded, argv, ranks, keep=bool(stored))
     for line in filter(None, (notice, *data.train.notes, *data.val.notes)):
@@ -113,7 +117,7 @@ def launch(
     log_start(logger, loaded, data, learner, plan, ranks, device, origin)
     if stored:
         logger.info(f"resuming {resume} at step {progress.step} of {plan.total_steps}")
-    make_run(config, folder, logger, ranks, device, plan, learner, progress, data).fit()
+    make_run(config, folder, logger, ranks, device, plan, learner, progress, fitted, data).fit()
     return 0
 
 
@@ -141,7 +145,7 @@ def load_data(config, ranks: Ranks, device: torch.device) -> Data:
     """Lists both splits and builds the loaders. Raises DataError for classes that do not match the config."""
     data = config.DATA
     train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE)
-    val = scan_split(data.DATA_PATH, "val", data.ZIP_MODE, train.classes)
+    val = validation_split(config, train.classes)
     if len(train.classes) != config.MODEL.NUM_CLASSES:
         raise DataError(
             f"class mismatch: {train.where} has {len(train.classes)} class folders ({', '.join(train.classes[:8])}), "
@@ -159,12 +163,18 @@ def load_data(config, ranks: Ranks, device: torch.device) -> Data:
         rank=rank,
         world_size=world_size,
         pin=device.type == "cuda",
+        balanced=config.TRAIN.BALANCE == "sampler",
     )
     workers = num_workers(data.NUM_WORKERS, world_size)
     val_loader = build_eval_loader(
         val, preprocess, batch_size=data.BATCH_SIZE, workers=workers, rank=rank, world_size=world_size
     )
     return Data(train, val, preprocess, train_loader, val_loader)
+
+
+def validation_split(config, classes: tuple[str, ...]) -> Split:
+    """The photos that a run of this config is validated on."""
+    return scan_split(config.DATA.DATA_PATH, "val", config.DATA.ZIP_MODE, classes)
 
 
 def make_plan(config, num_batches: int, ranks: Ranks) -> Plan:
@@ -303,10 +313,13 @@ def make_run(
     plan: Plan,
     learner: Learner,
     progress: Progress,
+    fitted: dict,
     data: Data,
 ) -> Run:
-    """Everything put together."""
-    targets = config.DATA.TARGETS
+    """Everything put together. `fitted`: what a resumed checkpoint says of decisions; empty for a new run."""
+    targets, classes = config.DATA.TARGETS, data.train.classes
+    combinations = sorted({photo.classes for photo in data.train.photos})
+    rule = DecisionRule.unfitted(targets, config.TEST.DECIDE, combinations, len(classes), healthy_index(classes))
     return Run(
         folder=folder,
         logger=logger,
@@ -318,19 +331,19 @@ def make_run(
         progress=progress,
         meta={
             "config": config.dump(),
-            "classes": list(data.train.classes),
+            "classes": list(classes),
+            "combinations": [list(labels) for labels in combinations],
             "preprocess": data.preprocess.to_dict(),
             "targets": targets,
-            "thresholds": [0.5] * len(data.train.classes),
             "data_digest": data.digests(),
             "micro_batch": config.DATA.BATCH_SIZE,
             "images_per_update": plan.images_per_update,
         },
-        targets=targets,
-        num_classes=len(data.train.classes),
+        rule=rule,
+        fitted=fitted or fitted_state(rule, *(np.zeros((0, len(classes)), kind) for kind in (np.float32, bool))),
+        num_classes=len(classes),
         select=SELECT[targets] if config.TRAIN.SELECT == "auto" else config.TRAIN.SELECT,
-        train_criterion=partial(CRITERIA[targets], smoothing=config.MODEL.LABEL_SMOOTHING),
-        val_criterion=CRITERIA[targets],
+        train_criterion=make_criterion(config, data, device),
         train_batches=partial(resume_batches, data.train_loader),
         val_batches=partial(batches_of, data.val_loader),
         draw=batch_draws(
@@ -345,4 +358,21 @@ def make_run(
         ),
         clip_grad=config.TRAIN.CLIP_GRAD,
         print_freq=config.PRINT_FREQ,
+        snapshots=config.TRAIN.SNAPSHOTS,
+    )
+
+
+def make_criterion(config, data: Data, device: torch.device):
+    """The training criterion of the config, with class weights from the counts of the training samples if asked for."""
+    samples, loss = samples_of(data.train, config.DATA.TARGETS), config.TRAIN.LOSS
+    counts = [sum(c in sample.classes for sample in samples) for c in range(len(data.train.classes))]
+    return build_criterion(
+        loss.NAME,
+        config.DATA.TARGETS,
+        smoothing=config.MODEL.LABEL_SMOOTHING,
+        weights=class_weights(counts).to(device) if config.TRAIN.BALANCE == "weights" else None,
+        gamma=loss.GAMMA,
+        gamma_neg=loss.GAMMA_NEG,
+        gamma_pos=loss.GAMMA_POS,
+        clip=loss.CLIP,
     )

@@ -10,16 +10,21 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from tools import checkpoint
+from tools.decisions import DecisionRule, fit
 from tools.distributed import Ranks, wait_for_all
-from tools.engine import Draws, Progress, Update, peak_memory, predict, score_with_loss, train_one_epoch
+from tools.engine import Draws, Progress, Update, peak_memory, predict, train_one_epoch, validation_loss
 from tools.errors import CheckpointError, Interrupted
 from tools.figures import draw_curves
-from tools.history import add_row
+from tools.files import write_bytes
+from tools.history import FIELDS, add_row
+from tools.losses import CRITERIA
+from tools.metrics import score
 from tools.signals import StopRequest, stop_requests
 
 
@@ -97,6 +102,8 @@ class Run:
 
     Attributes:
         meta: what every checkpoint says besides weights and progress (config, classes, preprocess, ...).
+        rule: how photos are given labels before anything is fitted; validation scores use it as it is.
+        fitted: what the last validation says of calibration and decisions, for the checkpoints.
         train_batches: (epoch, batches to skip) -> what is left of this rank's batches of the epoch.
         val_batches: () -> this rank's validation batches.
         draw: (step, batch of the update) -> its randomness.
@@ -112,16 +119,17 @@ class Run:
     learner: Learner
     progress: Progress
     meta: dict
-    targets: str
+    rule: DecisionRule
+    fitted: dict
     num_classes: int
     select: str
     train_criterion: Callable[[Tensor, Tensor], Tensor]
-    val_criterion: Callable[[Tensor, Tensor], Tensor]
     train_batches: Callable[[int, int], Iterable]
     val_batches: Callable[[], Iterable]
     draw: Callable[[int, int], Draws]
     clip_grad: float
     print_freq: int
+    snapshots: list[int]
 
     def fit(self) -> None:
         """Trains to the end of the plan, or to its `stop_after`.
@@ -213,16 +221,14 @@ class Run:
         progress = self.progress
         model, precision = self.learner.inference_model(), self.learner.precision
         logits, truth = predict(model, self.val_batches(), self.device, precision, self.num_classes)
-        scores = score_with_loss(logits, truth, self.targets, self.val_criterion)
+        scores = validation_scores(self.rule, logits, truth)
+        self.fitted = fitted_state(fit(self.rule, logits, truth), logits, truth)
         self.logger.info(score_line(scores))
         better = scores[self.select] > progress.best  # a tie keeps the earlier step
         progress.best = max(progress.best, scores[self.select])
         self.logger.info(f"Max {self.select}: {100 * progress.best:.2f}%{' (new best.pth)' if better else ''}")
         if self.ranks.first:
-            if better:
-                overall = {key: value for key, value in scores.items() if key != "per_class"}
-                best = {"model": self.learner.inference_model().state_dict(), "scores": overall}
-                checkpoint.save(self.folder / checkpoint.BEST, self._header(epoch) | best)
+            self._keep_weights(epoch, better, scores)
             row = {
                 "epoch": epoch,
                 "step": progress.step,
@@ -234,11 +240,23 @@ class Run:
                 "val_loss": scores["loss"],
                 "best": int(better),
             }
-            row |= {key: scores[key] for key in ("accuracy", "top2", "hit1", "exact", "macro_f1")}
-            draw_curves(add_row(self.folder / "metrics.csv", row), self.folder / "curves.png")
+            row |= {key: scores[key] for key in FIELDS if key in scores}
+            rows = add_row(self.folder / "metrics.csv", row)
+            write_bytes(self.folder / "curves.png", draw_curves(rows))
+
+    def _keep_weights(self, epoch: int, better: bool, scores: dict) -> None:
+        """Writes best.pth, and the snapshot that was asked for after this epoch."""
+        paths = [self.folder / checkpoint.BEST] if better else []
+        if epoch + 1 in self.snapshots:
+            paths.append(self.folder / checkpoint.SNAPSHOTS / f"epoch_{epoch + 1:03d}.pth")
+        overall = {key: value for key, value in scores.items() if key != "per_class"}
+        for path in paths:
+            path.parent.mkdir(exist_ok=True)
+            weights = {"model": self.learner.inference_model().state_dict(), "scores": overall}
+            checkpoint.save(path, self._header(epoch) | weights)
 
     def _header(self, epoch: int) -> dict:
-        return {"format": checkpoint.FORMAT, **self.meta, "step": self.progress.step, "epoch": epoch}
+        return {"format": checkpoint.FORMAT, **self.meta, **self.fitted, "step": self.progress.step, "epoch": epoch}
 
     def _save_last(self, epoch: int) -> None:
         if self.ranks.first:
@@ -257,6 +275,22 @@ class Run:
             f"grad_norm {update.grad_norm:.4f} ({self.progress.mean_norm:.4f})\t"
             f"mem {peak_memory(self.device) / 2**20:.0f}MB"
         )
+
+
+def validation_scores(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
+    """`tools.metrics.score` of `[n, num_classes]` logits by an unfitted rule, and `loss`."""
+    probability = rule.probabilities(logits)
+    scores = score(probability, rule.decide(probability), truth)
+    return scores | {"loss": validation_loss(logits, truth, rule.targets, CRITERIA[rule.targets])}
+
+
+def fitted_state(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
+    """A fitted rule as plain values, and the validation logits and truth it was fitted on, for a checkpoint."""
+    return {
+        "thresholds": rule.thresholds.tolist(),
+        "temperatures": rule.temperatures.tolist(),
+        "validation": {"logits": torch.from_numpy(logits), "truth": torch.from_numpy(truth)},
+    }
 
 
 def score_line(scores: dict) -> str:
