@@ -1,16 +1,23 @@
-"""Scores a trained model on the test photos: the course's accuracy over copies, and what it leaves out."""
+"""Scores a trained model on the test photos: the course's accuracy over copies, and all that it leaves out."""
 
 import sys
 
 from configs.load import load
 from tools import cli
-from tools.errors import UsageError
+from tools.errors import DataError, UsageError
 
 EPILOG = """
-Without flags it takes the newest run's best.pth under output/ and dataset/test. Classes, preprocessing and thresholds
-come from the checkpoint. Results: <folder of the checkpoint>/<split>/metrics.json
+Without flags it takes the newest run's best.pth under output/ and dataset/test. Classes, preprocessing, calibration and
+thresholds come from the checkpoint. Results: <folder of the checkpoint>/<split>/ with metrics.json, predictions.csv,
+report.html and its pictures
+
+examples
+  python test.py                                              the newest run on dataset/test
+  python test.py --resume a.pth b.pth --tta all               two checkpoints averaged, eight views a photo
+  python test.py --split val --abstain-at 0.05                how many photos it can answer with 95 % right
 """
-FLAGS = ("--batch-size", "--data-path", "--zip", "--resume", "--amp-opt-level", "--output", "--tag")
+FLAGS = ("--batch-size", "--data-path", "--zip", "--amp-opt-level", "--output", "--tag", "--tta", "--decide")
+WORST = 24  # mistakes that are shown
 
 
 @cli.command
@@ -19,73 +26,158 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="test.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("--cfg", metavar="FILE", help="score the run of this config (and --tag)")
     parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
+    parser.add_argument(
+        "--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints to score, averaged"
+    )
     parser.add_argument("--split", default="test", choices=["train", "val", "test"], help="photos to score")
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
+    parser.add_argument("--abstain-at", type=float, metavar="RISK", help="share of wrong answers to stay under, 0 to 1")
+    parser.add_argument("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
     parser.add_argument("--verbose", action="store_true", help="a line an image")
     cli.add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    config = load(args.cfg, args.opts, cli.overrides(args)).config
-
-    from pathlib import Path
+    loaded = load(args.cfg, args.opts, cli.overrides(args))
+    if args.abstain_at is not None and not 0 <= args.abstain_at < 1:
+        raise UsageError(f"--abstain-at {args.abstain_at}: must be 0 or more and less than 1, e.g. 0.05")
 
     from tools.allocator import keep_freed_memory
     from tools.distributed import choose_device, process_group, ranks_from_environment
 
     keep_freed_memory()
-    path = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG / "best.pth" if args.cfg else None
     ranks = ranks_from_environment()
     device = choose_device(ranks)
-    with process_group(ranks, config.DIST.BACKEND, device, config.DIST.TIMEOUT_SECONDS):
-        return referee(config, config.MODEL.RESUME or path, args, ranks, device)
+    dist = loaded.config.DIST
+    with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):
+        return referee(loaded, args, ranks, device)
 
 
-def referee(config, checkpoint_path, args, ranks, device) -> int:
-    """Scores one checkpoint on one split."""
-    import json
+def referee(loaded, args, ranks, device) -> int:
+    """Scores one or several checkpoints on one split."""
+    from pathlib import Path
 
     from data.datasets import describe, scan_split
-    from tools.assemble import find_checkpoint, load_predictor, predict_split
-    from tools.files import write_bytes
+    from tools.assemble import find_checkpoints, load_ensemble, predict_split
     from tools.logger import progress
-    from tools.metrics import score
+    from tools.referee import confidence_cut, judge
 
-    path, why = find_checkpoint(checkpoint_path, config.OUTPUT)
-    predictor = load_predictor(path, device, args.weights)
-    split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, predictor.classes)
+    config = loaded.config
+    run = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG if args.cfg else None
+    resume = args.resume or ([config.MODEL.RESUME] if config.MODEL.RESUME else [])
+    paths, why = find_checkpoints(resume, config.OUTPUT, run)
+    ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE"))
+    split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes)
     if not split.photos:
-        raise UsageError(f"{split.where} holds no photos")
-    logits, truth = predict_split(
-        predictor, split, config.DATA, config.AMP, ranks, device, lambda batches: progress(batches, "scoring")
-    )
-    scores = score(logits, truth, predictor.targets, predictor.thresholds)
+        raise DataError(f"{split.where} holds no photos")
+    tta = loaded.given("TEST.TTA") or ensemble.members[0].config.TEST.TTA
+    watch = lambda batches: progress(batches, "scoring")  # noqa: E731
+    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device, tta, watch)
     if not ranks.first:
         return 0
-    for line in (why, *split.notes, describe(split)):
-        print(line)
+
+    digest = split.digest()
+    verdict = judge(ensemble.rule, logits, truth, digest in {m.data_digest[1] for m in ensemble.members})
+    notes = [why, *split.notes, describe(split)]
+    if digest in {m.data_digest[0] for m in ensemble.members}:
+        notes.append("these are the photos it was trained on: the figures say nothing about new ones")
+    abstaining = None
+    if args.abstain_at is not None:
+        cut = confidence_cut(ensemble.rule, ensemble.validation, args.abstain_at)
+        abstaining = verdict.abstaining(args.abstain_at, cut)
+    print("\n".join(notes))
     if args.verbose:
-        print_photos(split, logits)
-    print_scores(scores, predictor)
-    target = path.parent / args.split / "metrics.json"
-    content = {
-        "checkpoint": str(path),
-        "sha256": predictor.sha256,
-        "step": predictor.step,
-        "split": split.where,
-        "data_digest": split.digest(),
-        "classes": list(predictor.classes),
-        "targets": predictor.targets,
-        **scores,
-    }
-    write_bytes(target, (json.dumps(content, indent=1) + "\n").encode())
-    print(f"written: {target}")
+        print_photos(split, verdict)
+    print_scores(verdict, ensemble, abstaining)
+    folder = Path(args.to) if args.to else paths[0].parent / args.split
+    write_results(folder, verdict, ensemble, split, {"tta": tta, "data_digest": digest}, abstaining)
+    print(f"written: {folder}/metrics.json, predictions.csv, report.html and its pictures")
     return 0
 
 
-def print_photos(split, logits) -> None:
+def write_results(folder, verdict, ensemble, split, scored: dict, abstaining: dict | None) -> None:
+    """metrics.json, predictions.csv, the pictures and report.html; `scored`: how, for the first and the last."""
+    import json
+
+    from tools.figures import draw_confusion, draw_precision_recall, draw_reliability
+    from tools.files import write_bytes
+    from tools.predictions import Predictions, to_csv
+    from tools.score_page import score_page
+
+    rule, labels = ensemble.rule, ensemble.labels
+    content = {
+        "checkpoints": [{"path": str(m.path), "sha256": m.sha256, "step": m.step} for m in ensemble.members],
+        "split": split.where,
+        **scored,
+        "classes": list(ensemble.classes),
+        "labels": labels,
+        "targets": rule.targets,
+        "decide": rule.how,
+        "thresholds": rule.thresholds.tolist(),
+        "temperatures": rule.temperatures.tolist(),
+        **verdict.to_dict(labels),
+        **({"abstaining": abstaining} if abstaining else {}),
+    }
+    single = verdict.targets == "single"
+    ap = [entry["ap"] for entry in verdict.scores["per_class"]]
+    errors = content["calibration"]
+    pictures = {
+        "confusion.png": draw_confusion(
+            verdict.confusion(),
+            labels,
+            "copies by true and predicted class" if single else "found, and taken for another",
+            "true" if single else "true label: found (diagonal), missed",
+            "predicted" if single else "label wrongly given instead",
+        ),
+        "pr_curves.png": draw_precision_recall(verdict.probability, verdict.truth, labels, ap),
+        "reliability.png": draw_reliability(
+            verdict.raw, verdict.probability, verdict.truth, (errors["before"], errors["after"])
+        ),
+    }
+    page = score_page(
+        verdict,
+        labels,
+        title=f"{ensemble.members[0].config.MODEL.NAME} on {split.where}",
+        facts=[(key, content[key]) for key in ("split", "targets", "decide", "tta", "data_digest")]
+        + [(entry["path"], f"step {entry['step']}, sha256 {entry['sha256']}") for entry in content["checkpoints"]],
+        pictures=list(pictures.values()),
+        mistakes=worst_mistakes(verdict, split, labels),
+        abstaining=abstaining,
+    )
+    said = Predictions(
+        [p.name for p in split.photos], tuple(labels), verdict.probability, verdict.decision, verdict.truth
+    )
+    for name, picture in pictures.items():
+        write_bytes(folder / name, picture)
+    write_bytes(folder / "predictions.csv", to_csv(said, verdict.confidence))
+    write_bytes(folder / "report.html", page.encode())
+    write_bytes(folder / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
+
+
+def worst_mistakes(verdict, split, labels) -> list:
+    """Thumbnails of the wrong decisions, the most confident first."""
+    from data.images import decode, thumbnail
+    from tools.predictions import names
+    from tools.report import Picture
+
+    wrong = [row for row in (-verdict.confidence).argsort(kind="stable") if not verdict.right[row]]
+    pictures = []
+    for row in wrong[:WORST]:
+        photo = split.photos[row]
+        image = decode(split.source.read(photo.file), split.source.locate(photo.file))
+        given = verdict.decision[row]
+        shares = ", ".join(f"{100 * p:.0f} %" for p in verdict.probability[row][given])
+        caption = (
+            f"{photo.name}\ntrue: {names(labels, verdict.truth[row])}\ngiven: {names(labels, given)} ({shares})\n"
+            f"confidence {100 * verdict.confidence[row]:.0f} %"
+        )
+        pictures.append(Picture(thumbnail(image, 168), caption))
+    return pictures
+
+
+def print_photos(split, verdict) -> None:
     """The course project's line for every copy."""
     from data.labels import label_name
 
-    top = {photo.file: split.classes[row.argmax()] for photo, row in zip(split.photos, logits, strict=True)}
+    top = {p.file: split.classes[row.argmax()] for p, row in zip(split.photos, verdict.probability, strict=True)}
     for copy in split.copies:
         actual, predicted = split.classes[copy.classes[0]], top[copy.file]
         print(
@@ -93,26 +185,31 @@ def print_photos(split, logits) -> None:
         )
 
 
-def print_scores(scores: dict, predictor) -> None:
+def print_scores(verdict, ensemble, abstaining: dict | None) -> None:
     """The course project's lines, then what they do not say."""
-    from data.labels import label_name
+    from tools.referee import overall_rows
+    from tools.score_page import describe_abstaining
 
-    for code, entry in zip(predictor.classes, scores["per_class"], strict=True):
-        share = (
-            "no photos"
-            if entry["accuracy"] is None
-            else (f"{100 * entry['accuracy']:.2f}% ({entry['right']} of {entry['copies']})")
-        )
-        print(f"Accuracy for {code} {label_name(code)}: {share}")
+    scores = verdict.scores
+    for code, label, entry in zip(ensemble.classes, ensemble.labels, scores["per_class"], strict=True):
+        share = "no photos"
+        if entry["accuracy"] is not None:
+            share = f"{100 * entry['accuracy']:.2f}% ({entry['right']} of {entry['n']})"
+        print(f"Accuracy for {code} {label}: {share}")
     right = sum(entry["right"] for entry in scores["per_class"])
     print(
         f"Overall Accuracy: {100 * scores['accuracy']:.2f}% ({right} of {scores['copies']} copies; at most "
         f"{100 * scores['ceiling']:.2f}%, for a photo with two labels is two copies)"
     )
-    print(
-        f"hit@1: {100 * scores['hit1']:.2f}%  exact match: {100 * scores['exact']:.2f}%  "
-        f"macro-F1: {scores['macro_f1']:.4f}  ({scores['photos']} photos)"
-    )
+    print(f"\n{scores['photos']} photos, per cent, with 95 % intervals:")
+    for name, value, interval, remark in overall_rows(scores, verdict.bounds):
+        print(f"  {name:<24} {value:>6} {interval:<14} {remark}".rstrip())
+    errors = verdict.calibration()
+    print(f"calibration error {100 * errors['before']:.2f} before, {100 * errors['after']:.2f} after calibration")
+    if verdict.cross_fitted:
+        print("thresholds and temperatures were chosen on these photos: each half was judged by the other half's")
+    if abstaining:
+        print(describe_abstaining(abstaining))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 Targets single: every copy is a sample with one class. Targets multi: the copies of one photo are one sample.
 """
 
+import glob
 import hashlib
 import os
 import zipfile
@@ -194,6 +195,31 @@ def scan_split(root: str | Path, name: str, zip_mode: bool = False, classes: Seq
         if not names and manifest is None:
             raise DataError(f"{where}/{code} is empty; add photos, or remove the folder")
     return Split(where, source, ordered, _group(source, found, ordered), notes)
+
+
+def loose_photos(paths: Sequence[Path], classes: tuple[str, ...]) -> Split:
+    """Photos from anywhere, of which nothing is known, as a split without labels; `file` is the path."""
+    photos = [Photo(path.name, str(path), ()) for path in paths]
+    return Split("photos", FolderSource(Path()), classes, photos)
+
+
+def find_photos(names: Sequence[str]) -> list[Path]:
+    """The photos that files, folders (and what lies under them) and patterns name, each once, in order.
+
+    Raises:
+        DataError: for a name that leads to no photo.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        paths = [Path(name)] if os.path.lexists(name) else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
+        photos = []
+        for path in paths:
+            inside = (Path(base) / file for base, _, files in os.walk(path) for file in files)
+            photos += sorted(p for p in inside if _is_photo(p.name)) if path.is_dir() else [path]
+        if not photos:
+            raise DataError(f"{name} leads to no photo ({', '.join(EXTENSIONS)})")
+        found |= dict.fromkeys(photos)
+    return list(found)
 
 
 def samples_of(split: Split, targets: str) -> list[Photo]:

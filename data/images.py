@@ -57,6 +57,15 @@ def read_image(path: Path) -> Image.Image:
     return decode(read_bytes(path), path)
 
 
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """A JPEG of at most `side` x `side` pixels, for a page."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
