@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import functools
+import io
 import os
 import signal
 import sys
@@ -10,7 +11,8 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 
-from tools.errors import Interrupted, UsageError, UserError, nearest
+from tools.errors import Interrupted, UsageError, nearest
+from tools.outside import as_user_error
 
 # flag -> (config key, type, help). A flag that was not given changes nothing; `bool` flags take no value.
 CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
@@ -73,25 +75,48 @@ def overrides(args: argparse.Namespace) -> list[tuple[str, object, str]]:
 
 
 def command(body: Callable[[list[str]], int]) -> Callable[[list[str] | None], int]:
-    """Turns `body(argv) -> int` into an entry point: a `UserError` becomes one line on stderr and its exit code."""
+    """Turns `body(argv) -> int` into an entry point: whatever it raises becomes one line on stderr and an exit code."""
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:] if argv is None else list(argv)
+        _mend_streams()
         try:
             with _terminations_raised():
-                return body(argv)
-        except UserError as error:
-            return _report(error, error.exit_code, "--debug" in argv)
+                code = body(argv)
+                sys.stdout.flush()  # a full disk behind it is an error of ours, not of the interpreter's last breath
+                return code
         except KeyboardInterrupt:
             return _report("interrupted", 130, False)
         except BrokenPipeError:  # `... | head` closed our stdout: nothing is wrong, and nobody listens
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 141
         except SystemExit as exit:  # argparse leaves so after --help
             return int(exit.code or 0)
+        except Exception as raised:
+            error = as_user_error(raised)
+            return _report(error, error.exit_code, "--debug" in argv)
+        finally:
+            _drop_unwritable_output()
 
     return main
+
+
+def _mend_streams() -> None:
+    """Lets both streams take everything: names of files in any encoding, and output that nobody wants (`>&-`)."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", errors="replace"))  # noqa: SIM115 (it stays open)
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _drop_unwritable_output() -> None:
+    """Sends what stdout could not write to nowhere, or the interpreter would try once more and complain at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -116,5 +141,6 @@ def _report(message: object, exit_code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     line = " ".join(str(message).split("\n"))
-    print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+    with contextlib.suppress(OSError):  # stderr may be as full as the disk that is reported
+        print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
     return exit_code

@@ -43,6 +43,12 @@ class NumericsError(UserError):
     exit_code = 6
 
 
+class PeerLostError(UserError):
+    """Another rank ended or is silent."""
+
+    exit_code = 8
+
+
 class Interrupted(UserError):
     """A signal ended the run after it had saved its state. `exit_code` is 128 + the signal's number."""
 

@@ -1,7 +1,11 @@
 """metrics.csv: one row an epoch. Because a run is a pure function of its step, rows after a resume replace old ones."""
 
 import csv
+import io
 from pathlib import Path
+
+from tools.errors import ResourceError
+from tools.files import write_bytes
 
 FIELDS = (
     "epoch",
@@ -22,21 +26,33 @@ FIELDS = (
 
 
 def read_history(path: Path) -> list[dict[str, str]]:
-    """The rows of a metrics.csv; none when it does not exist."""
-    if not path.is_file():
+    """The rows of a metrics.csv; none when it does not exist.
+
+    Raises:
+        ResourceError: for a file that a run cannot go on writing, because something else has written it.
+    """
+    if not path.exists():
         return []
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = list(csv.reader(file, strict=True)) or [[]]
+        if tuple(header) != FIELDS:
+            raise ValueError(f"its header is not {','.join(FIELDS)}")
+        rows = [dict(zip(FIELDS, line, strict=True)) for line in lines]
+        for row in rows:
+            int(row["epoch"]), *map(float, row.values())
+    except (OSError, ValueError, csv.Error) as error:
+        raise ResourceError(f"{path} cannot be continued: {error}; move it, or start anew with --overwrite") from None
+    return rows
 
 
 def add_row(path: Path, row: dict) -> list[dict[str, str]]:
     """Writes `row` in the place of those of its epoch and later, and returns all rows. Nobody sees half of it."""
     rows = [old for old in read_history(path) if int(old["epoch"]) < row["epoch"]]
     rows.append({key: f"{value:.8g}" if isinstance(value, float) else str(value) for key, value in row.items()})
-    staging = path.with_name(f".{path.name}.tmp")
-    with staging.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    staging.replace(path)
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode())
     return rows

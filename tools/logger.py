@@ -8,6 +8,8 @@ from pathlib import Path
 from termcolor import colored
 from tqdm import tqdm
 
+from tools.errors import ResourceError
+
 _FORMAT = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s %(message)s"
 
 
@@ -15,13 +17,15 @@ class _Console(logging.Handler):
     """Writes through tqdm, so that a line does not break the bar under it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        try:
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
-        except BrokenPipeError:
-            raise
-        except Exception:
-            self.handleError(record)
+        tqdm.write(self.format(record), file=sys.stdout)
+        sys.stdout.flush()
+
+
+class _File(logging.FileHandler):
+    """Appends to a file. A full disk ends the run; logging's own answer is a traceback a line, and to go on."""
+
+    def handleError(self, _record: logging.LogRecord) -> None:
+        raise ResourceError(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}") from None
 
 
 def create_logger(file: Path | None = None, rank: int = 0) -> logging.Logger:
@@ -40,7 +44,7 @@ def create_logger(file: Path | None = None, rank: int = 0) -> logging.Logger:
     console.setFormatter(logging.Formatter(prefix + ": %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
     logger.addHandler(console)
     if file is not None:
-        log = logging.FileHandler(file, encoding="utf-8")
+        log = _File(file, encoding="utf-8", errors="backslashreplace")
         log.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(log)
     return logger

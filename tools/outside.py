@@ -1,0 +1,36 @@
+"""What the system and the libraries raise, as the error that a user may see. Imports none of them."""
+
+import errno
+import traceback
+from pathlib import Path
+
+from tools.errors import PeerLostError, ResourceError, UsageError, UserError
+
+_PEERS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # of torch.distributed
+
+
+def as_user_error(error: Exception) -> UserError:
+    """The one-line error for any exception: what ran out or was refused, or else that it is our own mistake."""
+    if isinstance(error, UserError):
+        return error
+    kind, text = type(error).__name__, (str(error).splitlines() or [""])[0]
+    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
+        return ResourceError(f"out of memory: {text or kind}; lower --batch-size, DATA.IMG_SIZE or DATA.NUM_WORKERS")
+    if isinstance(error, OSError):
+        return _refused_by_the_system(error)
+    if text.startswith("DataLoader worker"):
+        return ResourceError(f"{text}; was it out of memory? Lower DATA.NUM_WORKERS or --batch-size and run it again")
+    if kind in _PEERS or "gloo/transport" in text:
+        return PeerLostError(f"another rank is gone: {text}; look for its own error, then run the same command again")
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return UserError(
+        f"this is a bug of PlantSwin: {kind} at {Path(place.filename).name}:{place.lineno}: {text}; "
+        "run it again with --debug and report what it prints"
+    )
+
+
+def _refused_by_the_system(error: OSError) -> UserError:
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno == errno.ENAMETOOLONG:
+        return UsageError(f"{where}the name is longer than this file system takes; give a shorter one")
+    return ResourceError(f"{where}the system refused: {error.strerror or error}; mend that and run it again")
