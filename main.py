@@ -5,7 +5,7 @@ import sys
 from configs.checks import check_training
 from configs.load import load
 from tools import cli
-from tools.errors import UsageError
+from tools.errors import UsageError, nearest
 
 EPILOG = """
 Settings come from the defaults, the BASE files, the file, --opts and the flags, the later ones winning; --print-config
@@ -33,6 +33,9 @@ def parse(argv: list[str]):
     cli.add_config_flags(parser)
     args = parser.parse_args(argv)
     loaded = load(args.cfg, args.opts, cli.overrides(args))
+    for key in args.allow_change:
+        if key not in loaded.sources:
+            raise UsageError(f"--allow-change {key}: is no config key{nearest(key, loaded.sources)}")
     if not (args.eval or args.throughput):
         check_training(loaded.config)
     return args, loaded

@@ -10,16 +10,13 @@ from collections.abc import Callable
 from tools.errors import UsageError, nearest
 
 
-def _positive(value) -> bool:
-    return value > 0
+def _between(low: float, high: float) -> tuple[Callable, str]:
+    """A rule for one number. Every number has an upper bound: far beyond it floats overflow where nobody expects it."""
+    return lambda value: low <= value <= high, f"between {low:,} and {high:,}"
 
 
-def _not_negative(value) -> bool:
-    return value >= 0
-
-
-def _share(value) -> bool:
-    return 0 <= value <= 1
+def _sizes(high: int, least: int = 1) -> Callable:
+    return lambda value: len(value) >= least and all(isinstance(v, int) and 1 <= v <= high for v in value)
 
 
 def _below_one(value) -> bool:
@@ -27,23 +24,45 @@ def _below_one(value) -> bool:
 
 
 def _range(value) -> bool:
-    return len(value) == 2 and 0 < value[0] <= value[1]
+    return len(value) == 2 and 0.01 <= value[0] <= value[1] <= 100
 
 
-def _channels(value) -> bool:
-    return len(value) in (0, 3) and all(isinstance(v, int | float) and math.isfinite(v) for v in value)
+def _share_range(value) -> bool:
+    return len(value) == 2 and 0 < value[0] <= value[1] <= 1
 
 
-def _sizes(value) -> bool:
-    return len(value) > 0 and all(isinstance(v, int) and v > 0 for v in value)
+def _channels(low: float) -> Callable:
+    return lambda value: len(value) in (0, 3) and all(low <= v <= 1000 for v in value)
 
 
-_POSITIVE = (_positive, "greater than 0")
-_NOT_NEGATIVE = (_not_negative, "0 or more")
-_SHARE = (_share, "between 0 and 1")
+def _path(value) -> bool:
+    return len(value.encode()) <= 2048 and "\0" not in value  # a lone surrogate is no path: it has no encoding
+
+
+def _name(longest: int) -> tuple[Callable, str]:
+    """A rule for what becomes a folder."""
+    return (
+        lambda value: bool(re.fullmatch(rf"[A-Za-z0-9._-]{{1,{longest}}}", value)) and value.strip(".") != "",
+        f"1 to {longest} letters, digits, . _ -, and not only dots",
+    )
+
+
+_COUNT = _between(1, 10**9)
+_COUNT_OR_NONE = _between(0, 10**9)
+_RATE = _between(0, 1e6)
+_SHARE = _between(0, 1)
 _BELOW_ONE = (_below_one, "0 or more and less than 1")
+_ALPHA = (lambda v: v == 0 or 1e-3 <= v <= 1e3, "0 or between 0.001 and 1000")
+_PATH = (lambda v: v != "" and _path(v), "a path of 1 to 2048 bytes of UTF-8")
+_PATH_OR_NONE = (_path, "a path of at most 2048 bytes of UTF-8")
 
-POLICIES = ("rand", "augmix", "3a", "original", "originalr", "v0", "v0r")  # how timm's policy names begin
+# timm's policy names. It passes over a section that it does not understand.
+_DECIMAL = r"\d+(\.\d+)?"
+POLICIES = re.compile(
+    rf"rand(-(m\d\d?|n\d\d?|mmax\d\d?|inc[01]|p{_DECIMAL}|mstd{_DECIMAL}|t(weights|3aw?)))*"
+    rf"|augmix(-(m\d\d?|w\d\d?|d\d\d?|b[01]|a{_DECIMAL}|mstd{_DECIMAL}))*"
+    rf"|(3a|originalr?|v0r?)(-mstd{_DECIMAL})*"
+)
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "DATA.TARGETS": ("single", "multi"),
@@ -66,73 +85,72 @@ CHOICES: dict[str, tuple[str, ...]] = {
 }
 
 RANGES: dict[str, tuple[Callable, str]] = {
-    "DATA.BATCH_SIZE": _POSITIVE,
+    "DATA.DATA_PATH": _PATH,
+    "DATA.BATCH_SIZE": _COUNT,
     "DATA.FOLDS": (lambda v: v == 0 or 2 <= v <= 100, "0 (none) or between 2 and 100"),
-    "DATA.FOLD": _NOT_NEGATIVE,
-    "DATA.IMG_SIZE": (lambda v: 1 <= v <= 4096, "between 1 and 4096"),
-    "DATA.MEAN": (_channels, "empty or three numbers"),
-    "DATA.STD": (lambda v: _channels(v) and all(x > 0 for x in v), "empty or three numbers greater than 0"),
+    "DATA.FOLD": _COUNT_OR_NONE,
+    "DATA.IMG_SIZE": _between(1, 4096),
+    "DATA.MEAN": (_channels(-1000), "empty or three numbers between -1000 and 1000"),
+    "DATA.STD": (_channels(1e-3), "empty or three numbers between 0.001 and 1000"),
     "DATA.NUM_WORKERS": (lambda v: -1 <= v <= 256, "-1 (automatic) or between 0 and 256"),
-    "MODEL.NUM_CLASSES": (lambda v: v >= 2, "2 or more"),
-    "MODEL.NAME": (lambda v: bool(re.fullmatch(r"[A-Za-z0-9._-]{1,128}", v)), "made of letters, digits and . _ -"),
+    "MODEL.NUM_CLASSES": _between(2, 100_000),
+    "MODEL.NAME": _name(128),
+    "MODEL.PRETRAINED": _PATH_OR_NONE,
+    "MODEL.RESUME": _PATH_OR_NONE,
     "MODEL.DROP_RATE": _BELOW_ONE,
     "MODEL.DROP_PATH_RATE": _BELOW_ONE,
     "MODEL.LABEL_SMOOTHING": _BELOW_ONE,
-    "MODEL.SWIN.PATCH_SIZE": _POSITIVE,
+    "MODEL.SWIN.PATCH_SIZE": _between(1, 4096),
     "MODEL.SWIN.IN_CHANS": (lambda v: v == 3, "3: photos are read as RGB"),
-    "MODEL.SWIN.EMBED_DIM": _POSITIVE,
-    "MODEL.SWIN.DEPTHS": (_sizes, "a list of whole numbers greater than 0"),
-    "MODEL.SWIN.NUM_HEADS": (_sizes, "a list of whole numbers greater than 0"),
-    "MODEL.SWIN.WINDOW_SIZE": _POSITIVE,
-    "MODEL.SWIN.MLP_RATIO": _POSITIVE,
-    "MODEL.SWIN.QK_SCALE": (lambda v: v is None or v > 0, "null or greater than 0"),
-    "TRAIN.EPOCHS": _POSITIVE,
-    "TRAIN.WARMUP_EPOCHS": _NOT_NEGATIVE,
-    "TRAIN.BASE_LR": _POSITIVE,
-    "TRAIN.WARMUP_LR": _NOT_NEGATIVE,
-    "TRAIN.MIN_LR": _NOT_NEGATIVE,
-    "TRAIN.HEAD_LR": _NOT_NEGATIVE,
-    "TRAIN.LAYER_DECAY": (lambda v: 0 < v <= 1, "greater than 0 and at most 1"),
+    "MODEL.SWIN.EMBED_DIM": _COUNT,
+    "MODEL.SWIN.DEPTHS": (_sizes(1000), "a list of whole numbers between 1 and 1000"),
+    "MODEL.SWIN.NUM_HEADS": (_sizes(10**6), "a list of whole numbers greater than 0"),
+    "MODEL.SWIN.WINDOW_SIZE": _between(1, 4096),
+    "MODEL.SWIN.MLP_RATIO": _between(0.01, 1000),
+    "MODEL.SWIN.QK_SCALE": (lambda v: v is None or 1e-6 <= v <= 1e6, "null or between 0.000001 and 1000000"),
+    "TRAIN.EPOCHS": _between(1, 100_000),
+    "TRAIN.WARMUP_EPOCHS": _between(0, 100_000),
+    "TRAIN.BASE_LR": _between(1e-12, 1e6),
+    "TRAIN.WARMUP_LR": _RATE,
+    "TRAIN.MIN_LR": _RATE,
+    "TRAIN.HEAD_LR": _RATE,
+    "TRAIN.LAYER_DECAY": _between(0.01, 1),
     "TRAIN.FREEZE": (lambda v: all(isinstance(x, str) and x for x in v), "a list of names"),
-    "TRAIN.WEIGHT_DECAY": _NOT_NEGATIVE,
-    "TRAIN.CLIP_GRAD": _NOT_NEGATIVE,
-    "TRAIN.ACCUMULATION_STEPS": _POSITIVE,
-    "TRAIN.LOSS.GAMMA": _NOT_NEGATIVE,
-    "TRAIN.LOSS.GAMMA_NEG": _NOT_NEGATIVE,
-    "TRAIN.LOSS.GAMMA_POS": _NOT_NEGATIVE,
+    "TRAIN.WEIGHT_DECAY": _between(0, 1000),
+    "TRAIN.CLIP_GRAD": _between(0, 1e9),
+    "TRAIN.ACCUMULATION_STEPS": _COUNT,
+    "TRAIN.LOSS.GAMMA": _between(0, 100),
+    "TRAIN.LOSS.GAMMA_NEG": _between(0, 100),
+    "TRAIN.LOSS.GAMMA_POS": _between(0, 100),
     "TRAIN.LOSS.CLIP": _BELOW_ONE,
-    "TRAIN.SNAPSHOTS": (lambda v: not v or _sizes(v), "a list of epochs, counted from 1"),
+    "TRAIN.SNAPSHOTS": (_sizes(100_000, least=0), "a list of epochs, counted from 1"),
     "TRAIN.EMA_DECAY": _BELOW_ONE,
-    "TRAIN.MAX_STEPS": _NOT_NEGATIVE,
-    "TRAIN.SAVE_EVERY_STEPS": _NOT_NEGATIVE,
-    "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": _POSITIVE,
-    "TRAIN.LR_SCHEDULER.DECAY_RATE": (lambda v: 0 < v <= 1, "greater than 0 and at most 1"),
-    "TRAIN.OPTIMIZER.EPS": _POSITIVE,
-    "TRAIN.OPTIMIZER.BETAS": (lambda v: len(v) == 2 and all(0 <= b < 1 for b in v), "two numbers in [0, 1)"),
+    "TRAIN.MAX_STEPS": _COUNT_OR_NONE,
+    "TRAIN.SAVE_EVERY_STEPS": _COUNT_OR_NONE,
+    "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": _between(1e-6, 100_000),
+    "TRAIN.LR_SCHEDULER.DECAY_RATE": _between(1e-6, 1),
+    "TRAIN.OPTIMIZER.EPS": _between(1e-30, 1000),
+    "TRAIN.OPTIMIZER.BETAS": (lambda v: len(v) == 2 and all(map(_below_one, v)), "two numbers in [0, 1)"),
     "TRAIN.OPTIMIZER.MOMENTUM": _BELOW_ONE,
-    "AUG.SCALE": (lambda v: _range(v) and v[1] <= 1, "two numbers with 0 < first <= second <= 1"),
-    "AUG.RATIO": (_range, "two numbers with 0 < first <= second"),
+    "AUG.SCALE": (_share_range, "two numbers with 0 < first <= second <= 1"),
+    "AUG.RATIO": (_range, "two numbers with 0.01 <= first <= second <= 100"),
     "AUG.HFLIP": _SHARE,
     "AUG.VFLIP": _SHARE,
-    "AUG.COLOR_JITTER": _NOT_NEGATIVE,
+    "AUG.COLOR_JITTER": _between(0, 10),
     "AUG.REPROB": _SHARE,
-    "AUG.RECOUNT": _POSITIVE,
-    "AUG.MIXUP": _NOT_NEGATIVE,
-    "AUG.CUTMIX": _NOT_NEGATIVE,
-    "AUG.CUTMIX_MINMAX": (lambda v: v is None or (_range(v) and v[1] <= 1), "null or two numbers in (0, 1]"),
+    "AUG.RECOUNT": _between(1, 1000),
+    "AUG.MIXUP": _ALPHA,
+    "AUG.CUTMIX": _ALPHA,
+    "AUG.CUTMIX_MINMAX": (lambda v: v is None or _share_range(v), "null or two numbers in (0, 1]"),
     "AUG.MIXUP_PROB": _SHARE,
     "AUG.MIXUP_SWITCH_PROB": _SHARE,
-    "TEST.IMG_SIZE": (lambda v: 0 <= v <= 4096, "between 0 and 4096"),
-    "DIST.TIMEOUT_SECONDS": _POSITIVE,
-    "OUTPUT": (lambda v: 0 < len(v.encode()) <= 2048 and "\0" not in v, "a path of at most 2048 bytes"),
-    "DATA.DATA_PATH": (lambda v: 0 < len(v.encode()) <= 2048 and "\0" not in v, "a path of at most 2048 bytes"),
-    "TAG": (
-        lambda v: bool(re.fullmatch(r"[A-Za-z0-9._-]{1,64}", v)) and v.strip(".") != "",
-        "1 to 64 letters, digits, . _ -",
-    ),
-    "SAVE_FREQ": _POSITIVE,
-    "PRINT_FREQ": _POSITIVE,
-    "SEED": (lambda v: 0 <= v < 2**32, "between 0 and 2**32 - 1"),
+    "TEST.IMG_SIZE": _between(0, 4096),
+    "DIST.TIMEOUT_SECONDS": _between(1, 7 * 24 * 3600),
+    "OUTPUT": _PATH,
+    "TAG": _name(64),
+    "SAVE_FREQ": _COUNT,
+    "PRINT_FREQ": _COUNT,
+    "SEED": _between(0, 2**32 - 1),
 }
 
 
@@ -148,8 +166,8 @@ def check_value(key: str, value: object, where: str) -> None:
     if key in RANGES:
         holds, wanted = RANGES[key]
         try:
-            good = holds(value)
-        except TypeError:
+            good = holds(value) and not any(isinstance(v, bool) for v in numbers)  # which Python counts as 0 and 1
+        except (TypeError, ValueError, AttributeError):
             good = False
         if not good:
             raise UsageError(f"{key} at {where}: {value!r} must be {wanted}")
@@ -189,7 +207,7 @@ def check_training(config) -> None:
         raise UsageError(f"TRAIN.SNAPSHOTS {max(train.SNAPSHOTS)} is after the last epoch, {train.EPOCHS}")
     if train.MIN_LR > train.BASE_LR:
         raise UsageError(f"TRAIN.MIN_LR {train.MIN_LR:g} is more than TRAIN.BASE_LR {train.BASE_LR:g}")
-    if aug.AUTO_AUGMENT and aug.AUTO_AUGMENT.split("-")[0] not in POLICIES:
+    if aug.AUTO_AUGMENT and not POLICIES.fullmatch(aug.AUTO_AUGMENT):
         raise UsageError(f"AUG.AUTO_AUGMENT {aug.AUTO_AUGMENT!r} is no policy of timm; e.g. rand-m9-mstd0.5-inc1")
 
 

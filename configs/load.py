@@ -24,6 +24,9 @@ DROPPED = {
 }
 
 
+MAX_FILES = 32  # of a BASE chain, each counted as often as it is named
+
+
 class Loaded:
     """A checked, frozen config and where each of its values came from.
 
@@ -61,7 +64,7 @@ def load(
     """
     config = get_defaults()
     sources = dict.fromkeys(flatten(config), "default")
-    for file, tree in _chain(Path(path), ()) if path is not None else ():
+    for file, tree in _chain(Path(path), (), []) if path is not None else ():
         _merge(config, sources, tree, str(file))
     for key, text in _pairs(opts or ()):
         _set(config, sources, key, parse(text, f"--opts {key}"), "--opts", text)
@@ -101,13 +104,16 @@ def differences(ours: CfgNode, theirs: CfgNode, ignored: Iterable[str] = ()) -> 
     ]
 
 
-def _chain(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
-    """The BASE files of `path`, farthest first, then `path` itself, each with its tree."""
+def _chain(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[Path, dict]]:
+    """The BASE files of `path`, farthest first, then `path` itself, each with its tree; `read`: all files so far."""
+    tree = read_yaml(path)
     real = path.resolve()
     if real in above:
         names = " -> ".join(str(p.name) for p in (*above[above.index(real) :], real))
         raise UsageError(f"config {path}: include cycle {names}")
-    tree = read_yaml(path)
+    read.append(real)
+    if len(read) > MAX_FILES:
+        raise UsageError(f"config {path}: BASE leads to more than {MAX_FILES} files")
     bases = tree.pop("BASE", None) or []
     if isinstance(bases, str):
         bases = [bases]
@@ -115,7 +121,7 @@ def _chain(path: Path, above: tuple[Path, ...]) -> list[tuple[Path, dict]]:
         raise UsageError(f"config {path}: BASE must be a file name or a list of them")
     chain = []
     for base in filter(None, bases):
-        chain += _chain(path.parent / base, (*above, real))
+        chain += _chain(path.parent / base, (*above, real), read)
     return [*chain, (path, tree)]
 
 

@@ -280,7 +280,9 @@ def test_refusals_leave_no_trace(refused, tiny, dataset, tmp_path):
     refused(main.main, ["--cfg", tiny, "--data-path", own, "--output", own / "train"], 2, "within each other")
     refused(main.main, ["--cgf", tiny], 2, "did you mean --cfg?")
     refused(main.main, ["--cfg", tiny, "--batch", "4"], 2, "unrecognized", "--batch-size")
-    refused(main.main, ["--cfg", tiny, "--batch-size", "x"], 2, "invalid int")
+    for number in ("x", "1_0", "\N{FULLWIDTH DIGIT FOUR}", " 4 ", "9" * 5000):
+        refused(main.main, ["--cfg", tiny, "--batch-size", number], 2, "invalid int")
+    refused(main.main, ["--cfg", tiny, "--allow-change", "TRAIN.EPOCH"], 2, "no config key; did you mean TRAIN.EPOCHS?")
     shutil.rmtree(own / "val")
     refused(main.main, [*base, own], 3, "own/val")
     assert not out.exists()
@@ -298,7 +300,7 @@ def test_a_bad_photo_stops_the_run_with_its_name(refused, tiny, dataset, tmp_pat
 
 def test_nan_stops_before_it_reaches_the_weights(refused, tiny, dataset, tmp_path):
     arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out"]
-    extra = ["--opts", "TRAIN.BASE_LR", "1e30", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.CLIP_GRAD", "0", "TRAIN.MIN_LR", "1"]
+    extra = ["--opts", "TRAIN.BASE_LR", "1e6", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.CLIP_GRAD", "0", "TRAIN.MIN_LR", "1"]
     refused(main.main, arguments + extra, 6, "not finite", "TRAIN.BASE_LR")
 
 

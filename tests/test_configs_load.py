@@ -1,6 +1,8 @@
 """Precedence, strict YAML, nearest names, and every committed config."""
 
+import contextlib
 import itertools
+import time
 from pathlib import Path
 
 import pytest
@@ -57,7 +59,7 @@ def test_committed_configs_load_and_survive_a_dump(path):
         ("EPOCH: 3", "TRAIN.EPOCHS"),
         ("TRAIN: {EPOCH: 3}", "did you mean TRAIN.EPOCHS?"),
         ("MODEL: {EPOCHS: 3}", "did you mean TRAIN.EPOCHS?"),
-        ("TRAIN: {EPOCHS: -5}", "must be greater than 0"),
+        ("TRAIN: {EPOCHS: -5}", "must be between 1 and 100,000"),
         ("TRAIN: {EPOCHS: 1.5}", "is not a whole number"),
         ("TRAIN: {EPOCHS: 010}", "is not a whole number"),
         ("TRAIN: {EPOCHS: 1:30}", "is not a whole number"),
@@ -71,14 +73,32 @@ def test_committed_configs_load_and_survive_a_dump(path):
         ("TAG: {A: 1}", "unknown key"),
         ("TAG: ../../etc", "TAG"),
         ("DATA: {TARGETS: mutli}", "did you mean multi?"),
-        ("x: !!python/object/apply:os.system ['touch /tmp/owned']", "could not determine a constructor"),
+        ("x: !!python/object/apply:os.system ['touch /tmp/owned']", "os.system is not allowed"),
+        ('TRAIN: {EPOCHS: !!int "abc"}', ":1:17: tag tag:yaml.org,2002:int is not allowed"),
+        ('TAG: !!timestamp "x"', "is not allowed"),
+        ("TRAIN: {FREEZE: !!set {a}}", "is not allowed"),
+        ("TRAIN: {EPOCHS: 1" + "0" * 5000 + "}", "is not a whole number"),
+        ("TRAIN: {BASE_LR: 1" + "0" * 400 + "}", "is not a number"),
+        ("TRAIN: {EPOCHS: 1e300}", "must be between"),
+        ("TRAIN: {BASE_LR: 1e40}", "must be between"),
+        ("TRAIN: {WEIGHT_DECAY: 1e300}", "must be between"),
+        ("DATA: {STD: [1e-300, 1, 1]}", "three numbers between"),
+        ("DIST: {TIMEOUT_SECONDS: 100000000000000000}", "must be between"),
+        ("AUG: {MIXUP: 1e-300}", "0 or between"),
+        ("MODEL: {SWIN: {DEPTHS: [true, true, true, true]}}", "list of whole numbers"),
+        ("MODEL: {SWIN: {QK_SCALE: true}}", "null or between"),
+        ("TRAIN: {OPTIMIZER: {BETAS: [false, false]}}", "two numbers in"),
+        ("MODEL: {NAME: ..}", "not only dots"),
+        ("MODEL: {NAME: .}", "not only dots"),
+        ('OUTPUT: "\\ud800"', "of UTF-8"),
+        ('MODEL: {RESUME: "a\\0b"}', "of UTF-8"),
         ("a: &a [1]\nb: *a", "aliases are not allowed"),
         ("a: " + "[" * 30 + "]" * 30, "nested deeper"),
         ("DATA: {DATASET: imagenet}", "the folder names the classes"),
         ("AUG: {CUTMIX_MINMAX: 3}", "must be null or two numbers"),
         (b"TAG: \xff", "not UTF-8 at byte 5"),
         (b"TAG: a\x00b", "character"),
-        (b"#" * 1_000_001, "larger than"),
+        (b"#" * 32_001, "larger than"),
     ],
 )
 def test_a_bad_file_is_refused_with_its_place(tmp_path, text, words):
@@ -128,6 +148,11 @@ def test_include_cycles_missing_bases_and_files_of_other_kinds(tmp_path):
         (["DATA.MEAN", "[1, 1, 1]"], "together"),
         (["TEST.IMG_SIZE", "256"], "scored at the size"),
         (["AUG.AUTO_AUGMENT", "rnd-m9"], "no policy"),
+        (["AUG.AUTO_AUGMENT", "rand-foo"], "no policy"),
+        (["AUG.AUTO_AUGMENT", "rand-mabc"], "no policy"),
+        (["AUG.AUTO_AUGMENT", "original-x"], "no policy"),
+        (["TRAIN.EPOCHS", "!!int x"], "is not allowed"),
+        (["OUTPUT", "\udcff"], "does not allow"),
         (["DATA.MEAN", "[a, b, c]", "DATA.STD", "[1, 1, 1]"], "three numbers"),
         (["TRAIN.FREEZE", "[1]"], "list of names"),
     ],
@@ -147,6 +172,43 @@ def test_the_rules_name_real_keys_and_accept_the_defaults():
         assert flat[key] in choices
     numeric = {key for key, value in flat.items() if isinstance(value, int | float) and not isinstance(value, bool)}
     assert numeric <= set(RANGES), "every number has a range"
+
+
+@pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-n3-p0.5-tweights", "augmix-m5-w4-d2", "3a", "v0r"])
+def test_policies_that_timm_knows_are_taken(policy):
+    check_training(load(None, ["AUG.AUTO_AUGMENT", policy]).config)
+
+
+@pytest.mark.parametrize("bases", [1, 2], ids=["long", "doubled"])
+def test_a_base_chain_has_an_end(tmp_path, bases):
+    """Doubled 40 times it would be read 2**40 times."""
+    for i in range(40):
+        write(tmp_path, f"{i}.yaml", f"BASE: [{', '.join([f'{i + 1}.yaml'] * bases)}]")
+    write(tmp_path, "40.yaml", "SEED: 2")
+    with pytest.raises(UsageError, match="more than 32 files"):
+        load(tmp_path / "0.yaml")
+
+
+@pytest.mark.parametrize("name", ["a\\0b", "\\ud800", "a" * 300])
+def test_names_that_are_none(tmp_path, name):
+    with pytest.raises(UsageError, match=r"config .*\.yaml cannot be read"):
+        load(write(tmp_path, "a.yaml", f'BASE: ["{name}.yaml"]'))
+    with pytest.raises(UsageError, match="of UTF-8"):
+        load(None, None, [("OUTPUT", "\udcff", "--output")])
+
+
+def test_a_link_that_leads_to_itself(tmp_path):
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    with pytest.raises(UsageError, match="cannot be read"):
+        load(tmp_path / "loop.yaml")
+
+
+@pytest.mark.parametrize("text", ["".join(f"k{i}: 1\n" for i in range(4000)), f"TRAIN: {{FREEZE: [{'a,' * 15500}]}}"])
+def test_the_largest_config_is_answered_at_once(tmp_path, text):
+    started = time.process_time()
+    with contextlib.suppress(UsageError):
+        load(write(tmp_path, "large.yaml", text))
+    assert time.process_time() - started < 1.5
 
 
 def test_the_tree_is_frozen_and_the_defaults_stay_as_they_are():

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import io
 import os
+import re
 import signal
 import sys
 import threading
@@ -34,11 +35,23 @@ CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
 }
 
 
+# What a number looks like. Python itself would also take 1_0, " 4 " and the digits of other scripts.
+_PLAIN = {int: r"[-+]?[0-9]{1,18}", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?"}
+
+
+def _plain_number(kind: type, pattern: str, text: str) -> int | float:
+    if not re.fullmatch(pattern, text):
+        raise ValueError(text)
+    return kind(text)
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that takes no abbreviations and answers a mistake with one line and the nearest flag."""
 
     def __init__(self, **kwargs):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
+        for kind, pattern in _PLAIN.items():
+            self.register("type", kind, functools.partial(_plain_number, kind, pattern))
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
     def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
