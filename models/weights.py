@@ -5,6 +5,7 @@ state dict, and our own checkpoints. Whatever does not fit in the end is an erro
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping
 
@@ -23,11 +24,11 @@ def find_state_dict(content: object, where: str) -> dict[str, Tensor]:
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
             content = content[key]
             break
-    tensors = {}
-    if isinstance(content, Mapping):
-        tensors = {
-            str(key).removeprefix("module."): value for key, value in content.items() if isinstance(value, Tensor)
-        }
+    parts = content.items() if isinstance(content, Mapping) else ()
+    found = [(str(key), value) for key, value in parts if isinstance(value, Tensor)]
+    tensors = {key.removeprefix("module."): value for key, value in found}
+    if len(tensors) < len(found):
+        raise CheckpointError(f"{where} holds some tensors twice, with and without 'module.' before the name")
     if not tensors:
         raise CheckpointError(f"{where} holds no weights: no tensors by name, nor 'model' or 'state_dict'")
     return tensors
@@ -75,11 +76,15 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
         for key, value in tensors.items()
         if key in own and value.shape != own[key].shape
     ]
+    kinds = [
+        f"{key} {value.dtype}"
+        for key, value in tensors.items()
+        if key in own and value.is_floating_point() != own[key].is_floating_point()
+    ]
     bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
+    found = {"missing": missing, "unexpected": extra, "wrong shape": shapes, "wrong kind": kinds, "non-finite": bad}
     problems = [
-        f"{kind} {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}"
-        for kind, keys in (("missing", missing), ("unexpected", extra), ("wrong shape", shapes), ("non-finite", bad))
-        if keys
+        f"{problem} {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" for problem, keys in found.items() if keys
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}")
@@ -115,6 +120,8 @@ def _resize(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> int:
         if key not in own or value.shape == own[key].shape:
             continue
         wanted = own[key].shape
+        if value.ndim < 2 or not _is_square(value.shape[-2]) or not value.is_floating_point():
+            continue
         if key.endswith("relative_position_bias_table") and value.ndim == 2 and value.shape[1] == wanted[1]:
             tensors[key] = interpolate_bias_table(value, wanted[0])
             count += 1
@@ -122,6 +129,10 @@ def _resize(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> int:
             tensors[key] = interpolate_positions(value, wanted[1])
             count += 1
     return count
+
+
+def _is_square(number: int) -> bool:
+    return number > 0 and math.isqrt(number) ** 2 == number
 
 
 def _replace_head(tensors: dict[str, Tensor], own: Mapping[str, Tensor], head: str) -> str:

@@ -248,6 +248,20 @@ def test_resume_refuses_what_is_not_the_same_run(train, refused, tiny, dataset, 
     )
 
 
+def test_an_allowed_change_reaches_the_optimizer(train, refused, tiny, dataset, tmp_path):
+    assert train("a", "TRAIN.MAX_STEPS", "2")[0] == 0
+    opts = ["TRAIN.MAX_STEPS", "3", "TRAIN.WEIGHT_DECAY", "0.5", "TRAIN.HEAD_LR", "1"]
+    code, folder = train("a", *opts, flags=["--allow-change", "TRAIN.WEIGHT_DECAY", "TRAIN.HEAD_LR"])
+    assert code == 0
+    stored = read(folder / "last.pth")["optimizer"]
+    assert {group["weight_decay"] for group in stored["param_groups"]} == {0.0, 0.5}
+    assert len({group["lr_scale"] for group in stored["param_groups"]}) == 2
+    assert all(float(part["step"]) == 3 for part in stored["state"].values())
+    base = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--tag", "a", "--opts", *opts]
+    other = ["TRAIN.OPTIMIZER.NAME", "sgd", "TRAIN.MAX_STEPS", "4", "--allow-change", "TRAIN.OPTIMIZER.NAME"]
+    refused(main.main, [*base, *other], 4, "not that of this optimizer")
+
+
 def test_a_finished_run_says_so(trained, tiny, dataset, capsys):
     before = (trained / "last.pth").stat().st_mtime_ns
     arguments = [

@@ -121,14 +121,17 @@ def test_refusals(run_folder, dataset, refused, tmp_path):
     content = read(best)
     for change, words in (
         ({"classes": content["classes"][:5]}, "does not fit"),
-        ({"preprocess": {"size": 3}}, "hang together"),
+        ({"preprocess": {"size": 3}}, "hang together: preprocess must be"),
+        ({"combinations": [[7]]}, "hang together"),
+        ({"thresholds": [0.5] * 5}, "not 6"),
+        ({"config": "TRAIN: !!int x"}, "hang together"),
         ({"config": "TRAIN: {EPOCH: 1}"}, "hang together"),
     ):
         torch.save(content | change, tmp_path / "x.pth")
         refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, words)
     content["model"]["norm.weight"][0] = float("nan")
     torch.save(content, tmp_path / "x.pth")
-    refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, "non-finite norm.weight")
+    refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, "non-finite model.norm.weight")
 
 
 @pytest.mark.parametrize(

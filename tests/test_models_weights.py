@@ -14,6 +14,7 @@ from models.weights import load_pretrained, load_strictly, weights_digest
 from tools.checkpoint import read
 from tools.errors import CheckpointError
 
+TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
 SMALL = {"img_size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
 
 
@@ -143,6 +144,11 @@ def test_a_head_of_any_width():
         (lambda s: s.update({"norm.weight": torch.zeros(3)}), r"wrong shape norm.weight \(3,\)"),
         (lambda s: s["norm.weight"].fill_(float("nan")), "non-finite norm.weight"),
         (lambda s: s.clear(), "holds no weights"),
+        (lambda s: s.update({TABLE: torch.zeros(0, 2)}), "wrong shape"),
+        (lambda s: s.update({TABLE: torch.zeros(10, 2)}), "wrong shape"),
+        (lambda s: s.update({TABLE: torch.zeros(169, 2, dtype=torch.int64)}), "wrong shape"),
+        (lambda s: s.update({"norm.weight": s["norm.weight"].to(torch.int8)}), "wrong kind norm.weight torch.int8"),
+        (lambda s: s.update({"module.norm.weight": torch.zeros(48)}), "twice, with and without 'module.'"),
     ],
 )
 def test_what_does_not_fit_is_an_error_naming_keys(source, damage, words):
@@ -155,6 +161,14 @@ def test_what_does_not_fit_is_an_error_naming_keys(source, damage, words):
     assert weights_digest(model) == before
     with pytest.raises(CheckpointError):
         load_strictly(model, source.state_dict(), "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "complex"])
+def test_only_plain_tensors_of_real_numbers_are_read(source, tmp_path, kind):
+    odd = {"sparse": lambda t: t.to_sparse(), "meta": lambda t: t.to("meta"), "complex": lambda t: t + 1j}[kind]
+    torch.save({"model": source.state_dict() | {"norm.weight": odd(torch.ones(48))}}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is no plain tensor"):
+        read(tmp_path / "w.pth")
 
 
 def test_timm_models_take_their_own_keys_and_a_new_head():

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from tools import checkpoint
-from tools.errors import CheckpointError, ResourceError
+from tools.errors import CheckpointError, NumericsError, ResourceError
+from tools.schema import RESUME
 
 
 @pytest.fixture
@@ -103,17 +104,82 @@ def test_a_failed_save_leaves_the_older_one_and_nothing_else(file, monkeypatch):
         checkpoint.save(file.parent / "gone" / "last.pth", {"model": {}})
 
 
-def test_what_is_missing_is_said(file, tmp_path):
+def test_what_is_missing_is_said(file, trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"not a checkpoint of this program; .* --pretrained"):
         checkpoint.read_own(file)
-    complete = dict.fromkeys(checkpoint.INFERENCE_KEYS, 1)
-    torch.save(complete, tmp_path / "best.pth")
-    assert checkpoint.read_own(tmp_path / "best.pth")["step"] == 1
     with pytest.raises(CheckpointError, match=r"no optimizer state.*--pretrained"):
-        checkpoint.read_own(tmp_path / "best.pth", checkpoint.RESUME_KEYS)
-    torch.save(complete | {"format": 99}, tmp_path / "new.pth")
+        checkpoint.read_own(trained / "best.pth", RESUME)
+    torch.save(checkpoint.read(trained / "best.pth") | {"format": 99}, tmp_path / "new.pth")
     with pytest.raises(CheckpointError, match="format 99"):
         checkpoint.read_own(tmp_path / "new.pth")
+
+
+NAN = float("nan")
+BAD = {
+    "model": [{}, [], {1: torch.ones(1)}, {"a": "text"}, {"a": torch.tensor(NAN)}, {"a": torch.ones(2, 2).to_sparse()}],
+    "step": ["x", 2.5, -5, 10**30, True, None],
+    "epoch": [-1, "0"],
+    "config": [5, None, ["a"]],
+    "classes": ["abcdef", [1, 2], ["a", "a"], ["a"], [["a"], ["b"]]],
+    "preprocess": ["x", {}, {"size": 3}],
+    "targets": ["foo", ["single"], None],
+    "thresholds": [[NAN] * 6, 0.5, ["a"] * 6, [True] * 6],
+    "temperatures": [[0.0] * 6, [NAN] * 6, None],
+    "validation": [{}, {"logits": torch.ones(2, 6), "truth": torch.ones(1, 6) > 0}, {"logits": 1, "truth": 1}],
+    "combinations": [[["a"]], [[-1]], 5, [[]]],
+    "data_digest": ["ab", [1, 2], ["a"]],
+    "images_per_update": [0, "8", 8.0],
+    "model_ema": [None, [], {"a": torch.ones(1, device="meta")}],
+    "optimizer": [[], {}, {"state": [], "param_groups": []}, {"state": {}, "param_groups": [{}]}],
+    "scaler": [None, []],
+    "micro_batch": [None, 0],
+    "best": ["x", NAN, 2],
+    "sums": [[], [0.0] * 3, ["a"] * 4, [NAN] * 4],
+    "skipped": [-1, "0"],
+}
+
+
+@pytest.mark.parametrize("key", BAD)
+def test_every_part_is_of_its_kind(trained, tmp_path, key):
+    content = checkpoint.read(trained / "last.pth")
+    for value in BAD[key]:
+        torch.save(content | {key: value}, tmp_path / "last.pth")
+        with pytest.raises(CheckpointError, match=rf"last\.pth .*\b{key}"):
+            checkpoint.read_own(tmp_path / "last.pth", RESUME)
+    assert set(BAD) == set(RESUME) - {"format"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"size": 0}, {"size": "96"}, {"crop": 1}, {"interpolation": "foo"}, {"mean": [1]}, {"std": [0, 1, 1]}, {"x": 1}],
+    ids=str,
+)
+def test_every_part_of_the_preprocessing_is_of_its_kind(trained, tmp_path, change):
+    content = checkpoint.read(trained / "best.pth")
+    torch.save(content | {"preprocess": content["preprocess"] | change}, tmp_path / "x.pth")
+    with pytest.raises(CheckpointError, match="preprocess must be"):
+        checkpoint.read_own(tmp_path / "x.pth")
+
+
+def test_our_own_files_are_archives_with_checksums(trained, tmp_path):
+    torch.save(checkpoint.read(trained / "best.pth"), tmp_path / "x.pth", _use_new_zipfile_serialization=False)
+    with pytest.raises(CheckpointError, match="not a checkpoint of this program"):
+        checkpoint.read_own(tmp_path / "x.pth")
+
+
+def test_shared_lists_do_not_unfold():
+    bomb = [torch.ones(1)]
+    for _ in range(60):
+        bomb = [bomb, bomb]
+    assert [name for name, _ in checkpoint.named_tensors(bomb)] == ["0." * 60 + "0"]
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+def test_no_file_ever_holds_what_is_not_finite(file, value):
+    before = file.read_bytes()
+    with pytest.raises(NumericsError, match=r"^model\.a is not finite"):
+        checkpoint.save(file, {"model": {"a": torch.tensor([1, value])}, "step": 5})
+    assert file.read_bytes() == before
 
 
 def test_the_newest_run_is_the_one_that_started_last_whatever_the_clock_of_the_files(tmp_path):

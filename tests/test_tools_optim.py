@@ -4,8 +4,15 @@ import pytest
 import torch
 
 from models.swin_transformer import SwinTransformer
-from tools.errors import UsageError
-from tools.optim import build_optimizer, freeze, parameter_groups, set_learning_rate, set_train_mode
+from tools.errors import CheckpointError, UsageError
+from tools.optim import (
+    build_optimizer,
+    freeze,
+    parameter_groups,
+    restore_state,
+    set_learning_rate,
+    set_train_mode,
+)
 
 TABLES = {"absolute_pos_embed", "relative_position_bias_table"}
 
@@ -66,3 +73,49 @@ def test_frozen_batch_norm_keeps_its_statistics():
         freeze(model, ["0", "1"])
     with pytest.raises(UsageError, match=r"no such part"):
         freeze(model, ["layer.0"])
+
+
+def moved(model, name, **options):
+    """An optimizer of `model` after one update."""
+    arguments = {"lr": 0.1, "eps": 1e-8, "betas": (0.9, 0.999), "momentum": 0.9} | options
+    optimizer = build_optimizer(parameter_groups(model, weight_decay=0.05), name, **arguments)
+    model(torch.rand(2, 3, 32, 32)).square().sum().backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_a_restored_state_keeps_the_groups_of_the_config(model):
+    """Weight decay and betas may be changed on purpose; the head may have got a group of its own."""
+    stored = moved(model, "adamw").state_dict()
+    groups = parameter_groups(model, weight_decay=0.5, head_scale=3)
+    optimizer = build_optimizer(groups, "adamw", lr=1, eps=1e-8, betas=(0.5, 0.6), momentum=0)
+    restore_state(optimizer, stored, "x.pth", moved=True)
+    assert {group["weight_decay"] for group in optimizer.param_groups} == {0.0, 0.5}
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.5, 0.6)}
+    place = {n: i for g in stored["param_groups"] for n, i in zip(g["names"], g["params"], strict=True)}
+    for name, parameter in model.named_parameters():
+        for key, value in stored["state"][place[name]].items():
+            assert torch.equal(optimizer.state[parameter][key], value), name
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda s: {**s, "state": {}}, "is empty after updates"),
+        (lambda s: {**s, "param_groups": s["param_groups"][:1]}, "other parameters"),
+        (lambda s: {**s, "state": {k: {"momentum_buffer": v["exp_avg"]} for k, v in s["state"].items()}}, "this optim"),
+        (lambda s: {**s, "state": {k: v | {"exp_avg": torch.ones(3, 7)} for k, v in s["state"].items()}}, "this optim"),
+    ],
+    ids=["empty", "frozen", "sgd", "shape"],
+)
+def test_a_state_that_does_not_fit_is_refused(model, spoil, words):
+    optimizer = moved(model, "adamw")
+    with pytest.raises(CheckpointError, match=words):
+        restore_state(optimizer, spoil(optimizer.state_dict()), "x.pth", moved=True)
+
+
+def test_sgd_has_a_state_only_with_momentum(model):
+    for momentum in (0.0, 0.9):
+        optimizer = moved(model, "sgd", momentum=momentum)
+        restore_state(optimizer, optimizer.state_dict(), "x.pth", moved=True)
+        assert bool(optimizer.state) == (momentum > 0)

@@ -65,6 +65,10 @@ class NativePrecision:
         if bool(state) != self.may_skip:
             raise CheckpointError("the checkpoint was made with another AMP setting; resume with the same AMP.DTYPE")
         if state:
+            if state.keys() != self.scaler.state_dict().keys() or not all(
+                isinstance(v, int | float) for v in state.values()
+            ):
+                raise CheckpointError("the state of the checkpoint's loss scaler is not that of torch's GradScaler")
             self.scaler.load_state_dict(state)
 
 

@@ -96,7 +96,7 @@ def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Pr
     """
     content = checkpoint.read_own(path)
     try:
-        config = from_text(content["config"], f"{path} (config)")
+        config = stored_config(content, path)
         classes = tuple(content["classes"])
         model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(classes))
         tensors = content.get("model_ema") if weights == "ema" else None
@@ -181,14 +181,23 @@ def predict_split(
     return total, truth
 
 
+def stored_config(content: dict, path: Path):
+    """The config that a checkpoint was made with. Raises CheckpointError for text that is none."""
+    try:
+        return from_text(content["config"], f"{path} (config)")
+    except UsageError as error:
+        raise CheckpointError(f"{path} does not hang together: {error}") from None
+
+
 def _stored_rule(content: dict, config, classes: tuple[str, ...]) -> DecisionRule:
     """The decision rule of a checkpoint, as its last validation fitted it."""
     rule = DecisionRule.unfitted(
         content["targets"], config.TEST.DECIDE, content["combinations"], len(classes), healthy_index(classes)
     )
     thresholds, temperatures = (np.array(content[key], dtype=np.float64) for key in ("thresholds", "temperatures"))
-    if not (thresholds.shape == temperatures.shape == rule.thresholds.shape and (temperatures > 0).all()):
-        raise ValueError("thresholds and temperatures do not fit the classes")
+    widths = len(thresholds), len(temperatures), content["validation"]["logits"].shape[1]
+    if set(widths) != {len(classes)}:
+        raise ValueError(f"thresholds, temperatures and validation logits are for {widths} classes, not {len(classes)}")
     return replace(rule, thresholds=thresholds, temperatures=temperatures)
 
 

@@ -9,48 +9,32 @@ import json
 import os
 import pickle
 import secrets
+import warnings
 import zipfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from tools.errors import CheckpointError, ResourceError
+from tools.errors import CheckpointError, NumericsError, ResourceError
+from tools.schema import INFERENCE, Schema
 
 FORMAT = 1
 LAST, BEST, SNAPSHOTS, RUN = "last.pth", "best.pth", "epochs", "run.json"
 FITTED_KEYS = ("thresholds", "temperatures", "validation")  # what the last validation says of decisions
-INFERENCE_KEYS = (
-    "format",
-    "model",
-    "step",
-    "epoch",
-    "config",
-    "classes",
-    "preprocess",
-    "targets",
-    *FITTED_KEYS,
-    "combinations",
-    "data_digest",
-    "images_per_update",
-)
-RESUME_KEYS = (
-    *INFERENCE_KEYS,
-    "model_ema",
-    "optimizer",
-    "scaler",
-    "micro_batch",
-    "best",
-    "sums",
-    "skipped",
-)
 
 
 def save(path: Path, content: dict) -> None:
     """Writes a checkpoint under its name only after it is on the disk and reads back whole.
 
     Raises:
+        NumericsError: when a number in it is not finite.
         ResourceError: when the disk refuses; what stood at `path` before is untouched.
     """
+    broken = non_finite(content)
+    if broken:
+        raise NumericsError(f"{broken} is not finite, so {path} was not written; lower TRAIN.BASE_LR")
     staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         descriptor = os.open(staging, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
@@ -84,15 +68,7 @@ def read(path: Path) -> dict:
     if not path.is_file():
         raise CheckpointError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        if zipfile.is_zipfile(path):
-            _verify_archive(path)
-        allowed = [(collections.OrderedDict, "yacs.config.CfgNode")]  # what the course project's files hold
-        with torch.serialization.safe_globals(allowed):
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path)
     except CheckpointError:
         raise
     except OSError as error:
@@ -107,21 +83,24 @@ def read(path: Path) -> dict:
         ) from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
+    for name, tensor in named_tensors(content):
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
+            raise CheckpointError(f"{path} is not a checkpoint: {name} is no plain tensor of real numbers")
     return content
 
 
-def read_own(path: Path, keys: tuple[str, ...] = INFERENCE_KEYS) -> dict:
-    """A checkpoint of this program with at least `keys`.
+def read_own(path: Path, schema: Schema = INFERENCE) -> dict:
+    """A checkpoint of this program in which every key of `schema` is there and of its kind.
 
     Raises:
-        CheckpointError: for another program's file, another format, or a part that is missing.
+        CheckpointError: for another program's file, another format, or a part that is missing or makes no sense.
     """
     content = read(path)
-    if "format" not in content or "preprocess" not in content:
+    if "format" not in content or "preprocess" not in content or not zipfile.is_zipfile(path):  # a zip has checksums
         raise CheckpointError(f"{path} is not a checkpoint of this program; to start from its weights use --pretrained")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {content['format']!r}, and this program reads {FORMAT}")
-    missing = [key for key in keys if key not in content]
+    missing = [key for key in schema if key not in content]
     if "optimizer" in missing:
         raise CheckpointError(
             f"{path} has no optimizer state, so a run cannot go on from it; "
@@ -129,7 +108,31 @@ def read_own(path: Path, keys: tuple[str, ...] = INFERENCE_KEYS) -> dict:
         )
     if missing:
         raise CheckpointError(f"{path} lacks {', '.join(missing)}")
+    for key, (holds, wanted) in schema.items():
+        if not holds(content[key]):
+            raise CheckpointError(f"{path} does not hang together: {key} must be {wanted}")
+    broken = non_finite(content)
+    if broken:
+        raise CheckpointError(f"{path} does not hang together: non-finite {broken}")
     return content
+
+
+def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor in nested dicts and lists with its dotted path. What is shared is visited once: no bomb unfolds."""
+    seen, waiting = set(), [("", content)]
+    while waiting:
+        name, value = waiting.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, Mapping | list | tuple) and id(value) not in seen:
+            seen.add(id(value))
+            parts = value.items() if isinstance(value, Mapping) else enumerate(value)
+            waiting += reversed([(f"{name}.{key}".lstrip("."), part) for key, part in parts])
+
+
+def non_finite(content: object) -> str:
+    """Path of the first tensor that holds NaN or infinity; the empty string when none does."""
+    return next((name for name, tensor in named_tensors(content) if not tensor.isfinite().all()), "")
 
 
 def newest_run(output: Path) -> Path:
@@ -149,6 +152,19 @@ def newest_run(output: Path) -> Path:
     if not found:
         raise CheckpointError(f"no trained run under {output}; train one with main.py, or give --resume FILE")
     return Path(max(found)[1])
+
+
+def _load(path: Path) -> object:
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    if zipfile.is_zipfile(path):
+        _verify_archive(path)
+    allowed = [(collections.OrderedDict, "yacs.config.CfgNode")]  # what the course project's files hold
+    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of old pickle protocols
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _verify_archive(path: Path) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tools.distributed import gather_objects, sum_across_ranks
 from tools.errors import NumericsError
-from tools.optim import set_learning_rate, set_train_mode
+from tools.optim import set_learning_rate, set_train_mode, trainable
 
 # Views of a leaf, which has no upright, that test-time augmentation averages over; images are [B, 3, S, S].
 _TURNS = [partial(torch.rot90, k=k, dims=(2, 3)) for k in range(4)]
@@ -237,11 +237,6 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def trainable(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    """All parameters the optimizer moves."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def _no_sync(model: nn.Module):

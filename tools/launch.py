@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from torch.utils.data import DataLoader
 
-from configs.load import Loaded, differences, from_text
+from configs.load import Loaded, differences
 from data.build import (
     batches_of,
     build_eval_loader,
@@ -31,7 +31,7 @@ from models.build import Hub, build_model, find_pretrained, head_name, layer_ind
 from models.weights import count_parameters, load_pretrained, load_strictly
 from tools import checkpoint
 from tools.amp import choose_precision
-from tools.assemble import batch_draws
+from tools.assemble import batch_draws, stored_config
 from tools.decisions import DecisionRule
 from tools.distributed import Ranks
 from tools.engine import Progress
@@ -41,6 +41,7 @@ from tools.losses import build_criterion, class_weights
 from tools.optim import build_optimizer, freeze, parameter_groups
 from tools.run import Learner, Plan, Run, fitted_state, record_start
 from tools.schedules import build_schedule, scale_lr
+from tools.schema import RESUME
 
 # What may differ between a run and its continuation without changing a bit of the result.
 HARMLESS = (
@@ -92,7 +93,7 @@ def launch(
     data = load_data(config, ranks, device)
     plan = make_plan(config, len(data.train_loader.batch_sampler), ranks)
     folder, resume = starting_point(config, overwrite)
-    stored = checkpoint.read_own(resume, checkpoint.RESUME_KEYS) if resume else None
+    stored = checkpoint.read_own(resume, RESUME) if resume else None
     if stored:
         check_unchanged(stored, config, data, plan, allowed, resume)
         if stored["step"] >= plan.total_steps:
@@ -234,7 +235,7 @@ def starting_point(config, overwrite: bool) -> tuple[Path, Path | None]:
 def check_unchanged(stored: dict, config, data: Data, plan: Plan, allowed: list[str], path: Path) -> None:
     """Raises when a checkpoint was made with another config, other photos or another batch than this run would use."""
     remedy = "start another run with --tag NAME, or lose this one with --overwrite"
-    changed = differences(config, from_text(stored["config"], f"{path} (config)"), (*HARMLESS, *allowed))
+    changed = differences(config, stored_config(stored, path), (*HARMLESS, *allowed))
     if changed:
         keys = " ".join(line.split()[0] for line in changed)
         raise UsageError(

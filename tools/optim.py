@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from tools.errors import UsageError, nearest
+from tools.errors import CheckpointError, UsageError, nearest
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> list[str]:
@@ -81,6 +81,47 @@ def build_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr, eps=eps, betas=tuple(betas))
     return torch.optim.SGD(groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *, moved: bool) -> None:
+    """Gives every parameter the state that an optimizer's `state_dict` holds for its name.
+
+    Rates, decay and betas stay those of `optimizer`: they are the config's, which may have been changed on purpose.
+
+    Args:
+        moved: whether updates were made, so that there must be a state.
+
+    Raises:
+        CheckpointError: for the state of other parameters or of another kind of optimizer.
+    """
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    numbers = {n: i for group in stored["param_groups"] for n, i in zip(group["names"], group["params"], strict=False)}
+    if set(names) != set(numbers):
+        raise CheckpointError(f"{where}: the optimizer state is that of other parameters; was TRAIN.FREEZE changed?")
+    wanted = _state_names(optimizer)
+    state = {}
+    for place, (name, parameter) in enumerate(zip(names, trainable(optimizer), strict=True)):
+        part = stored["state"].get(numbers[name], {})
+        shapes = {key: () if key == "step" else parameter.shape for key in wanted}
+        if part and {key: tuple(value.shape) for key, value in part.items()} != shapes:
+            raise CheckpointError(f"{where}: the optimizer state of {name} is not that of this optimizer")
+        if part:
+            state[place] = part
+    if moved and wanted and not state:
+        raise CheckpointError(f"{where}: the optimizer state is empty after updates were made")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def trainable(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    """All parameters the optimizer moves."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What the optimizer remembers of a parameter."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return "step", "exp_avg", "exp_avg_sq"
+    return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

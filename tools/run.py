@@ -25,6 +25,7 @@ from tools.files import write_bytes
 from tools.history import FIELDS, add_row
 from tools.losses import CRITERIA
 from tools.metrics import score
+from tools.optim import restore_state
 from tools.signals import StopRequest, stop_requests
 
 
@@ -89,10 +90,7 @@ class Learner:
         load_weights(self.module, stored["model"], where)
         if self.ema is not None:
             load_weights(self.ema.module, stored["model_ema"], where)
-        try:
-            self.optimizer.load_state_dict(stored["optimizer"])
-        except (ValueError, KeyError) as error:
-            raise CheckpointError(f"{where}: the optimizer state does not fit: {error}") from None
+        restore_state(self.optimizer, stored["optimizer"], where, moved=stored["step"] > stored["skipped"])
         self.precision.load_state_dict(stored["scaler"])
 
 
