@@ -37,6 +37,7 @@ def main(argv: list[str]) -> int:
     cli.add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     loaded = load(args.cfg, args.opts, cli.overrides(args))
+    run = loaded.named_run(args.cfg)
     if args.abstain_at is not None and not 0 <= args.abstain_at < 1:
         raise UsageError(f"--abstain-at {args.abstain_at}: must be 0 or more and less than 1, e.g. 0.05")
 
@@ -48,11 +49,11 @@ def main(argv: list[str]) -> int:
     device = choose_device(ranks)
     dist = loaded.config.DIST
     with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):
-        return referee(loaded, args, ranks, device)
+        return referee(loaded, args, run, ranks, device)
 
 
-def referee(loaded, args, ranks, device) -> int:
-    """Scores one or several checkpoints on one split."""
+def referee(loaded, args, run, ranks, device) -> int:
+    """Scores one or several checkpoints on one split; `run` is the folder that was named, or None."""
     from pathlib import Path
 
     from data.datasets import describe, scan_split
@@ -61,7 +62,6 @@ def referee(loaded, args, ranks, device) -> int:
     from tools.referee import confidence_cut, judge
 
     config = loaded.config
-    run = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG if args.cfg else None
     resume = args.resume or ([config.MODEL.RESUME] if config.MODEL.RESUME else [])
     paths, why = find_checkpoints(resume, config.OUTPUT, run)
     ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE"))

@@ -36,19 +36,22 @@ def main(argv: list[str]) -> int:
     )
     cli.add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    config = load(args.cfg, None, cli.overrides(args)).config
+    loaded = load(args.cfg, None, cli.overrides(args))
+    run = loaded.named_run(args.cfg)
     if bool(args.image) == bool(args.examples) or args.examples < 0:
         raise UsageError("give photos with --image FILE ..., or a number of them with --examples N")
-    return explain(config, args)
+    return explain(loaded.config, args, run)
 
 
-def explain(config, args) -> int:
-    """Explains each photo and writes `<photo>_<label>_cam.png` and `<photo>_original.png`."""
+def explain(config, args, run) -> int:
+    """Explains each photo and writes `<photo>_<label>_cam.png` and `<photo>_original.png`.
+
+    All photos are decoded before the first picture is written; `run` is the folder that was named, or None.
+    """
     from pathlib import Path
 
     import numpy as np
 
-    from data.images import decode
     from data.labels import label_name
     from tools.allocator import keep_freed_memory
     from tools.assemble import find_checkpoints, load_predictor
@@ -58,24 +61,23 @@ def explain(config, args) -> int:
 
     keep_freed_memory()
     device = choose_device(ranks_from_environment())
-    run = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG if args.cfg else None
     resume = [config.MODEL.RESUME] if config.MODEL.RESUME else []
     (path,), why = find_checkpoints(resume, config.OUTPUT, run)
     predictor = load_predictor(path, device, args.weights)
     wanted = None if args.target == "predicted" else predictor.class_index(args.target)
-    layer_path = args.layer or default_layer(predictor.model)
+    layer_path = default_layer(predictor.model) if args.layer is None else args.layer
     layer = find_layer(predictor.model, layer_path)
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
     geometry, transform = predictor.preprocess.geometry(), predictor.preprocess.transform()
+    leaves = [(name, np.asarray(geometry(photo)), transform(photo)) for name, photo in photos(config, args, predictor)]
+    stems = distinct(Path(name).stem for name, _, _ in leaves)
     print(why)
-    for name, raw in photos(config, args, predictor.classes):
-        photo = decode(raw, name)  # every photo goes through before the first picture is written
-        images = transform(photo)[None].to(device)
+    for (name, seen, image), stem in zip(leaves, stems, strict=True):  # `seen`: the input before normalisation
+        images = image[None].to(device)
         logits = predictor.model(images).detach().float().cpu().numpy()
         index = int(logits[0].argmax()) if wanted is None else wanted
         heat = class_activation_maps(predictor.model, layer, images, [index])[0]
-        seen = np.asarray(geometry(photo))  # what the model saw, before normalisation
-        label, stem = label_name(predictor.classes[index]), Path(name).stem
+        label = label_name(predictor.classes[index])
         write_picture(folder / f"{stem}_{label}_cam.png", overlay(seen, heat))
         write_picture(folder / f"{stem}_original.png", seen)
         probability = predictor.rule.probabilities(logits)[0, index]
@@ -85,21 +87,37 @@ def explain(config, args) -> int:
     return 0
 
 
-def photos(config, args, classes):
-    """(name, bytes) of the photos to explain; all files are looked for before the first is explained."""
+def distinct(stems):
+    """The stems in turn, numbered where one comes again, so that no photo's pictures replace another's."""
+    taken = set()
+    for stem in stems:
+        name, number = stem, 1
+        while name in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(name)
+        yield name
+
+
+def photos(config, args, predictor):
+    """(name, decoded photo) of those to explain, one at a time."""
     from pathlib import Path
 
     from data.datasets import scan_split
-    from data.images import read_bytes
+    from data.images import decode, read_image
 
     if args.image:
-        return [(name, read_bytes(Path(name))) for name in args.image]
+        yield from ((name, read_image(Path(name))) for name in args.image)
+        return
+    classes = predictor.classes
     split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, classes)
     by_class = [[photo for photo in split.photos if c in photo.classes] for c in range(len(classes))]
     rounds = max(map(len, by_class))
     in_turn = [group[i] for i in range(rounds) for group in by_class if i < len(group)]
     chosen = list(dict.fromkeys(in_turn))[: args.examples]
-    return [(split.source.locate(photo.file), split.source.read(photo.file)) for photo in chosen]
+    for photo in chosen:
+        where = split.source.locate(photo.file)
+        yield where, decode(split.source.read(photo.file), where)
 
 
 if __name__ == "__main__":

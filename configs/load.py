@@ -43,6 +43,21 @@ class Loaded:
         """The value of a dotted key, or None when no file, option or flag set it."""
         return flatten(self.config)[key] if self.sources[key] != "default" else None
 
+    @property
+    def run_folder(self) -> Path:
+        """Where the run of this config lives."""
+        return Path(self.config.OUTPUT) / self.config.MODEL.NAME / self.config.TAG
+
+    def named_run(self, cfg: str | None) -> Path | None:
+        """The run folder that --cfg names; None without it, which stands for the newest run.
+
+        Raises:
+            UsageError: for a tag alone, which names nothing: another run would be taken without a word.
+        """
+        if cfg is None and self.given("TAG") is not None:
+            raise UsageError("--tag names a run of a config: give --cfg FILE with it, or --resume FILE instead")
+        return self.run_folder if cfg is not None else None
+
     def describe(self) -> str:
         """One line a value, `KEY: value  # source`, in the order of the defaults."""
         flat = flatten(self.config)

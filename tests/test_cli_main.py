@@ -240,7 +240,7 @@ def test_resume_refuses_what_is_not_the_same_run(train, refused, tiny, dataset, 
     before = (tmp_path / "out" / "tiny" / "a" / "last.pth").read_bytes()
     refused(main.main, [*base, "--batch-size", "16"], 2, "DATA.BATCH_SIZE 8 -> 16", "--tag", "--overwrite")
     refused(main.main, [*base, "--opts", "TRAIN.AUTO_RESUME", "false"], 2, "holds a run", "--tag")
-    refused(main.main, [*base, "--resume", trained / "best.pth"], 4, "no optimizer state", "--pretrained")
+    refused(main.main, [*base, "--tag", "c", "--resume", trained / "best.pth"], 4, "no optimizer state", "--pretrained")
     refused(main.main, [*base, "--opts", "TRAIN.BASE_LR", "0.1", "--allow-change", "TRAIN.EPOCHS"], 2, "TRAIN.BASE_LR")
     assert (tmp_path / "out" / "tiny" / "a" / "last.pth").read_bytes() == before
     assert (
@@ -260,6 +260,56 @@ def test_an_allowed_change_reaches_the_optimizer(train, refused, tiny, dataset, 
     base = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--tag", "a", "--opts", *opts]
     other = ["TRAIN.OPTIMIZER.NAME", "sgd", "TRAIN.MAX_STEPS", "4", "--allow-change", "TRAIN.OPTIMIZER.NAME"]
     refused(main.main, [*base, *other], 4, "not that of this optimizer")
+
+
+def test_no_run_is_lost_without_a_word(train, refused, tiny, dataset, tmp_path):
+    """Neither by resuming another one in its folder, nor when its last.pth is gone."""
+    for tag in ("a", "b"):
+        assert train(tag, "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0")[0] == 0
+    a, b = tmp_path / "out" / "tiny" / "a", tmp_path / "out" / "tiny" / "b"
+    before = (b / "last.pth").read_bytes()
+    base = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--tag"]
+    opts = ["--opts", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
+    refused(main.main, [*base, "b", "--resume", a / "last.pth", *opts], 2, "b holds a run", "--overwrite")
+    assert (b / "last.pth").read_bytes() == before
+    best = (a / "best.pth").read_bytes()
+    (a / "last.pth").unlink()
+    refused(main.main, [*base, "a", *opts], 2, "a holds a run", "--overwrite")
+    assert (a / "best.pth").read_bytes() == best
+    assert main.main([str(x) for x in (*base, "a", "--overwrite", *opts)]) == 0
+    assert main.main([str(x) for x in (*base, "b", "--resume", b / "last.pth", *opts)]) == 0
+
+
+def test_max_steps_counts_the_steps_of_the_run(train, capsys):
+    for steps in ("2", "2", "1"):
+        code, folder = train("a", "TRAIN.MAX_STEPS", steps)
+        assert code == 0
+        assert read(folder / "last.pth")["step"] == 2
+    assert "nothing left to do" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "spoil", "code", "words"),
+    [
+        ("last.pth", lambda p: p.symlink_to("/nowhere/x"), 4, "is a link"),
+        ("last.pth", lambda p: p.symlink_to("/etc/passwd"), 4, "is a link"),
+        ("last.pth", lambda p: p.mkdir(), 4, "is not a file"),
+        ("config.yaml", lambda p: p.symlink_to(p.parent.parent / "precious"), 5, "is a link"),
+        ("run.json", lambda p: p.symlink_to(p.parent.parent / "precious"), 5, "is a link"),
+        ("log.txt", lambda p: p.symlink_to(p.parent.parent / "precious"), 5, "is a link"),
+        ("curves.png", lambda p: p.mkdir(), 5, "is not a file"),
+        ("metrics.csv", lambda p: p.mkdir(), 5, "is not a file"),
+        ("metrics.csv", lambda p: p.write_text("epoch;step\n0;1\n"), 5, "cannot be continued"),
+    ],
+)
+def test_a_run_writes_its_own_plain_files_only(train, refused, tiny, dataset, tmp_path, name, spoil, code, words):
+    _, folder = train("a", "TRAIN.MAX_STEPS", "1")
+    (folder.parent / "precious").write_text("precious")
+    (folder / name).unlink(missing_ok=True)
+    spoil(folder / name)
+    argv = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--tag", "a"]
+    refused(main.main, [*argv, "--opts", "TRAIN.MAX_STEPS", "2"], code, name, words)
+    assert (folder.parent / "precious").read_text() == "precious"
 
 
 def test_a_finished_run_says_so(trained, tiny, dataset, capsys):
@@ -301,7 +351,9 @@ def test_refusals_leave_no_trace(refused, tiny, dataset, tmp_path):
     refused(main.main, [*base, own], 3, "own/val")
     assert not out.exists()
     (tmp_path / "file").touch()
-    refused(main.main, ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "file"], 5, "cannot be written")
+    refused(
+        main.main, ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "file"], 2, "file is not a folder"
+    )
 
 
 def test_a_bad_photo_stops_the_run_with_its_name(refused, tiny, dataset, tmp_path):

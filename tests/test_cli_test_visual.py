@@ -118,6 +118,11 @@ def test_refusals(run_folder, dataset, refused, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(photo.read_bytes()[:300])
     refused(visual.main, ["--resume", best, "--image", tmp_path / "bad.jpg"], 3, "bad.jpg", "cannot be decoded")
     assert not (run_folder / "heatmaps").exists()
+    for command in (referee.main, visual.main):
+        refused(command, ["--tag", "nosuch"] + ["--examples", "1"] * (command is visual.main), 2, "give --cfg FILE")
+    refused(visual.main, ["--resume", best, "--image", photo, "--layer", ""], 2, "not a path")
+    refused(visual.main, ["--resume", best, "--image", photo, tmp_path / "bad.jpg"], 3, "bad.jpg")
+    assert not (run_folder / "heatmaps").exists()
     content = read(best)
     for change, words in (
         ({"classes": content["classes"][:5]}, "does not fit"),
@@ -165,3 +170,16 @@ def test_heat_map_and_original_are_written_in_true_colours(run_folder, tmp_path,
     assert original[16, 2].tolist() == [255, 0, 0]
     heat = next(v for k, v in files.items() if k.endswith("_cam.png"))
     assert heat[16, 2, 0] >= 127 > heat[16, 29, 0] - 127
+
+
+def test_photos_of_one_name_have_each_their_pictures(run_folder, dataset, tmp_path):
+    photos = sorted((dataset / "test").glob("*/*.jpg"))
+    for place, photo in zip(("x/p.jpg", "y/p.jpg", "p_2.jpg"), photos, strict=False):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        shutil.copy(photo, tmp_path / place)
+    images = [str(tmp_path / place) for place in ("x/p.jpg", "y/p.jpg", "p_2.jpg")]
+    argv = ["--resume", str(run_folder / "best.pth"), "--to", str(tmp_path / "maps"), "--image", *images]
+    assert visual.main(argv) == 0
+    names = {p.name.replace("_original.png", "") for p in (tmp_path / "maps").glob("*_original.png")}
+    assert names == {"p", "p_2", "p_2_2"}
+    assert len(list((tmp_path / "maps").iterdir())) == 6

@@ -7,6 +7,7 @@ from pathlib import Path
 from tools.errors import ResourceError
 from tools.files import write_bytes
 
+HISTORY = "metrics.csv"
 FIELDS = (
     "epoch",
     "step",

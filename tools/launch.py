@@ -3,6 +3,7 @@
 Everything that can be refused is refused before the first file is written, which is what `open_folder` does.
 """
 
+import os
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,8 @@ from tools.decisions import DecisionRule
 from tools.distributed import Ranks
 from tools.engine import Progress
 from tools.errors import CheckpointError, DataError, ResourceError, UsageError
+from tools.files import write_bytes
+from tools.history import HISTORY, read_history
 from tools.logger import create_logger
 from tools.losses import build_criterion, class_weights
 from tools.optim import build_optimizer, freeze, parameter_groups
@@ -58,6 +61,7 @@ HARMLESS = (
     *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.CACHE_MODE", "DATA.PIN_MEMORY", "DATA.NUM_WORKERS"),
     *("TRAIN.AUTO_RESUME", "TRAIN.MAX_STEPS", "TRAIN.SAVE_EVERY_STEPS"),
 )
+RUN_FILES = (checkpoint.LAST, checkpoint.BEST, checkpoint.RUN, HISTORY, "curves.png", "log.txt", "config.yaml")
 SELECT = {"single": "accuracy", "multi": "macro_f1"}  # what TRAIN.SELECT auto means
 
 
@@ -92,13 +96,17 @@ def launch(
     precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
     data = load_data(config, ranks, device)
     plan = make_plan(config, len(data.train_loader.batch_sampler), ranks)
-    folder, resume = starting_point(config, overwrite)
+    folder, resume = starting_point(loaded, overwrite)
     stored = checkpoint.read_own(resume, RESUME) if resume else None
     if stored:
         check_unchanged(stored, config, data, plan, allowed, resume)
-        if stored["step"] >= plan.total_steps:
-            print(f"{resume} is the end of a finished run ({stored['step']} steps): nothing left to do")
+        if stored["step"] >= plan.last_step:
+            end = "the end of a finished run" if plan.last_step == plan.total_steps else "where TRAIN.MAX_STEPS ends"
+            print(f"{resume} is {end} ({stored['step']} steps): nothing left to do")
             return 0
+    goes_on = resume == folder / checkpoint.LAST
+    if goes_on:
+        read_history(folder / HISTORY)  # or its new rows would be refused after an epoch
 
     torch.use_deterministic_algorithms(config.TRAIN.DETERMINISTIC)
     torch.backends.cudnn.benchmark = not config.TRAIN.DETERMINISTIC
@@ -112,7 +120,7 @@ def launch(
         progress = Progress(stored["step"], stored["skipped"], list(stored["sums"]), stored["best"])
     fitted = {key: stored[key] for key in checkpoint.FITTED_KEYS} if stored else {}
 
-    logger = open_folder(folder, loaded, argv, ranks, keep=bool(stored))
+    logger = open_folder(folder, loaded, argv, ranks, keep=goes_on)
     for line in filter(None, (notice, *data.train.notes, *data.val.notes)):
         logger.info(line)
     log_start(logger, loaded, data, learner, plan, ranks, device, origin)
@@ -216,20 +224,39 @@ def make_schedule(train, plan: Plan):
     )
 
 
-def starting_point(config, overwrite: bool) -> tuple[Path, Path | None]:
+def starting_point(loaded: Loaded, overwrite: bool) -> tuple[Path, Path | None]:
     """(run folder, checkpoint to go on from or None). Raises UsageError for a run that may not be touched."""
-    folder = Path(config.OUTPUT) / config.MODEL.NAME / config.TAG
+    config, folder = loaded.config, loaded.run_folder
     photos, target = Path(config.DATA.DATA_PATH).resolve(), folder.resolve()
     if target.is_relative_to(photos) or photos.is_relative_to(target):
         raise UsageError(f"--output {config.OUTPUT} and --data-path {config.DATA.DATA_PATH} lie within each other")
-    last = folder / checkpoint.LAST
+    check_folder(folder)
+    last, best = folder / checkpoint.LAST, folder / checkpoint.BEST
     if config.MODEL.RESUME:
-        return folder, Path(config.MODEL.RESUME)
-    if overwrite or not last.exists():
-        return folder, None
-    if not config.TRAIN.AUTO_RESUME:
+        asked = Path(config.MODEL.RESUME)
+        resume = last if last.exists() and asked.exists() and asked.samefile(last) else asked
+    else:
+        resume = last if config.TRAIN.AUTO_RESUME and last.exists() and not overwrite else None
+    if (last.exists() or best.exists()) and resume != last and not overwrite:
         raise UsageError(f"{folder} holds a run; name another with --tag, or lose it with --overwrite")
-    return folder, last
+    return folder, resume
+
+
+def check_folder(folder: Path) -> None:
+    """Raises when a run cannot write its files into `folder`, because something else stands where they would be.
+
+    A link is refused too, wherever it leads: what is written through it would be somebody else's.
+    """
+    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise UsageError(f"run folder {folder}: {there} is not a folder; choose another --output")
+    for name in RUN_FILES:
+        path = folder / name
+        if path.is_symlink() or (path.exists() and not path.is_file()):
+            kind = CheckpointError if path.suffix == ".pth" else ResourceError
+            raise kind(
+                f"{path} is {'a link' if path.is_symlink() else 'not a file'}; move it away, or name another run"
+            )
 
 
 def check_unchanged(stored: dict, config, data: Data, plan: Plan, allowed: list[str], path: Path) -> None:
@@ -296,9 +323,9 @@ def open_folder(folder: Path, loaded: Loaded, argv: list[str], ranks: Ranks, kee
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not keep:
-            for name in (checkpoint.LAST, checkpoint.BEST, "metrics.csv", "curves.png", "log.txt"):
+            for name in RUN_FILES:
                 (folder / name).unlink(missing_ok=True)
-        (folder / "config.yaml").write_text(loaded.config.dump())
+        write_bytes(folder / "config.yaml", loaded.config.dump().encode())
         record_start(folder, argv)
         return create_logger(folder / "log.txt")
     except OSError as error:

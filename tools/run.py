@@ -22,7 +22,7 @@ from tools.engine import Draws, Progress, Update, peak_memory, predict, train_on
 from tools.errors import CheckpointError, Interrupted
 from tools.figures import draw_curves
 from tools.files import write_bytes
-from tools.history import FIELDS, add_row
+from tools.history import FIELDS, HISTORY, add_row
 from tools.losses import CRITERIA
 from tools.metrics import score
 from tools.optim import restore_state
@@ -58,6 +58,11 @@ class Plan:
     def total_steps(self) -> int:
         """Updates of the whole run."""
         return self.epochs * self.updates
+
+    @property
+    def last_step(self) -> int:
+        """Updates after which this call is done."""
+        return min(self.total_steps, self.stop_after or self.total_steps)
 
 
 @dataclass
@@ -239,7 +244,7 @@ class Run:
                 "best": int(better),
             }
             row |= {key: scores[key] for key in FIELDS if key in scores}
-            rows = add_row(self.folder / "metrics.csv", row)
+            rows = add_row(self.folder / HISTORY, row)
             write_bytes(self.folder / "curves.png", draw_curves(rows))
 
     def _keep_weights(self, epoch: int, better: bool, scores: dict) -> None:
@@ -304,7 +309,7 @@ def score_line(scores: dict) -> str:
 def record_start(folder: Path, argv: list[str]) -> None:
     """Writes run.json: when the run started and with what command line. The newest run is found by it, not by mtime."""
     record = {"started": datetime.now(UTC).isoformat(), "argv": argv}
-    (folder / checkpoint.RUN).write_text(json.dumps(record) + "\n")
+    write_bytes(folder / checkpoint.RUN, (json.dumps(record) + "\n").encode())
 
 
 def _on_terminal() -> bool:
