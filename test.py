@@ -4,7 +4,7 @@ import sys
 
 from configs.load import load
 from tools import cli
-from tools.errors import DataError, UsageError
+from tools.errors import UsageError
 
 EPILOG = """
 Without flags it takes the newest run's best.pth under output/ and dataset/test. Classes, preprocessing, calibration and
@@ -66,8 +66,6 @@ def referee(loaded, args, run, ranks, device) -> int:
     paths, why = find_checkpoints(resume, config.OUTPUT, run)
     ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE"))
     split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes)
-    if not split.photos:
-        raise DataError(f"{split.where} holds no photos")
     tta = loaded.given("TEST.TTA") or ensemble.members[0].config.TEST.TTA
     watch = lambda batches: progress(batches, "scoring")  # noqa: E731
     logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device, tta, watch)
@@ -148,7 +146,7 @@ def write_results(folder, verdict, ensemble, split, scored: dict, abstaining: di
     for name, picture in pictures.items():
         write_bytes(folder / name, picture)
     write_bytes(folder / "predictions.csv", to_csv(said, verdict.confidence))
-    write_bytes(folder / "report.html", page.encode())
+    write_bytes(folder / "report.html", page.encode(errors="backslashreplace"))
     write_bytes(folder / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
 
 

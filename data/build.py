@@ -1,6 +1,8 @@
 """DATA and AUG nodes, rank and world size -> loaders."""
 
 import os
+import re
+import resource
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +13,7 @@ from data.datasets import LeafDataset, Photo, Split, collate, samples_of
 from data.mixup import Mixer
 from data.samplers import EvalBatches, TrainBatches
 from data.transforms import Preprocess, train_transform
-from tools.errors import UserError
+from tools.errors import ResourceError, UsageError, UserError
 
 
 def build_train_loader(
@@ -107,8 +109,12 @@ def num_workers(setting: int, world_size: int = 1) -> int:
     """Loader processes of this rank: the setting, or for -1 this rank's share of the cores, at most 8."""
     if setting >= 0:
         return setting
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))
-    return max(1, min(8, len(os.sched_getaffinity(0)) // max(1, local)))
+    local = os.environ.get("LOCAL_WORLD_SIZE", str(world_size))
+    if not re.fullmatch("[1-9][0-9]{0,5}", local):
+        raise UsageError(
+            f"the environment has LOCAL_WORLD_SIZE={local}; it must be a whole number, start with torchrun"
+        )
+    return max(1, min(8, len(os.sched_getaffinity(0)) // int(local)))
 
 
 def batches_of(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
@@ -126,6 +132,12 @@ def resume_batches(loader: DataLoader, epoch: int, first: int) -> Iterator[tuple
 
 
 def _loader(dataset: LeafDataset, batches, workers: int, pin: bool) -> DataLoader:
+    allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if workers > 0 and allowed < (needed := 32 + 8 * workers):  # 4 a worker, in training and in validation
+        raise ResourceError(
+            f"DATA.NUM_WORKERS {workers} needs some {needed} open files, and ulimit -n allows {allowed}; lower it, "
+            "or raise the limit"
+        )
     return DataLoader(
         dataset,
         batch_sampler=batches,

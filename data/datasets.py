@@ -7,8 +7,10 @@ Targets single: every copy is a sample with one class. Targets multi: the copies
 
 import glob
 import hashlib
+import lzma
 import os
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +25,8 @@ from data.prepare import MANIFEST, read_manifest
 from data.samplers import Draw
 from data.seeds import AUGMENT, seed_of, seeded
 from tools.errors import DataError, UserError, nearest
+
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Split:
     def digest(self) -> str:
         """SHA-256 over names, classes and sizes: equal digests, the same data."""
         lines = [f"{p.name} {p.classes} {self.source.size(p.file)}" for p in self.photos]
-        return hashlib.sha256("\n".join([*self.classes, *lines]).encode()).hexdigest()
+        return hashlib.sha256("\n".join([*self.classes, *lines]).encode(errors="surrogateescape")).hexdigest()
 
 
 class FolderSource:
@@ -80,9 +84,13 @@ class FolderSource:
                 continue
             if folder.is_symlink() and not Path(folder).resolve().is_relative_to(self.root.resolve()):
                 raise DataError(f"class folder {folder.path} is a link out of {self.root}")
-            names = sorted(entry.name for entry in os.scandir(folder))
-            found[folder.name] = [name for name in names if _is_photo(name)]
-            ignored += len(names) - len(found[folder.name])
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            photos = [entry for entry in entries if _is_photo(entry.name)]
+            for entry in photos:
+                if not (entry.is_file(follow_symlinks=False) or Path(entry).is_file()):
+                    raise DataError(f"image {entry.path} is not a file, nor a link to one; remove it")
+            found[folder.name] = [entry.name for entry in photos]
+            ignored += len(entries) - len(photos)
         return found, ignored
 
     def read(self, file: str) -> bytes:
@@ -113,16 +121,18 @@ class ZipSource:
     def __init__(self, path: Path):
         self.path = path
         self._archive: tuple[int, zipfile.ZipFile] | None = None
+        self._inside = ""  # what comes before code/name, once the archive is open
 
     def list_files(self) -> tuple[dict[str, list[str]], int]:
         """As `FolderSource.list_files`; a single leading folder named after the split is left out."""
         found: dict[str, list[str]] = {}
         ignored = 0
         for info in self._open().infolist():
-            parts = info.filename.split("/")
             if info.is_dir():
                 continue
-            if len(parts) != 2 or ".." in parts or parts[0].startswith(".") or not _is_photo(parts[1]):
+            place, parts = info.filename[: len(self._inside)], info.filename[len(self._inside) :].split("/")
+            foreign = place != self._inside or len(parts) != 2
+            if foreign or ".." in parts or parts[0].startswith(".") or not _is_photo(parts[1]):
                 ignored += 1
                 continue
             found.setdefault(parts[0], []).append(parts[1])
@@ -131,9 +141,9 @@ class ZipSource:
     def read(self, file: str) -> bytes:
         """The bytes of `code/name`, at most MAX_BYTES of them whatever the archive declares."""
         try:
-            with self._open().open(file) as member:
+            with self._open().open(self._member(file)) as member:
                 raw = member.read(MAX_BYTES + 1)
-        except (zipfile.BadZipFile, KeyError, OSError, NotImplementedError, RuntimeError) as error:
+        except (*_ZIP_FAULTS, KeyError, RuntimeError) as error:
             raise DataError(f"image {self.locate(file)} cannot be read: {error}") from None
         if len(raw) > MAX_BYTES:
             raise DataError(f"image {self.locate(file)} is larger than {MAX_BYTES:,} bytes")
@@ -141,27 +151,35 @@ class ZipSource:
 
     def size(self, file: str) -> int:
         """Its declared length in bytes."""
-        return self._open().getinfo(file).file_size
+        return self._member(file).file_size
 
     def same(self, a: str, b: str) -> bool:
         """Whether two members are one photo."""
-        one, other = (self._open().getinfo(file) for file in (a, b))
+        one, other = self._member(a), self._member(b)
         return (one.CRC, one.file_size) == (other.CRC, other.file_size) and self.read(a) == self.read(b)
 
     def locate(self, file: str) -> str:
         """Archive and member."""
         return f"{self.path}:{file}"
 
+    def _member(self, file: str) -> zipfile.ZipInfo:
+        return self._open().getinfo(self._inside + file)
+
     def _open(self) -> zipfile.ZipFile:
         if self._archive is None or self._archive[0] != os.getpid():  # a forked worker must not share the file offset
+            if self.path.exists() and not self.path.is_file():  # opening a FIFO would wait for ever
+                raise DataError(f"{self.path} is not a file")
             try:
                 self._archive = (os.getpid(), zipfile.ZipFile(self.path))
-            except (OSError, zipfile.BadZipFile) as error:
+            except _ZIP_FAULTS as error:
                 raise DataError(f"{self.path} cannot be read as a zip archive: {error}") from None
+            folder = f"{self.path.stem}/"
+            deep = any(name.startswith(folder) and name.count("/") == 2 for name in self._archive[1].namelist())
+            self._inside = folder if deep else ""
         return self._archive[1]
 
     def __getstate__(self) -> dict:
-        return {"path": self.path, "_archive": None}
+        return {**self.__dict__, "_archive": None}
 
 
 def scan_split(root: str | Path, name: str, zip_mode: bool = False, classes: Sequence[str] | None = None) -> Split:
@@ -194,7 +212,10 @@ def scan_split(root: str | Path, name: str, zip_mode: bool = False, classes: Seq
             raise DataError(f"{where}/{code}: no class of this model or training split{nearest(code, ordered)}")
         if not names and manifest is None:
             raise DataError(f"{where}/{code} is empty; add photos, or remove the folder")
-    return Split(where, source, ordered, _group(source, found, ordered), notes)
+    photos = _group(source, found, ordered)
+    if not photos:
+        raise DataError(f"{where} holds no photos")
+    return Split(where, source, ordered, photos, notes)
 
 
 def loose_photos(paths: Sequence[Path], classes: tuple[str, ...]) -> Split:

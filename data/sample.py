@@ -73,12 +73,26 @@ def write_sample(dst: Path, seed: int = 0, counts: dict[str, int] = COUNTS) -> N
         rows = []
         for index, labels in enumerate(_label_sets(counts[split], np.random.default_rng((seed, number)))):
             leaf = draw_leaf(labels, (seed, number, index))
-            name = f"{seed:04x}{number:02x}{index:06x}.jpg"
-            cv2.imwrite(str(folder / name), leaf.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+            name = _photo_name(seed, number, index)
+            _, encoded = cv2.imencode(".jpg", leaf.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+            (folder / name).write_bytes(encoded)  # cv2.imwrite says nothing of a full disk
             rows.append((name, " ".join(labels)))
             boxes += [(name, *_relative(box)) for box in leaf.boxes]
         _write_csv(dst / split / f"{split}_label.csv", ("images", "labels"), rows)
     _write_csv(dst / "lesion_boxes.csv", BOX_HEADER, boxes)
+
+
+def photo_names(seed: int, counts: dict[str, int]) -> set[str]:
+    """Where the photos of a sample lie, relative to its folder."""
+    return {
+        f"{split}/images/{_photo_name(seed, number, index)}"
+        for number, split in enumerate(SPLITS)
+        for index in range(counts[split])
+    }
+
+
+def _photo_name(seed: int, number: int, index: int) -> str:
+    return f"{seed:04x}{number:02x}{index:06x}.jpg"
 
 
 def _label_sets(count: int, rng: np.random.Generator) -> list[tuple[str, ...]]:

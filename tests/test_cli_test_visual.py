@@ -1,5 +1,6 @@
 """test.py and visual.py on a trained run: their lines, files and refusals, and what they take from the checkpoint."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -12,9 +13,11 @@ from PIL import Image
 
 import test as referee
 import visual
+from data.datasets import scan_split
 from data.images import read_image
 from data.labels import CODE_OF
 from tools.assemble import load_predictor
+from tools.baseline import fit_histograms
 from tools.checkpoint import read
 
 
@@ -183,3 +186,10 @@ def test_photos_of_one_name_have_each_their_pictures(run_folder, dataset, tmp_pa
     names = {p.name.replace("_original.png", "") for p in (tmp_path / "maps").glob("*_original.png")}
     assert names == {"p", "p_2", "p_2_2"}
     assert len(list((tmp_path / "maps").iterdir())) == 6
+
+
+def test_a_class_that_no_training_photo_has(dataset):
+    """A histogram cannot learn it; it has an opinion all the same."""
+    split = scan_split(dataset, "val")
+    more = dataclasses.replace(split, classes=(*split.classes, "1000000"))
+    assert (fit_histograms(more, split)[:, 6] < 0).all()

@@ -1,7 +1,11 @@
 """Splits on disk: folders and zips, copies and photos, junk, and augmentation that does not know its worker."""
 
+import json
+import os
+import pickle
 import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +16,9 @@ from configs.load import load
 from data.build import batches_of, build_eval_loader, build_preprocess, build_train_loader, num_workers
 from data.datasets import LeafDataset, ZipSource, describe, samples_of, scan_split
 from data.labels import CODE_OF
+from data.prepare import MANIFEST
 from data.samplers import Draw
-from tools.errors import DataError
+from tools.errors import DataError, ResourceError, UsageError
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -105,6 +110,79 @@ def test_a_zip_is_the_folder_in_another_coat(dataset, tmp_path):
         ZipSource(root / "bad.zip").list_files()
 
 
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("f.jpg", os.mkfifo),
+        ("d.jpg", Path.mkdir),
+        ("gone.jpg", lambda p: p.symlink_to("no")),
+        ("loop.jpg", lambda p: p.symlink_to("loop.jpg")),
+    ],
+)
+def test_what_is_called_a_photo_and_is_no_file_is_found_in_the_listing(own, name, make):
+    make(own / "train" / "000010" / name)
+    with pytest.raises(DataError, match=f"{name} is not a file"):
+        scan_split(own, "train")
+
+
+def test_a_name_in_no_encoding_has_a_digest(own):
+    photo = next((own / "val" / "000001").iterdir())
+    photo.rename(os.fsdecode(os.fsencode(photo.parent) + b"/\xff.jpg"))
+    assert len(scan_split(own, "val").digest()) == 64
+
+
+def test_a_split_without_photos(own, dataset):
+    """A prepared tree may have empty class folders, and a split of nothing else."""
+    shutil.rmtree(own / "val")
+    (own / "val" / "000001").mkdir(parents=True)
+    manifest = json.loads((dataset / MANIFEST).read_text())
+    manifest["splits"]["val"]["files"] = []
+    (own / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(DataError, match=r"own/val holds no photos"):
+        scan_split(own, "val")
+
+
+def zipped(split, path, prefix="", compression=zipfile.ZIP_STORED):
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for photo in sorted(split.glob("*/*.jpg")):
+            archive.write(photo, prefix + str(photo.relative_to(split)))
+    return path
+
+
+def test_a_zip_may_hold_its_split_as_a_folder(dataset, tmp_path):
+    zipped(dataset / "train", tmp_path / "train.zip", "train/")
+    split, folder = scan_split(tmp_path, "train", zip_mode=True), scan_split(dataset, "train")
+    assert split.digest() == folder.digest()
+    again = pickle.loads(pickle.dumps(split.source))
+    assert again.read(split.photos[0].file) == folder.source.read(folder.photos[0].file)
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_damaged_members_are_data_errors(dataset, tmp_path, compression):
+    path = zipped(dataset / "val", tmp_path / "val.zip", compression=compression)
+    raw = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        for info in archive.infolist():
+            start = info.header_offset + 30 + len(info.filename)
+            raw[start : start + info.compress_size] = b"\xff" * info.compress_size
+    path.write_bytes(raw)
+    source = ZipSource(path)
+    code, names = next(iter(source.list_files()[0].items()))
+    with pytest.raises(DataError, match=r"val\.zip:.* cannot be read"):
+        source.read(f"{code}/{names[0]}")
+
+
+def test_zips_that_are_none(dataset, tmp_path):
+    os.mkfifo(tmp_path / "fifo.zip")
+    raw = bytearray(zipped(dataset / "val", tmp_path / "new.zip").read_bytes())
+    place = raw.find(b"PK\1\2")
+    raw[place + 6] = 99  # the version that is needed to read it
+    (tmp_path / "new.zip").write_bytes(raw)
+    for name, words in (("fifo", "is not a file"), ("new", "cannot be read"), ("no", "cannot be read")):
+        with pytest.raises(DataError, match=words):
+            ZipSource(tmp_path / f"{name}.zip").list_files()
+
+
 def loader_of(dataset, *opts):
     config = load(
         None, ["MODEL.TYPE", "timm", "DATA.TARGETS", "multi", "DATA.IMG_SIZE", "56", "DATA.BATCH_SIZE", "8", *opts]
@@ -169,3 +247,13 @@ def test_worker_counts(monkeypatch):
     assert num_workers(3) == 3
     monkeypatch.setattr("os.sched_getaffinity", lambda _pid: set(range(6)))
     assert [num_workers(-1, world_size=w) for w in (1, 2, 8)] == [6, 3, 1]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "x")
+    with pytest.raises(UsageError, match="LOCAL_WORLD_SIZE=x"):
+        num_workers(-1)
+
+
+def test_more_workers_than_files_may_be_open(dataset, monkeypatch):
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (64, 64))
+    loader_of(dataset, "DATA.NUM_WORKERS", "4")
+    with pytest.raises(ResourceError, match=r"NUM_WORKERS 6 .* ulimit -n"):
+        loader_of(dataset, "DATA.NUM_WORKERS", "6")

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from data.sample import COUNTS, SHARES, SIZE, draw_leaf, write_sample
+from tools import sample
 
 
 def read(path):
@@ -85,3 +86,24 @@ def test_lesions_have_the_colours_they_are_named_for():
     healthy = draw_leaf(("healthy",), (3, 1)).pixels[60:100, 60:100].mean((0, 1))
     assert mean_inside(rust)[0] - mean_inside(rust)[2] > healthy[0] - healthy[2] + 20
     assert mean_inside(mildew).min() > healthy.min() + 20
+
+
+def test_two_samples_are_never_mixed(refused, tmp_path):
+    """process_dataset.py would find photos of the older one without a row."""
+    counts = ["--counts", "3", "1", "1"]
+    assert sample.main(["--dst", str(tmp_path / "a"), *counts]) == 0
+    assert sample.main(["--dst", str(tmp_path / "a"), *counts]) == 0
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*")}
+    refused(sample.main, ["--dst", tmp_path / "a", "--counts", "2", "1", "1"], 2, "another sample, with train/images")
+    refused(sample.main, ["--dst", tmp_path / "a", *counts, "--seed", "1"], 2, "another sample")
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "a").rglob("*")} == before
+
+
+@pytest.mark.parametrize(("dst", "code"), [("file", 2), ("file/x", 5), ("a" * 300, 2), ("full", 5)])
+def test_places_where_no_sample_can_be(refused, tmp_path, dst, code):
+    (tmp_path / "file").touch()
+    if dst == "full":
+        (tmp_path / "full" / "train" / "images").mkdir(parents=True)
+        (tmp_path / "full" / "lesion_boxes.csv").touch()
+        (tmp_path / "full" / "train" / "images" / "000000000000.jpg").symlink_to("/dev/full")
+    refused(sample.main, ["--dst", tmp_path / dst, "--counts", "1", "1", "1"], code)

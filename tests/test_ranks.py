@@ -2,6 +2,7 @@
 
 import csv
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +85,26 @@ def test_the_environment_is_read_strictly():
         {"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
         {"RANK": "0"},
         {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "1_0", "LOCAL_RANK": "0"},
+        {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "-1"},
+        {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""},
     ):
         with pytest.raises(UsageError):
             ranks_from_environment(broken)
+
+
+@pytest.mark.parametrize(
+    ("address", "port", "code", "words"),
+    [
+        ("", "29500", 2, "no place to meet"),
+        ("127.0.0.1", "x", 2, "no place to meet"),
+        ("127.0.0.1", "99999", 2, "no place to meet"),
+        ("127.0.0.1", "taken", 5, "cannot meet at 127.0.0.1"),
+    ],
+)
+def test_ranks_that_cannot_meet_say_so(refused, monkeypatch, tiny, dataset, tmp_path, address, port, code, words):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        environment = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": address, "MASTER_PORT": port}
+        for name, value in environment.items():
+            monkeypatch.setenv(name, str(taken.getsockname()[1]) if value == "taken" else value)
+        refused(main.main, ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out"], code, words)

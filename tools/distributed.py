@@ -1,6 +1,7 @@
 """Ranks: who we are, and the few things that all ranks do together. Plain `python` makes no process group."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,22 +38,25 @@ def ranks_from_environment(environ=os.environ) -> Ranks:
     given = {name: environ[name] for name in names if name in environ}
     if not given:
         return Ranks()
-    try:
-        rank, world_size, local_rank = (int(given[name]) for name in names)
-    except KeyError as missing:
-        raise UsageError(
-            f"{', '.join(given)} set in the environment, and not {missing.args[0]}; start with torchrun"
-        ) from None
-    except ValueError:
-        raise UsageError(f"the environment has {given}; these must be whole numbers, start with torchrun") from None
-    if not 0 <= rank < world_size or local_rank < 0:
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise UsageError(f"{', '.join(given)} set in the environment, and not {missing[0]}; start with torchrun")
+    if not all(re.fullmatch("[0-9]{1,6}", text) for text in given.values()):
+        raise UsageError(f"the environment has {given}; these must be whole numbers, start with torchrun")
+    rank, world_size, local_rank = (int(given[name]) for name in names)
+    if not rank < world_size:
         raise UsageError(f"the environment has {given}: a rank must lie in 0..WORLD_SIZE-1")
     return Ranks(rank, world_size, local_rank)
 
 
 @contextmanager
 def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seconds: int) -> Iterator[None]:
-    """A process group for as long as it is needed; none for a single plain process."""
+    """A process group for as long as it is needed; none for a single plain process.
+
+    Raises:
+        UsageError: for an environment that names no place to meet.
+        ResourceError: for a place or a backend that cannot be had.
+    """
     if ranks.world_size == 1 and "RANK" not in os.environ:
         yield
         return
@@ -60,7 +64,18 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
         backend = "nccl" if device.type == "cuda" else "gloo"
     if backend == "nccl" and device.type != "cuda":
         raise ResourceError("DIST.BACKEND nccl needs a GPU; use gloo or auto")
-    dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if not address or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise UsageError(
+            f"the environment has MASTER_ADDR={address!r} and MASTER_PORT={port!r}, which is no place to meet; "
+            "start with torchrun"
+        )
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+    except (ValueError, RuntimeError) as error:
+        raise ResourceError(
+            f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}; choose another port or address"
+        ) from None
     try:
         yield
     finally:

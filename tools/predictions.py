@@ -50,7 +50,7 @@ def to_csv(predictions: Predictions, confidence: np.ndarray, unsure: np.ndarray 
         said = names(predictions.labels, predictions.decision[row])
         flag = [] if unsure is None else [int(unsure[row])]
         writer.writerow([image, *known, *shares, said, f"{confidence[row]:.6f}", *flag])
-    return buffer.getvalue().encode()
+    return buffer.getvalue().encode(errors="surrogateescape")  # a file name keeps its bytes
 
 
 def aligned(predictions: Predictions, images: Sequence[str], where: object) -> Predictions:
