@@ -94,8 +94,8 @@ def measure(config, device) -> int:
     from tools.engine import measure_throughput
 
     precision, _ = choose_precision(config.AMP.OPT_LEVEL, "native", config.AMP.DTYPE, device)
-    model = build_model(config.MODEL, config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES).to(device)
     size = config.TEST.IMG_SIZE or config.DATA.IMG_SIZE
+    model = build_model(config.MODEL, config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, test_size=size).to(device)
     images = torch.rand(config.DATA.BATCH_SIZE, 3, size, size, device=device)
     speed = measure_throughput(model, images, precision)
     print(

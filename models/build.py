@@ -20,11 +20,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HUB_SECONDS = 3
 
 
-def build_model(node, img_size: int, num_classes: int, use_checkpoint: bool = False) -> nn.Module:
-    """Builds the model of a MODEL node with fresh weights.
+def build_model(node, img_size: int, num_classes: int, use_checkpoint: bool = False, test_size: int = 0) -> nn.Module:
+    """Builds the model of a MODEL node with fresh weights, for photos of `img_size` and of `test_size` (0: the same).
 
     Raises:
-        UsageError: for a timm name that timm does not know, or an option the architecture does not have.
+        UsageError: for a timm name that timm does not know, an option the architecture does not have, or sizes that it
+            cannot take.
     """
     if node.TYPE == "swin":
         return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint))
@@ -33,8 +34,11 @@ def build_model(node, img_size: int, num_classes: int, use_checkpoint: bool = Fa
         model = timm.create_model(node.NAME, **timm_arguments(node, num_classes))
         if use_checkpoint:
             model.set_grad_checkpointing(True)
-    except (TypeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"MODEL.NAME {node.NAME}: timm cannot build it so: {error}") from None
+        head_name(model)
+        for size in {img_size, test_size or img_size}:
+            _check_forward(model, size, num_classes)
+    except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError) as error:
+        raise UsageError(f"MODEL.NAME {node.NAME}: it cannot be used so: {str(error).splitlines()[0]}") from None
     # Convolutions run up to twice as fast on NHWC memory, on CPUs (oneDNN) and on tensor cores alike; images follow.
     return model.to(memory_format=torch.channels_last)
 
@@ -77,8 +81,11 @@ def normalization(node) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 
 def head_name(model: nn.Module) -> str:
-    """Name of the linear layer that gives the logits."""
-    return "head" if isinstance(model, SwinTransformer) else model.pretrained_cfg["classifier"]
+    """Name of the linear layer that gives the logits. Raises ValueError for an architecture with several, or none."""
+    name = "head" if isinstance(model, SwinTransformer) else model.pretrained_cfg.get("classifier")
+    if not isinstance(name, str):
+        raise ValueError(f"its logits come from {name or 'no layer of its own'}, where one layer is wanted")
+    return name
 
 
 def no_weight_decay(model: nn.Module) -> set[str]:
@@ -139,9 +146,24 @@ def find_pretrained(choice: str, name: str) -> Path | Hub | None:
     return Hub(name)
 
 
+def _check_forward(model: nn.Module, size: int, num_classes: int) -> None:
+    """One black image through the model: no table says which sizes an architecture takes, and what it gives."""
+    model.eval()
+    with torch.no_grad():
+        logits = model(torch.zeros(1, 3, size, size))
+    model.train()
+    if not isinstance(logits, torch.Tensor) or logits.shape != (1, num_classes):
+        given = tuple(logits.shape) if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ValueError(f"for one image of size {size} it gives {given}, not {num_classes} logits")
+
+
 def _check_timm_name(name: str) -> None:
     if not timm.is_model(name):
         raise UsageError(f"MODEL.NAME {name!r} is no model of timm{nearest(name, timm.list_models())}")
+    try:
+        timm.get_pretrained_cfg(name)
+    except RuntimeError as error:  # what follows the dot in the name
+        raise UsageError(f"MODEL.NAME {name!r}: {error}") from None
 
 
 def _check_hub(name: str) -> None:

@@ -4,10 +4,12 @@ import inspect
 
 import pytest
 import timm
+import torch
 
 from configs.load import load
 from models import build
 from models.swin_transformer import VARIANTS, SwinTransformer
+from models.weights import weights_digest
 from tools.errors import CheckpointError, UsageError
 
 
@@ -61,3 +63,32 @@ def test_auto_takes_a_file_at_hand_and_says_what_to_do_without_a_network(tmp_pat
     (tmp_path / "weights" / "sample.pth").touch()
     assert str(build.find_pretrained("auto", "sample")) == "weights/sample.pth"
     assert build.find_pretrained("none", "sample") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [
+        ("vit_tiny_patch16_224", (96, 0), r"Input height \(96\) doesn't match model \(224\)"),
+        ("vit_tiny_patch16_224", (224, 96), r"Input height \(96\)"),
+        ("convit_tiny", (96, 0), "cannot be used so"),
+        ("deit_tiny_distilled_patch16_224", (224, 0), "head_dist"),
+        ("resnet18.nonexistent", (96, 0), "nonexistent"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_said_when_it_is_built(name, sizes, words):
+    node = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", name]).config.MODEL
+    with pytest.raises(UsageError, match=rf"MODEL\.NAME .*{words}"):
+        build.normalization(node), build.build_model(node, sizes[0], 6, test_size=sizes[1])
+
+
+def test_trying_a_model_out_changes_nothing():
+    """Neither the statistics of batch norm, nor what is drawn next, nor the mode."""
+    node = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", "test_resnet"]).config.MODEL
+    torch.manual_seed(0)
+    model = build.build_model(node, 64, 6)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    plain = timm.create_model("test_resnet", num_classes=6, drop_rate=0.0, drop_path_rate=node.DROP_PATH_RATE)
+    assert torch.equal(torch.rand(1), drawn)
+    assert weights_digest(model) == weights_digest(plain)
+    assert model.training

@@ -98,7 +98,8 @@ def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Pr
     try:
         config = stored_config(content, path)
         classes = tuple(content["classes"])
-        model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(classes))
+        size = content["preprocess"]["size"]
+        model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(classes), test_size=size)
         tensors = content.get("model_ema") if weights == "ema" else None
         load_strictly(model, tensors or content["model"], str(path))
         return Predictor(

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE)
     split = scan_split(data.DATA_PATH, args.split, data.ZIP_MODE, train.classes)
     torch.manual_seed(seed_of(config.SEED, INIT))
-    model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes))
+    model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes), test_size=config.TEST.IMG_SIZE)
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
     loader = build_eval_loader(split, preprocess, batch_size=data.BATCH_SIZE, workers=num_workers(data.NUM_WORKERS))
     logits, truth = predict(model, batches_of(loader), device, NativePrecision("cpu", None), len(train.classes))

@@ -111,7 +111,13 @@ def launch(
     torch.use_deterministic_algorithms(config.TRAIN.DETERMINISTIC)
     torch.backends.cudnn.benchmark = not config.TRAIN.DETERMINISTIC
     torch.manual_seed(seed_of(config.SEED, INIT))
-    model = build_model(config.MODEL, config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, config.TRAIN.USE_CHECKPOINT)
+    model = build_model(
+        config.MODEL,
+        config.DATA.IMG_SIZE,
+        config.MODEL.NUM_CLASSES,
+        config.TRAIN.USE_CHECKPOINT,
+        config.TEST.IMG_SIZE,
+    )
     origin = f"weights of {resume}" if stored else start_weights(model, config)
     learner = make_learner(model, config, precision, ranks, device)
     progress = Progress()
