@@ -23,6 +23,11 @@ MAX_ASPECT = 20
 MAX_BYTES = 200_000_000
 
 
+def is_photo(name: str) -> bool:
+    """Whether a file of this name is taken for a photo: one of EXTENSIONS, and not hidden."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of an image file. Raises DataError for what is no regular file of a sensible size."""
     return read_regular(path, "image", MAX_BYTES)
@@ -96,6 +101,13 @@ def encode(image: Image.Image, name: str, quality: int) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": quality} if kind in ("JPEG", "WEBP") else {}))
     return buffer.getvalue()
+
+
+def thumbnail(path: Path, side: int) -> bytes:
+    """The photo as a small JPEG, for a page."""
+    header, image = inspect(read_bytes(path), path, side)
+    small = shrink(image, header.size, side, squash=False)
+    return encode(image if small is None else small, "thumbnail.jpg", 80)
 
 
 def format_of(name: str) -> str | None:

@@ -140,7 +140,7 @@ def log_start(
 def load_data(config, ranks: Ranks, device: torch.device) -> Data:
     """Lists both splits and builds the loaders. Raises DataError for classes that do not match the config."""
     data = config.DATA
-    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE)
+    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, made=True)
     val = scan_split(data.DATA_PATH, "val", data.ZIP_MODE, train.classes)
     if len(train.classes) != config.MODEL.NUM_CLASSES:
         raise DataError(
