@@ -107,7 +107,7 @@ def write_page(manifest: dict, root) -> None:
     from tools.audit_page import audit_page
 
     page = audit_page(manifest, CODE_OF, lambda file, side: thumbnail(root / file, side))
-    (root / REPORT).write_text(page, encoding="utf-8")
+    (root / REPORT).write_bytes(page.encode(errors="backslashreplace"))  # a file name may be no Unicode
 
 
 def bar(description: str):
@@ -120,17 +120,20 @@ def bar(description: str):
 def print_outcome(manifest: dict, dst) -> None:
     """The counts, the twins, and everything that was left out."""
     from data.prepare import REPORT, table
+    from tools.errors import listing
 
     print(table(manifest["splits"]))
-    for twin in manifest["twins"]:
-        members = " = ".join(f"{m['split']}/{m['image']} ({' '.join(m['labels'])})" for m in twin["members"])
-        print(f"{twin['kind']} twins{', labelled differently' if twin['contradicting'] else ''}: {members}")
-    for note in manifest["notes"]:
-        print(note)
-    for names in manifest["left_out"].values():
-        for name in names:
-            print(f"left out: {name}")
-    print(f"{dst} is complete: {', '.join(manifest['splits'])}; look at {dst / REPORT}")
+    lines = [cli.printable(describe_twin(twin)) for twin in manifest["twins"]]
+    lines = [listing(lines, "\n", most=20)] if lines else []
+    lines += [cli.printable(note) for note in manifest["notes"]]
+    lines += [cli.printable(f"left out: {name}") for names in manifest["left_out"].values() for name in names]
+    print(*lines, f"{dst} is complete: {', '.join(manifest['splits'])}; look at {dst / REPORT}", sep="\n")
+
+
+def describe_twin(twin: dict) -> str:
+    """A group of twins of the manifest, on one line."""
+    members = " = ".join(f"{m['split']}/{m['image']} ({' '.join(m['labels'])})" for m in twin["members"])
+    return f"{twin['kind']} twins{', labelled differently' if twin['contradicting'] else ''}: {members}"
 
 
 @cli.command

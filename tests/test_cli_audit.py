@@ -13,15 +13,19 @@ from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, SHARED
 from PIL import Image, ImageEnhance
 
 import process_dataset
+from configs.load import load
 from data.datasets import scan_split
 from data.labels import CODE_OF, is_made, origin_name
 from data.prepare import read_manifest, twin_groups
+from tools.distributed import Ranks
 from tools.errors import DataError
 from tools.folders import locked
+from tools.launch import load_data
 
 COMMAND = [sys.executable, str(ROOT / "process_dataset.py")]
 
@@ -129,14 +133,16 @@ def test_a_leak_across_splits_is_an_error_that_can_be_allowed(source, tmp_path, 
     assert read_manifest(tmp_path / "d")["twins"] == []
 
 
-def test_the_report_names_everything_and_asks_nobody(source, tmp_path):
+def test_the_report_names_everything_and_asks_nobody(source, tmp_path, capsys):
     victim, twin = sorted((source / "train" / "images").iterdir())[:2]
     victim.write_bytes(victim.read_bytes()[:500])
     shutil.copy(twin, source / "train" / "images" / "twin.jpg")
     add_row(source / "train", "twin.jpg", "complex")
     (source / "val" / "images" / "<b>.jpg").write_text("no row")
     (source / "val" / "images" / "Thumbs.db").write_text("junk")
-    assert run("--src", source, "--dst", tmp_path / "d", "--max-bad", 1, "--max-missing", 1, "--balance") == 0
+    os.close(os.open(os.fsencode(source / "val" / "images") + b"/\xff\n.jpg", os.O_CREAT))
+    assert run("--src", source, "--dst", tmp_path / "d", "--max-bad", 1, "--max-missing", 2, "--balance") == 0
+    assert "left out: val/\\udcff\\n.jpg" in capsys.readouterr().out
     page = (tmp_path / "d" / "report.html").read_text()
     for text in (f"train/{victim.name}: cannot be decoded", "val/&lt;b&gt;.jpg", "train/twin.jpg", *CODE_OF):
         assert text in page
@@ -234,7 +240,7 @@ def test_size_writes_smaller_copies_and_leaves_small_photos_alone(source, tmp_pa
     )
 
 
-def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_it(source, tmp_path):
+def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_it(source, tmp_path, tiny):
     assert run("--src", source, "--dst", tmp_path / "d", "--balance") == 0
     plain, made = scan_split(tmp_path / "d", "train"), scan_split(tmp_path / "d", "train", made=True)
     copies = [photo for photo in made.photos if is_made(photo.name)]
@@ -253,6 +259,9 @@ def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_
     for split in ("val", "test"):
         assert not any(is_made(photo.name) for photo in scan_split(tmp_path / "d", split, made=True).photos)
     assert ".made-" not in (tmp_path / "d" / "OneHot-train_label.csv").read_text()
+    config = load(tiny, ["DATA.DATA_PATH", str(tmp_path / "d")]).config
+    data = load_data(config, Ranks(), torch.device("cpu"))
+    assert (data.train.photos, data.val.photos) == (made.photos, scan_split(tmp_path / "d", "val").photos)
     flip = next(photo for photo in copies if ".made-flip" in photo.name)
     pixels = [
         np.asarray(Image.open(tmp_path / "d" / "train" / file), float)
