@@ -101,12 +101,12 @@ def examine(args, raws, smaller) -> tuple[list, list[dict], list[str]]:
 
 def write_page(manifest: dict, root) -> None:
     """Writes the report of the tree at `root` into it."""
-    from data.images import thumbnail
+    from data.images import read_image, thumbnail
     from data.labels import CODE_OF
     from data.prepare import REPORT
     from tools.audit_page import audit_page
 
-    page = audit_page(manifest, CODE_OF, lambda file, side: thumbnail(root / file, side))
+    page = audit_page(manifest, CODE_OF, lambda file, side: thumbnail(read_image(root / file), side))
     (root / REPORT).write_bytes(page.encode(errors="backslashreplace"))  # a file name may be no Unicode
 
 

@@ -95,19 +95,19 @@ def read_image(path: Path) -> Image.Image:
     return decode(read_bytes(path), path)
 
 
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """A JPEG of at most `side` x `side` pixels, for a page."""
+    small = image.copy()
+    small.thumbnail((side, side))
+    return encode(small, "thumbnail.jpg", quality=80)
+
+
 def encode(image: Image.Image, name: str, quality: int) -> bytes:
     """The image as a file of the format that the suffix of `name` stands for; `quality` counts where it is lossy."""
     kind = format_of(name)
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": quality} if kind in ("JPEG", "WEBP") else {}))
     return buffer.getvalue()
-
-
-def thumbnail(path: Path, side: int) -> bytes:
-    """The photo as a small JPEG, for a page."""
-    header, image = inspect(read_bytes(path), path, side)
-    small = shrink(image, header.size, side, squash=False)
-    return encode(image if small is None else small, "thumbnail.jpg", 80)
 
 
 def format_of(name: str) -> str | None:

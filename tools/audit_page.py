@@ -15,7 +15,7 @@ def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, in
 
     Args:
         codes: label -> its folder.
-        picture: (`split/code/name`, pixels) -> the bytes of a picture of that file whose short side is that long.
+        picture: (`split/code/name`, pixels) -> the bytes of a picture of that file of at most so many pixels a side.
     """
     splits = manifest["splits"]
     photos = ", ".join(f"{split['rows']} photos in {name}" for name, split in splits.items())
