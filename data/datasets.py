@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from data.images import EXTENSIONS, MAX_BYTES, decode, read_bytes
-from data.labels import label_name
+from data.images import EXTENSIONS, MAX_BYTES, decode, is_photo, read_bytes
+from data.labels import is_made, label_name, origin_name
 from data.prepare import MANIFEST, read_manifest
 from data.samplers import Draw
 from data.seeds import AUGMENT, seed_of, seeded
@@ -42,6 +42,11 @@ class Photo:
     name: str
     file: str
     classes: tuple[int, ...]
+
+    @property
+    def origin(self) -> str:
+        """The name of the photo that a made copy was made of; its own name otherwise."""
+        return origin_name(self.name)
 
 
 @dataclass(frozen=True)
@@ -85,7 +90,7 @@ class FolderSource:
             if folder.is_symlink() and not Path(folder).resolve().is_relative_to(self.root.resolve()):
                 raise DataError(f"class folder {folder.path} is a link out of {self.root}")
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-            photos = [entry for entry in entries if _is_photo(entry.name)]
+            photos = [entry for entry in entries if is_photo(entry.name)]
             for entry in photos:
                 if not (entry.is_file(follow_symlinks=False) or Path(entry).is_file()):
                     raise DataError(f"image {entry.path} is not a file, nor a link to one; remove it")
@@ -132,7 +137,7 @@ class ZipSource:
                 continue
             place, parts = info.filename[: len(self._inside)], info.filename[len(self._inside) :].split("/")
             foreign = place != self._inside or len(parts) != 2
-            if foreign or ".." in parts or parts[0].startswith(".") or not _is_photo(parts[1]):
+            if foreign or ".." in parts or parts[0].startswith(".") or not is_photo(parts[1]):
                 ignored += 1
                 continue
             found.setdefault(parts[0], []).append(parts[1])
@@ -182,11 +187,18 @@ class ZipSource:
         return {**self.__dict__, "_archive": None}
 
 
-def scan_split(root: str | Path, name: str, zip_mode: bool = False, classes: Sequence[str] | None = None) -> Split:
+def scan_split(
+    root: str | Path,
+    name: str,
+    zip_mode: bool = False,
+    classes: Sequence[str] | None = None,
+    made: bool = False,
+) -> Split:
     """Lists the photos of a split.
 
     Args:
         classes: the class folders in order, from the training split or a checkpoint; None takes those found.
+        made: also list the copies that process_dataset.py --balance made. Only training may ask for them.
 
     Raises:
         DataError: for a missing split, an unknown or empty class folder, or files that changed since the tree was made.
@@ -202,7 +214,11 @@ def scan_split(root: str | Path, name: str, zip_mode: bool = False, classes: Seq
     if manifest is None:
         notes.append(f"{root} has no {MANIFEST}: taken as it is, not checked by process_dataset.py")
     else:
-        _check_against(manifest, name, found, where)
+        _check_against(manifest, name, found, source, where)
+    if not made:
+        copies = sum(is_made(file) for names in found.values() for file in names)
+        found = {code: [file for file in names if not is_made(file)] for code, names in found.items()}
+        notes += [f"{where}: {copies} files made by --balance left out"] if copies else []
     ordered = tuple(classes) if classes is not None else tuple(found)
     clash = {code.lower() for code in ordered}
     if len(clash) < len(ordered):
@@ -236,7 +252,7 @@ def find_photos(names: Sequence[str]) -> list[Path]:
         photos = []
         for path in paths:
             inside = (Path(base) / file for base, _, files in os.walk(path) for file in files)
-            photos += sorted(p for p in inside if _is_photo(p.name)) if path.is_dir() else [path]
+            photos += sorted(p for p in inside if is_photo(p.name)) if path.is_dir() else [path]
         if not photos:
             raise DataError(f"{name} leads to no photo ({', '.join(EXTENSIONS)})")
         found |= dict.fromkeys(photos)
@@ -301,20 +317,17 @@ def collate(items: list) -> tuple[Tensor, Tensor] | UserError:
     return torch.stack(images), torch.stack(targets)
 
 
-def _is_photo(name: str) -> bool:
-    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def _check_against(manifest: dict, split: str, found: dict[str, list[str]], where: str) -> None:
+def _check_against(manifest: dict, split: str, found: dict[str, list[str]], source, where: str) -> None:
     if split not in manifest["splits"]:
         raise DataError(f"{where} is not in {MANIFEST}; run process_dataset.py again with --overwrite")
-    listed = set(manifest["splits"][split]["files"])
+    listed = manifest["splits"][split]["files"]
     present = {f"{code}/{name}" for code, names in found.items() for name in names}
-    changed = sorted(listed ^ present)
+    changed = sorted(listed.keys() ^ present) or [f for f in sorted(present) if source.size(f) != listed[f]["size"]]
     if changed:
-        what = "is missing" if changed[0] in listed else "was added"
+        first = changed[0]
+        what = "was added" if first not in listed else "has changed" if first in present else "is missing"
         raise DataError(
-            f"{where}/{changed[0]} {what} since process_dataset.py ({len(changed)} changes in all); "
+            f"{where}/{first} {what} since process_dataset.py ({len(changed)} changes in all); "
             "run it again with --overwrite"
         )
 

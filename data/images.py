@@ -1,15 +1,17 @@
-"""THE image reader: every command decodes through `decode`, so a bad photo gets the same verdict everywhere.
+"""THE image reader: every command decodes through `inspect`, so a bad photo gets the same verdict everywhere.
 
 The rules: at most 100 megapixels and 20:1, decided from the header before anything is decoded; the first frame of an
 animation; EXIF orientation applied; 16-bit grey divided by 257; transparency dropped; CMYK, palette and grey made RGB.
 """
 
 import io
+import os
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from data.files import read_regular
 from tools.errors import DataError
@@ -21,9 +23,33 @@ MAX_ASPECT = 20
 MAX_BYTES = 200_000_000
 
 
+def is_photo(name: str) -> bool:
+    """Whether a file of this name is taken for a photo: one of EXTENSIONS, and not hidden."""
+    return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
 def read_bytes(path: Path) -> bytes:
     """The bytes of an image file. Raises DataError for what is no regular file of a sensible size."""
     return read_regular(path, "image", MAX_BYTES)
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a photo's file says about it.
+
+    Attributes:
+        size: (width, height) in pixels, upright.
+        mode: Pillow's name of the pixel format, such as RGB, L or I;16.
+        format: Pillow's name of the file format, such as JPEG.
+        turned: whether its EXIF orientation turns or mirrors it.
+        animated: whether it holds more than one frame.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    format: str
+    turned: bool
+    animated: bool
 
 
 def decode(raw: bytes, name: object) -> Image.Image:
@@ -32,17 +58,29 @@ def decode(raw: bytes, name: object) -> Image.Image:
     Raises:
         DataError: for whatever is wrong with it; the decoder's own exceptions never get out.
     """
+    return inspect(raw, name)[1]
+
+
+def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[Header, Image.Image]:
+    """What `decode` gives, and the header.
+
+    Args:
+        short_side: a JPEG may be decoded at a half, a quarter or an eighth of its size while its short side keeps
+            twice these pixels. The whole file is read all the same, so that a truncated one is found.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # broken metadata, and Pillow's milder size limit
             with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > MAX_PIXELS:
-                    raise DataError(f"image {name}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
-                if max(width, height) > MAX_ASPECT * min(width, height):
-                    raise DataError(f"image {name}: {width}x{height} is narrower than 1:{MAX_ASPECT}")
+                _check_size(image, name)
+                size, mode, kind = image.size, image.mode, image.format
+                if short_side:
+                    image.draft(None, (2 * short_side, 2 * short_side))
                 image.load()
-                return _to_rgb(_upright(image))
+                upright, orientation = _upright(image)
+                pixels = _to_rgb(upright)
+                size = size[::-1] if orientation >= 5 else size
+                return Header(size, mode, kind, orientation > 1, _is_animated(image)), pixels
     except DataError:
         raise
     except MemoryError:
@@ -61,16 +99,56 @@ def thumbnail(image: Image.Image, side: int) -> bytes:
     """A JPEG of at most `side` x `side` pixels, for a page."""
     small = image.copy()
     small.thumbnail((side, side))
+    return encode(small, "thumbnail.jpg", quality=80)
+
+
+def encode(image: Image.Image, name: str, quality: int) -> bytes:
+    """The image as a file of the format that the suffix of `name` stands for; `quality` counts where it is lossy."""
+    kind = format_of(name)
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
+    image.save(buffer, kind, **({"quality": quality} if kind in ("JPEG", "WEBP") else {}))
     return buffer.getvalue()
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def format_of(name: str) -> str | None:
+    """Pillow's name of the file format that the suffix of `name` stands for, or None."""
+    return Image.registered_extensions().get(os.path.splitext(name)[1].lower())
+
+
+def shrink(image: Image.Image, full_size: tuple[int, int], side: int, squash: bool) -> Image.Image | None:
+    """A copy whose short side has `side` pixels (`squash`: both sides); None where that would not make it smaller.
+
+    Args:
+        full_size: of the photo, of which `image` may be a smaller decoding.
+    """
+    short = min(side, *full_size)
+    target = (short, short) if squash else tuple(max(short, round(v * short / min(full_size))) for v in full_size)
+    return None if target == full_size else image.resize(target, Image.Resampling.LANCZOS)
+
+
+def _check_size(image: Image.Image, name: object) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise DataError(f"image {name}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise DataError(f"image {name}: {width}x{height} is narrower than 1:{MAX_ASPECT}")
+
+
+def _upright(image: Image.Image) -> tuple[Image.Image, int]:
+    """The image as its EXIF orientation wants it, and that orientation: 1 (upright) to 8."""
     try:
-        return ImageOps.exif_transpose(image)
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        turned = ImageOps.exif_transpose(image)
+        return turned, orientation if orientation in range(1, 9) else 1
     except Exception:  # unreadable EXIF is metadata only: the pixels decoded
-        return image
+        return image, 1
+
+
+def _is_animated(image: Image.Image) -> bool:
+    try:
+        return getattr(image, "is_animated", False)
+    except Exception:  # damage behind the first frame, which is all that is used
+        return True
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

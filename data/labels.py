@@ -3,8 +3,11 @@
 import csv
 import hashlib
 import io
+import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from data.files import read_regular
@@ -24,6 +27,8 @@ CODE_OF = {name: code for code, name in NAME_OF.items()}
 SPLITS = ("train", "val", "test")
 ONE_HOT_HEADER = ("images", *(f"label_{name}" for name in sorted(CODE_OF)))
 MAX_BYTES = 256_000_000
+MADE = ("flip", "bright", "turn")  # the kinds of copies that process_dataset.py --balance makes
+_MADE_NAME = re.compile(rf"(?P<stem>.+)\.made-({'|'.join(MADE)})(?P<suffix>\.[^.]+)", re.DOTALL)
 
 
 def label_name(code: str) -> str:
@@ -36,7 +41,7 @@ def healthy_index(classes: Sequence[str]) -> int | None:
     return next((index for index, code in enumerate(classes) if label_name(code) == "healthy"), None)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
     """One photo and its labels, in the order of the file. `line` is 1 for the header."""
 
@@ -62,12 +67,9 @@ def read_labels(path: Path) -> LabelFile:
             that are not 0 or 1, names that leave the image folder, one photo with two different label sets.
     """
     raw = read_regular(path, "label file", MAX_BYTES)
-    try:
-        text = raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, row {line}: not UTF-8 at byte {error.start}") from None
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    _check_utf8(raw, path)
+    # decoded line by line: a StringIO would hold four bytes a character
+    reader = csv.reader(io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline=""), strict=True)
     rows: dict[str, Row] = {}
     repeats = 0
     try:
@@ -100,6 +102,37 @@ def write_one_hot(path: Path, rows: list[Row]) -> None:
         writer.writerows([row.image, *(int(name in row.labels) for name in names)] for row in rows)
 
 
+def made_name(name: str, kind: str) -> str:
+    """What the copy of the photo `name` that was made by `kind` (one of MADE) is called."""
+    stem, suffix = os.path.splitext(name)
+    return f"{stem}.made-{kind}{suffix}"
+
+
+def is_made(name: str) -> bool:
+    """Whether `name` is that of a made copy, which may be trained on and never scored."""
+    return _MADE_NAME.fullmatch(name) is not None
+
+
+def origin_name(name: str) -> str:
+    """The photo that a made copy was made of; any other name is its own origin."""
+    match = _MADE_NAME.fullmatch(name)
+    return match["stem"] + match["suffix"] if match else name
+
+
+def _check_utf8(raw: bytes, path: Path) -> None:
+    try:
+        raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, row {line}: not UTF-8 at byte {error.start}") from None
+
+
+@cache
+def _split_names(text: str) -> tuple[str, ...]:
+    """The names in a field, each once. Cached, so that rows with the same labels share one tuple."""
+    return tuple(dict.fromkeys(text.split()))
+
+
 def _parser_for(header: list[str], path: Path):
     """The function (fields, line) -> Row that fits the header."""
     if not header:
@@ -125,7 +158,7 @@ def _parser_for(header: list[str], path: Path):
     if columns[1:] == ["labels"]:
 
         def parse(fields: list[str], line: int) -> Row:
-            image, labels = checked(fields, line), tuple(dict.fromkeys(fields[1].split()))
+            image, labels = checked(fields, line), _split_names(fields[1])
             for name in labels:
                 if name not in CODE_OF:
                     raise DataError(
@@ -147,7 +180,7 @@ def _parser_for(header: list[str], path: Path):
         for column, value in zip(columns[1:], fields[1:], strict=True):
             if value.strip() not in ("0", "1"):
                 raise DataError(f"{path}, row {line}, column {column}: {value!r} is not 0 or 1")
-        labels = tuple(name for name, value in zip(names, fields[1:], strict=True) if value.strip() == "1")
+        labels = _split_names(" ".join(n for n, value in zip(names, fields[1:], strict=True) if value.strip() == "1"))
         if not labels:
             raise DataError(f"{path}, row {line}: {image} has no label")
         return Row(image, labels, line)
@@ -158,6 +191,8 @@ def _parser_for(header: list[str], path: Path):
 def _image_name(name: str, where: str) -> str:
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise DataError(f"{where}: image {name!r} is outside image root; give a plain file name")
+    if is_made(name):
+        raise DataError(f"{where}: image {name!r} is named like a copy that --balance makes; rename the photo")
     if len(name.encode()) > 255:
         raise DataError(f"{where}: image name of {len(name.encode())} bytes is longer than a file name can be")
     return name

@@ -1,121 +1,73 @@
-"""Raw photos + label CSVs -> the folders that training reads, checked first and put in place in one move.
+"""The prepared tree: audited photos in one folder a label, and the manifest that says what is there and why.
 
-plant_dataset/{train,val,test}/images + {split}_label.csv
-dataset/{train,val,test}/{000001,...,100000}/ID.jpg, OneHot-{split}_label.csv, manifest.json
+dataset/{train,val,test}/{000001,...,100000}/ID.jpg, OneHot-{split}_label.csv, manifest.json, report.html
 """
 
+import hashlib
 import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from data.images import EXTENSIONS, read_image
-from data.labels import CODE_OF, NAME_OF, SPLITS, Row, read_labels, write_one_hot
-from tools.errors import DataError, ResourceError, UsageError, UserError
+from data.audit import Photo, Progress, facts, in_parallel
+from data.balance import make_copy, plan_copies
+from data.images import encode, read_image
+from data.labels import CODE_OF, NAME_OF, SPLITS, made_name, write_one_hot
+from data.raw import placed
+from data.splitting import stratify
+from tools.errors import DataError, UsageError, listing
 
-MANIFEST = "manifest.json"
-FORMAT = 1
-
-
-@dataclass
-class RawSplit:
-    """One split as it came, after the checks: `rows` have their photo in `images`."""
-
-    name: str
-    images: Path
-    rows: list[Row]
-    csv_sha256: str
-    repeats: int
-    missing: list[str] = field(default_factory=list)  # rows without a photo
-    unlabelled: list[str] = field(default_factory=list)  # photos without a row
-    bad: list[str] = field(default_factory=list)  # photos that do not decode, with the reason
+MANIFEST, REPORT = "manifest.json", "report.html"
+FORMAT = 2
+_OURS = {MANIFEST, REPORT, *SPLITS, *(f"OneHot-{split}_label.csv" for split in SPLITS)}
 
 
-def read_raw(src: Path, progress: Callable[[Iterable, int], Iterable] = lambda items, _total: items) -> list[RawSplit]:
-    """Reads the label CSVs under `src` and decodes every photo they name once.
-
-    Raises:
-        DataError: when no split is there, or a label file is wrong.
-    """
-    if not src.is_dir():
-        raise DataError(f"--src {src} is not a folder")
-    splits = [_read_split(src, name) for name in SPLITS if (src / name).is_dir()]
-    if not splits:
-        raise DataError(f"--src {src} has none of the folders {', '.join(SPLITS)}, each with images/ and a label CSV")
-    todo = [(split, row) for split in splits for row in split.rows]
-    with ThreadPoolExecutor(max_workers=len(os.sched_getaffinity(0))) as pool:
-        problems = pool.map(lambda item: _problem(item[0].images / item[1].image), todo)
-        for (split, row), problem in progress(zip(todo, problems, strict=True), len(todo)):
-            if problem:
-                split.bad.append(f"{row.image}: {problem}")
-    for split in splits:
-        unusable = {entry.split(": ")[0] for entry in split.bad}
-        split.rows = [row for row in split.rows if row.image not in unusable]
-    return splits
-
-
-def check_raw(splits: list[RawSplit], max_missing: int, max_bad: int, multi_label: str) -> None:
-    """Raises DataError when more is missing or bad than was allowed, or a row has several labels and must not."""
-    for kind, limit, flag in (
-        ("missing", max_missing, "--max-missing"),
-        ("unlabelled", max_missing, "--max-missing"),
-        ("bad", max_bad, "--max-bad"),
-    ):
-        found = [f"{split.name}/{entry}" for split in splits for entry in getattr(split, kind)]
-        if len(found) > limit:
-            text = {"missing": "rows without a photo", "unlabelled": "photos without a row", "bad": "unreadable photos"}
-            raise DataError(
-                f"{len(found)} {text[kind]}: {', '.join(found[:5])}{', ...' if len(found) > 5 else ''}; "
-                f"mend them, or allow them with {flag} {len(found)}"
-            )
-    if multi_label == "error":
-        for split in splits:
-            for row in split.rows:
-                if len(row.labels) > 1:
-                    raise DataError(
-                        f"{split.name}, row {row.line}: {row.image} has the labels {' '.join(row.labels)}; "
-                        "choose --multi-label copy or first"
-                    )
-
-
-def build_tree(splits: list[RawSplit], dst: Path, settings: dict, overwrite: bool) -> dict:
-    """Writes the tree to `dst` in one move and returns its manifest. An equal tree is verified and left.
+def divide(photos: Sequence[Photo], groups: Sequence[Sequence[int]], shares: Sequence[float], seed: int) -> list[Photo]:
+    """The photos of a pool with their splits: label combinations spread evenly, twins kept together.
 
     Args:
-        settings: `mode` (link or copy) and `multi_label` (copy, error or first).
+        groups: indices of twins.
+        shares: of train, val and test; a split with the share 0 gets nothing.
 
     Raises:
-        UsageError: when `dst` holds something else and `overwrite` is not set.
-        DataError: when `dst` was made with these settings but files have changed since.
-        ResourceError: when the disk refuses.
+        DataError: when the photos do not fill the splits.
     """
-    settings = settings | {"csv_sha256": {split.name: split.csv_sha256 for split in splits}}
-    left = _existing(dst, settings, overwrite)
-    if left:
-        return left
-    staging = dst.parent / f".{dst.name}.tmp-{os.getpid()}"
-    try:
-        dst.parent.mkdir(parents=True, exist_ok=True)
-        staging.mkdir()
-        manifest = {"format": FORMAT, "settings": settings, "splits": {}}
-        for split in splits:
-            manifest["splits"][split.name] = _write_split(split, staging, settings)
-        (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        if dst.exists():
-            old = dst.parent / f".{dst.name}.old-{os.getpid()}"
-            dst.rename(old)
-            staging.rename(dst)
-            shutil.rmtree(old)
-        else:
-            staging.rename(dst)
-    except OSError as error:
-        raise ResourceError(f"{error.filename or dst} cannot be written: {error.strerror}") from None
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    wanted = [(name, share) for name, share in zip(SPLITS, shares, strict=True) if share]
+    twins = {index for group in groups for index in group}
+    together = [*groups, *([index] for index in range(len(photos)) if index not in twins)]
+    strata = [frozenset(photo.row.labels) for photo in photos]
+    parts = stratify(together, strata, [share for _, share in wanted], seed)
+    empty = [name for number, (name, _) in enumerate(wanted) if number not in parts]
+    if empty:
+        raise DataError(f"{len(photos)} photos are too few: {' and '.join(empty)} would be empty; change --split")
+    return [replace(photo, split=wanted[part][0]) for photo, part in zip(photos, parts, strict=True)]
+
+
+def write_tree(photos: Sequence[Photo], root: Path, known: dict, progress: Progress) -> dict:
+    """Writes every split and the manifest under `root`; equal input gives equal bytes.
+
+    Args:
+        known: what the manifest says beside the splits: `settings` (of them `mode`, `multi_label`, `balance` and
+            `quality` are obeyed here), `twins`, `left_out`, `notes`.
+
+    Returns:
+        The manifest.
+    """
+    settings, splits = known["settings"], {}
+    for name in (name for name in SPLITS if any(photo.split == name for photo in photos)):
+        members = [photo for photo in photos if photo.split == name]
+        splits[name] = _write_split(members, root / name, settings)
+        write_one_hot(root / f"OneHot-{name}_label.csv", [placed(p.row, settings["multi_label"]) for p in members])
+    if settings["balance"] and "train" in splits:
+        made = _write_copies([p for p in photos if p.split == "train"], root / "train", settings, progress)
+        splits["train"]["files"] |= made
+        splits["train"]["made"] = _labels_of(made)
+    manifest = {"format": FORMAT, "settings": settings, "splits": splits, **known}
+    (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
@@ -129,85 +81,114 @@ def read_manifest(root: Path) -> dict | None:
         if manifest["format"] != FORMAT or not isinstance(manifest["splits"], dict):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError):
-        raise DataError(f"{path} is damaged; run process_dataset.py again with --overwrite") from None
+        raise DataError(f"{path} is damaged or too old; run process_dataset.py again with --overwrite") from None
     return manifest
 
 
-def table(splits: list[RawSplit], manifest: dict) -> str:
-    """The counts of a prepared tree as text: a column a split."""
-    names = [split.name for split in splits]
-    counts = [manifest["splits"][name] for name in names]
+def twin_groups(manifest: dict, split: str) -> list[set[str]]:
+    """Names of the photos of `split` that are twins of each other, a set a group; each has two or more."""
+    groups = [{m["image"] for m in twin["members"] if m["split"] == split} for twin in manifest["twins"]]
+    return [group for group in groups if len(group) > 1]
+
+
+def check_target(dst: Path, settings: dict, overwrite: bool) -> None:
+    """Raises UsageError when `dst` may not be written: not ours, or made otherwise and `overwrite` is not set."""
+    if not dst.exists():
+        return
+    if not dst.is_dir():
+        raise UsageError(f"--dst {dst} is a file; choose another")
+    names = {entry.name for entry in os.scandir(dst)}
+    if names and MANIFEST not in names:
+        raise UsageError(f"--dst {dst} was not made by process_dataset.py; choose another, or remove it yourself")
+    foreign = sorted(names - _OURS)
+    if overwrite and foreign:
+        raise UsageError(f"--dst {dst} also holds {listing(foreign)}, which is not ours to replace; move it away")
+    if names and not overwrite and read_manifest(dst)["settings"] != settings:
+        raise UsageError(f"--dst {dst} was made with other settings or labels; add --overwrite, or choose another")
+
+
+def is_finished(dst: Path, new: Path) -> bool:
+    """Whether `dst` already is the tree `new`, so that it can be left as it is.
+
+    Raises:
+        DataError: when it was made from other photos, or its files have changed since.
+    """
+    if not (dst / MANIFEST).is_file():
+        return False
+    if (dst / MANIFEST).read_bytes() != (new / MANIFEST).read_bytes():
+        raise DataError(f"--dst {dst} was made from other photos; add --overwrite, or choose another")
+    for name, split in read_manifest(dst)["splits"].items():
+        for file, entry in split["files"].items():
+            path = dst / name / file
+            if not path.is_file() or path.stat().st_size != entry["size"]:
+                raise DataError(f"{path} is missing or has changed since --dst was made; add --overwrite")
+    return True
+
+
+def table(splits: dict) -> str:
+    """The counts of a manifest's `splits` as text: a column a split."""
+    counts = list(splits.values())
     lines = [
         ("rows", *(c["rows"] for c in counts)),
         ("with several labels", *(c["several"] for c in counts)),
-        ("files (one a label)", *(c["copies"] for c in counts)),
-    ]
-    lines += [(f"  {code} {NAME_OF[code]}", *(c["labels"][code] for c in counts)) for code in sorted(NAME_OF)]
-    lines += [
+        ("files (one a label)", *(sum(c["labels"].values()) for c in counts)),
+        *((f"  {code} {NAME_OF[code]}", *(c["labels"][NAME_OF[code]] for c in counts)) for code in sorted(NAME_OF)),
         ("copied, not linked", *(c["copied"] for c in counts)),
-        ("repeated rows", *(s.repeats for s in splits)),
-        ("rows without a photo", *(len(s.missing) for s in splits)),
-        ("photos without a row", *(len(s.unlabelled) for s in splits)),
-        ("unreadable photos", *(len(s.bad) for s in splits)),
+        ("made by --balance", *(sum(c["made"].values()) for c in counts)),
+        ("turned by EXIF", *(c["facts"]["turned"] for c in counts)),
+        ("several frames, first used", *(c["facts"]["animated"] for c in counts)),
+        ("wrong extension", *(c["facts"]["misnamed"] for c in counts)),
     ]
-    rows = [("", *names), *lines]
-    return "\n".join(f"{row[0]:<28}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows)
+    return "\n".join(f"{row[0]:<28}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in [("", *splits), *lines])
 
 
-def _read_split(src: Path, name: str) -> RawSplit:
-    images = src / name / "images"
-    if not images.is_dir():
-        raise DataError(f"{images} is not a folder")
-    beside, above = src / name / f"{name}_label.csv", src / f"{name}_label.csv"
-    labels = read_labels(above if above.exists() and not beside.exists() else beside)
-    present = {entry.name for entry in os.scandir(images)}
-    listed = {row.image for row in labels.rows}
-    stray = sorted(n for n in present - listed if n.lower().endswith(EXTENSIONS) and not n.startswith("."))
-    return RawSplit(
-        name=name,
-        images=images,
-        rows=[row for row in labels.rows if row.image in present],
-        csv_sha256=labels.sha256,
-        repeats=labels.repeats,
-        missing=[row.image for row in labels.rows if row.image not in present],
-        unlabelled=stray,
-    )
-
-
-def _problem(path: Path) -> str:
-    """Why the photo cannot be used, or the empty string."""
-    try:
-        read_image(path)
-    except UserError as error:
-        return str(error).removeprefix(f"image {path} ")
-    return ""
-
-
-def _write_split(split: RawSplit, root: Path, settings: dict) -> dict:
-    """Links or copies one split under `root` and returns its entry in the manifest."""
+def _write_split(photos: list[Photo], folder: Path, settings: dict) -> dict:
+    """Links or copies one split and returns its entry in the manifest."""
     for code in NAME_OF:
-        (root / split.name / code).mkdir(parents=True)
-    rows = split.rows
-    if settings["multi_label"] == "first":
-        rows = [Row(row.image, row.labels[:1], row.line) for row in rows]
-    copied, files, labels = 0, {}, Counter(dict.fromkeys(NAME_OF, 0))
-    for row in rows:
-        for name in row.labels:
-            code = CODE_OF[name]
-            target = root / split.name / code / row.image
-            copied += _place(split.images / row.image, target, settings["mode"])
-            files[f"{code}/{row.image}"] = target.stat().st_size
-            labels[code] += 1
-    write_one_hot(root / f"OneHot-{split.name}_label.csv", rows)
-    several = sum(len(row.labels) > 1 for row in split.rows)
+        (folder / code).mkdir(parents=True)
+    copied, files = 0, {}
+    for photo in photos:
+        for label in placed(photo.row, settings["multi_label"]).labels:
+            file = f"{CODE_OF[label]}/{photo.row.image}"
+            copied += _place(photo.file, folder / file, settings["mode"])
+            files[file] = {"size": photo.size, "sha256": photo.sha256}
     return {
-        "rows": len(rows),
-        "several": several,
-        "copies": len(files),
+        "rows": len(photos),
+        "several": sum(len(photo.row.labels) > 1 for photo in photos),
         "copied": copied,
-        "labels": dict(labels),
+        "labels": _labels_of(files),
+        "made": _labels_of(()),
+        "combinations": dict(sorted(Counter(" ".join(sorted(photo.row.labels)) for photo in photos).items())),
+        "facts": facts(photos),
         "files": files,
     }
+
+
+def _write_copies(photos: list[Photo], folder: Path, settings: dict, progress: Progress) -> dict:
+    """Makes the copies that balance the labels and returns their entries in the manifest's `files`."""
+    rows = [placed(photo.row, settings["multi_label"]) for photo in photos]
+    planned = [(photos[index].file, rows[index], kind) for index, kind in plan_copies([row.labels for row in rows])]
+    work = partial(_write_copy, folder=folder, mode=settings["mode"], quality=settings["quality"])
+    return {file: entry for files in in_parallel(work, planned, progress) for file, entry in files.items()}
+
+
+def _write_copy(item, folder: Path, mode: str, quality: int) -> dict:
+    """Makes one copy, in the folders of all its labels."""
+    source, row, kind = item
+    name = made_name(row.image, kind)
+    content = encode(make_copy(read_image(source), kind), name, quality)
+    files = [f"{CODE_OF[label]}/{name}" for label in row.labels]
+    (folder / files[0]).write_bytes(content)
+    for other in files[1:]:
+        _place(folder / files[0], folder / other, mode)
+    sha256 = hashlib.sha256(content).hexdigest()
+    return {file: {"size": len(content), "sha256": sha256} for file in files}
+
+
+def _labels_of(files: Iterable[str]) -> dict[str, int]:
+    """How many of the files `code/name` each label has."""
+    counts = Counter(file.split("/")[0] for file in files)
+    return {NAME_OF[code]: counts[code] for code in NAME_OF}
 
 
 def _place(source: Path, target: Path, mode: str) -> bool:
@@ -220,26 +201,3 @@ def _place(source: Path, target: Path, mode: str) -> bool:
             pass
     shutil.copyfile(source, target)
     return True
-
-
-def _existing(dst: Path, settings: dict, overwrite: bool) -> dict | None:
-    """The manifest of a tree that can be left as it is; None when `dst` is to be (re)written."""
-    if not dst.exists() and not dst.is_symlink():
-        return None
-    if not dst.is_dir():
-        raise UsageError(f"--dst {dst} is a file")
-    manifest = read_manifest(dst)
-    if manifest is None:
-        if any(dst.iterdir()):
-            raise UsageError(f"--dst {dst} was not made by process_dataset.py; choose another, or remove it yourself")
-        return None
-    if overwrite:
-        return None
-    if manifest["settings"] != settings:
-        raise UsageError(f"--dst {dst} was made with other settings or labels; add --overwrite, or choose another")
-    for name, split in manifest["splits"].items():
-        for file, size in split["files"].items():
-            path = dst / name / file
-            if not path.is_file() or path.stat().st_size != size:
-                raise DataError(f"{path} is missing or has changed since --dst was made; add --overwrite")
-    return manifest

@@ -1,4 +1,7 @@
-"""process_dataset.py on real files: the tree, the counts, what it refuses, and that a refusal leaves no trace."""
+"""process_dataset.py on real files: the tree, the counts, what it refuses, and that a refusal leaves no trace.
+
+The audit's findings, --split, --size, --balance and sudden ends are in test_cli_audit.py.
+"""
 
 import errno
 import json
@@ -7,7 +10,6 @@ import shutil
 from collections import Counter
 
 import pytest
-from conftest import SHARED
 
 import process_dataset
 from data.labels import CODE_OF
@@ -100,7 +102,12 @@ def test_one_split_is_enough_and_the_csv_may_lie_above_it(source, tmp_path):
     shutil.rmtree(source / "test")
     (source / "val" / "val_label.csv").rename(source / "val_label.csv")
     assert run("--src", source, "--dst", tmp_path / "d") == 0
-    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == ["OneHot-val_label.csv", "manifest.json", "val"]
+    assert sorted(p.name for p in (tmp_path / "d").iterdir()) == [
+        "OneHot-val_label.csv",
+        "manifest.json",
+        "report.html",
+        "val",
+    ]
 
 
 def break_photo(source):
@@ -148,11 +155,44 @@ def test_refusals_of_the_command_line(source, tmp_path, refused):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "mine", "--overwrite"], 2, "not made by")
+    (tmp_path / "mine" / "manifest.json").write_text("{}")
+    refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "mine"], 3, "damaged")
+    refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "mine", "--overwrite"], 2, "thesis.txt")
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years of work"
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="the course's photos are not on this machine (PLANT_DATASET)")
-def test_the_real_data_gives_the_known_counts(tmp_path):
-    assert run("--src", SHARED, "--dst", tmp_path / "d") == 0
-    assert len(list((tmp_path / "d" / "train").glob("*/*"))) == 3250
-    assert len(list((tmp_path / "d" / "val").glob("*/*"))) == 643
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--split", "0.8", "0.1", "0.2"], "sum 1"),
+        (["--split", "1.2", "-0.1", "-0.1"], "sum 1"),
+        (["--split", "nan", "0.5", "0.5"], "sum 1"),
+        (["--squash"], "--size"),
+        (["--size", "0"], "below 16"),
+        (["--quality", "101"], "above 100"),
+        (["--max-bad", "-1"], "--max-bad -1 is below 0"),
+        (["--seed", "-1"], "below 0"),
+    ],
+)
+def test_flags_that_make_no_sense(source, tmp_path, refused, arguments, word):
+    refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "d", *arguments], 2, word)
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_damaged_or_older_tree_of_ours_can_be_replaced(source, tmp_path, refused):
+    assert run("--src", source, "--dst", tmp_path / "d") == 0
+    whole = (tmp_path / "d" / "manifest.json").read_bytes()
+    for content in (b"", whole[:500], whole.replace(b'"format": 2', b'"format": 1')):
+        (tmp_path / "d" / "manifest.json").write_bytes(content)
+        refused(
+            process_dataset.main, ["--src", source, "--dst", tmp_path / "d"], 3, "damaged or too old", "--overwrite"
+        )
+        assert run("--src", source, "--dst", tmp_path / "d", "--overwrite") == 0
+        assert (tmp_path / "d" / "manifest.json").read_bytes() == whole
+
+
+def test_other_photos_under_the_same_labels_are_noticed(source, tmp_path, refused):
+    assert run("--src", source, "--dst", tmp_path / "d", "--mode", "copy") == 0
+    one, other = sorted((source / "train" / "images").iterdir())[:2]
+    one.write_bytes(other.read_bytes())
+    refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "d", "--mode", "copy"], 3, "other photos")

@@ -136,7 +136,7 @@ def test_a_split_without_photos(own, dataset):
     shutil.rmtree(own / "val")
     (own / "val" / "000001").mkdir(parents=True)
     manifest = json.loads((dataset / MANIFEST).read_text())
-    manifest["splits"]["val"]["files"] = []
+    manifest["splits"]["val"]["files"] = {}
     (own / MANIFEST).write_text(json.dumps(manifest))
     with pytest.raises(DataError, match=r"own/val holds no photos"):
         scan_split(own, "val")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from data.images import decode, read_image
+from data.images import decode, encode, inspect, read_image, shrink
 from tools.errors import DataError
 
 
@@ -95,3 +95,67 @@ def test_fifos_folders_and_lost_links_are_refused_at_once(tmp_path):
 
 def test_truncated_images_stay_refused_process_wide():
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
+
+
+def test_the_header_tells_what_the_file_is():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    header, image = inspect(encoded(PHOTO, "JPEG", exif=exif), "x")
+    assert (header.size, header.mode, header.format, header.turned, header.animated) == (
+        (20, 30),
+        "RGB",
+        "JPEG",
+        True,
+        False,
+    )
+    assert image.size == (20, 30)
+    frames = encoded(PHOTO.convert("L"), "TIFF", save_all=True, append_images=[PHOTO.convert("L")])
+    header, _ = inspect(frames, "x")
+    assert (header.size, header.mode, header.format, header.turned, header.animated) == (
+        (30, 20),
+        "L",
+        "TIFF",
+        False,
+        True,
+    )
+
+
+def test_a_reduced_decoding_gives_the_same_verdict_and_nearly_the_same_photo():
+    rng = np.random.default_rng(1)
+    smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((800, 600))
+    raw = encoded(smooth, "JPEG", quality=95)
+    header, reduced = inspect(raw, "x", short_side=60)
+    assert header.size == (800, 600)
+    assert reduced.size == (200, 150)  # a quarter: an eighth would have less than 2 x 60 pixels
+    small, wanted = (np.asarray(shrink(i, (800, 600), 60, False), float) for i in (reduced, decode(raw, "x")))
+    assert small.shape == (60, 80, 3)
+    assert np.abs(small - wanted).mean() < 1
+    for share in (0.1, 0.5, 0.9, 0.99):
+        for side in (None, 60):
+            with pytest.raises(DataError):
+                inspect(raw[: int(len(raw) * share)], "x", short_side=side)
+
+
+@pytest.mark.parametrize(
+    ("size", "squash", "wanted"),
+    [
+        ((800, 600), False, (85, 64)),
+        ((600, 800), False, (64, 85)),
+        ((800, 600), True, (64, 64)),
+        ((64, 64), True, None),
+        ((64, 90), False, None),
+        ((40, 90), False, None),
+        ((40, 90), True, (40, 40)),
+    ],
+)
+def test_shrinking_never_enlarges(size, squash, wanted):
+    small = shrink(Image.new("RGB", size), size, 64, squash)
+    assert (small and small.size) == wanted
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "ppm", "bmp", "tif", "webp"])
+def test_what_is_encoded_decodes_to_the_same_photo(suffix):
+    smooth = PHOTO.resize((3, 2)).resize((30, 20))
+    header, image = inspect(encode(smooth, f"a.{suffix}", 95), "x")
+    assert header.format == {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+    assert np.abs(np.asarray(image, float) - np.asarray(smooth)).mean() < 3

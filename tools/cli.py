@@ -87,6 +87,11 @@ def overrides(args: argparse.Namespace) -> list[tuple[str, object, str]]:
     return given
 
 
+def printable(text: str) -> str:
+    """The text with whatever could not be printed, or would move the cursor, as Python escapes it."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def command(body: Callable[[list[str]], int]) -> Callable[[list[str] | None], int]:
     """Turns `body(argv) -> int` into an entry point: whatever it raises becomes one line on stderr and an exit code."""
 
@@ -155,5 +160,5 @@ def _report(message: object, exit_code: int, debug: bool) -> int:
         traceback.print_exc()
     line = " ".join(str(message).split("\n"))
     with contextlib.suppress(OSError):  # stderr may be as full as the disk that is reported
-        print("error: " + "".join(c if c.isprintable() else repr(c)[1:-1] for c in line), file=sys.stderr)
+        print(f"error: {printable(line)}", file=sys.stderr)
     return exit_code

@@ -1,7 +1,7 @@
 """The errors a user may see, each with its exit code. The one file that every shelf may import."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -43,6 +43,12 @@ class NumericsError(UserError):
     exit_code = 6
 
 
+class BusyError(UserError):
+    """Somebody else is writing there."""
+
+    exit_code = 7
+
+
 class PeerLostError(UserError):
     """Another rank ended or is silent."""
 
@@ -61,3 +67,8 @@ def nearest(name: str, choices: Iterable[str]) -> str:
     """`; did you mean X?` for the choice most like `name`, or the empty string when none is close."""
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def listing(names: Sequence[str], separator: str = ", ", most: int = 5) -> str:
+    """The first names and, when there are more, an ellipsis."""
+    return separator.join([*names[:most], *(["..."] if len(names) > most else [])])

@@ -25,7 +25,9 @@ from data.build import (
     resume_batches,
 )
 from data.datasets import Split, describe, samples_of, scan_split
+from data.folds import fold_of
 from data.labels import healthy_index
+from data.prepare import read_manifest, twin_groups
 from data.seeds import INIT, seed_of
 from data.transforms import Preprocess
 from models.build import Hub, build_model, find_pretrained, head_name, layer_index, no_weight_decay, normalization
@@ -159,8 +161,7 @@ def log_start(
 def load_data(config, ranks: Ranks, device: torch.device) -> Data:
     """Lists both splits and builds the loaders. Raises DataError for classes that do not match the config."""
     data = config.DATA
-    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE)
-    val = validation_split(config, train.classes)
+    train, val = scan_splits(config)
     if len(train.classes) != config.MODEL.NUM_CLASSES:
         raise DataError(
             f"class mismatch: {train.where} has {len(train.classes)} class folders ({', '.join(train.classes[:8])}), "
@@ -187,9 +188,21 @@ def load_data(config, ranks: Ranks, device: torch.device) -> Data:
     return Data(train, val, preprocess, train_loader, val_loader)
 
 
+def scan_splits(config) -> tuple[Split, Split]:
+    """The photos that a run of this config trains on, made copies included, and those that it is validated on."""
+    data = config.DATA
+    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, made=True)
+    if not data.FOLDS:
+        return train, validation_split(config, train.classes)
+    manifest = read_manifest(Path(data.DATA_PATH))
+    twins = twin_groups(manifest, "train") if manifest else []
+    return fold_of(train, twins, data.FOLDS, data.FOLD, config.SEED)
+
+
 def validation_split(config, classes: tuple[str, ...]) -> Split:
-    """The photos that a run of this config is validated on."""
-    return scan_split(config.DATA.DATA_PATH, "val", config.DATA.ZIP_MODE, classes)
+    """The photos that a run of this config is validated on; the training photos are looked at for folds only."""
+    data = config.DATA
+    return scan_splits(config)[1] if data.FOLDS else scan_split(data.DATA_PATH, "val", data.ZIP_MODE, classes)
 
 
 def make_plan(config, num_batches: int, ranks: Ranks) -> Plan:

@@ -27,11 +27,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header; the first column is read as text, numbers in the others stand right."""
+    """Rows of cells under a header. The columns in `text` stand left, the others (numbers) right."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
     note: str = ""
+    text: Sequence[int] = (0,)
     kind: str = "table"
 
 

@@ -39,7 +39,7 @@ def score_page(
         f"Calibration error {percent(errors['before'])} before and {percent(errors['after'])} after calibration."
     )
     rows = overall_rows(verdict.scores, verdict.bounds)
-    overall = [Table(("figure", "value", "interval", "remark"), rows), Text(f"{how} {calibration}")]
+    overall = [Table(("figure", "value", "interval", "remark"), rows, text=(0, 3)), Text(f"{how} {calibration}")]
     if abstaining:
         overall.append(Text(describe_abstaining(abstaining)))
     classes = Table(
@@ -53,12 +53,12 @@ def score_page(
         Section("All photos", overall),
         Section("Class by class", [classes]),
         Section("By true label set", [Table(("labels", "photos", "exactly right", "share"), sets)]),
-        Section("Pictures", [Pictures([Picture(data) for data in pictures], width=540)]),
+        Section("Pictures", [Pictures([Picture(data) for data in pictures], width=500)]),
         Section(
             "The worst mistakes",
             [Pictures(mistakes, width=168)] if mistakes else [Text("None: every photo was decided exactly right.")],
         ),
-        Section("What was scored", [Table(("", ""), list(facts))]),
+        Section("What was scored", [Table(("", ""), list(facts), text=(0, 1))]),
     ]
     return render(title, lead, sections)
 
