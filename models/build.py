@@ -28,6 +28,8 @@ def build_model(node, img_size: int, num_classes: int, use_checkpoint: bool = Fa
             cannot take.
     """
     if node.TYPE == "swin":
+        if test_size not in (0, img_size):
+            raise UsageError(f"a Swin that was built for {img_size} pixels cannot take {test_size}")
         return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint))
     _check_timm_name(node.NAME)
     try:

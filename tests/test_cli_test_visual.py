@@ -132,6 +132,7 @@ def test_refusals(run_folder, dataset, refused, tmp_path):
         ({"preprocess": {"size": 3}}, "hang together: preprocess must be"),
         ({"combinations": [[7]]}, "hang together"),
         ({"thresholds": [0.5] * 5}, "not 6"),
+        ({"preprocess": content["preprocess"] | {"size": 48}}, "cannot take 48"),
         ({"config": "TRAIN: !!int x"}, "hang together"),
         ({"config": "TRAIN: {EPOCH: 1}"}, "hang together"),
     ):

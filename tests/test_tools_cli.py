@@ -38,6 +38,7 @@ def raising(error):
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/x"), 5, "f/x"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 5, "pid 7"),
         (torch.distributed.DistNetworkError("timed out"), 8, "another rank is gone"),
+        (ValueError("Expected more than 1 value per channel when training"), 2, "raise --batch-size"),
         (KeyError("x"), 1, "this is a bug of PlantSwin: KeyError at test_tools_cli.py:"),
         (RuntimeError("two\nlines"), 1, "two; run it again with --debug"),
         (KeyboardInterrupt(), 130, "interrupted"),

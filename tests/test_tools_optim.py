@@ -102,11 +102,12 @@ def test_a_restored_state_keeps_the_groups_of_the_config(model):
     ("spoil", "words"),
     [
         (lambda s: {**s, "state": {}}, "is empty after updates"),
+        (lambda s: {**s, "state": s["state"] | {0: {}}}, "this optim"),
         (lambda s: {**s, "param_groups": s["param_groups"][:1]}, "other parameters"),
         (lambda s: {**s, "state": {k: {"momentum_buffer": v["exp_avg"]} for k, v in s["state"].items()}}, "this optim"),
         (lambda s: {**s, "state": {k: v | {"exp_avg": torch.ones(3, 7)} for k, v in s["state"].items()}}, "this optim"),
     ],
-    ids=["empty", "frozen", "sgd", "shape"],
+    ids=["empty", "one empty", "frozen", "sgd", "shape"],
 )
 def test_a_state_that_does_not_fit_is_refused(model, spoil, words):
     optimizer = moved(model, "adamw")

@@ -101,12 +101,13 @@ def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *,
     wanted = _state_names(optimizer)
     state = {}
     for place, (name, parameter) in enumerate(zip(names, trainable(optimizer), strict=True)):
-        part = stored["state"].get(numbers[name], {})
+        part = stored["state"].get(numbers[name])
+        if part is None:  # it never had a gradient
+            continue
         shapes = {key: () if key == "step" else parameter.shape for key in wanted}
-        if part and {key: tuple(value.shape) for key, value in part.items()} != shapes:
+        if {key: tuple(value.shape) for key, value in part.items()} != shapes:
             raise CheckpointError(f"{where}: the optimizer state of {name} is not that of this optimizer")
-        if part:
-            state[place] = part
+        state[place] = part
     if moved and wanted and not state:
         raise CheckpointError(f"{where}: the optimizer state is empty after updates were made")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

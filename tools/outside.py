@@ -20,6 +20,8 @@ def as_user_error(error: Exception) -> UserError:
         return _refused_by_the_system(error)
     if text.startswith("DataLoader worker"):
         return ResourceError(f"{text}; was it out of memory? Lower DATA.NUM_WORKERS or --batch-size and run it again")
+    if text.startswith("Expected more than 1 value per channel"):
+        return UsageError(f"batch norm cannot train: {text}; raise --batch-size or DATA.IMG_SIZE")
     if kind in _PEERS or "gloo/transport" in text:
         return PeerLostError(f"another rank is gone: {text}; look for its own error, then run the same command again")
     place = traceback.extract_tb(error.__traceback__)[-1]
