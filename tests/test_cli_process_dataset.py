@@ -166,7 +166,7 @@ def test_refusals_of_the_command_line(source, tmp_path, refused):
     [
         (["--split", "0.8", "0.1", "0.2"], "sum 1"),
         (["--split", "1.2", "-0.1", "-0.1"], "sum 1"),
-        (["--split", "nan", "0.5", "0.5"], "sum 1"),
+        (["--split", "nan", "0.5", "0.5"], "invalid float"),
         (["--squash"], "--size"),
         (["--size", "0"], "below 16"),
         (["--quality", "101"], "above 100"),

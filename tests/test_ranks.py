@@ -1,16 +1,19 @@
 """Real torchrun with gloo: two ranks are one process with the same global batch."""
 
 import csv
+import json
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import main
+import test as referee
 from tools.checkpoint import read
 from tools.distributed import Ranks, ranks_from_environment
 from tools.errors import UsageError
@@ -65,6 +68,69 @@ def test_two_ranks_train_and_score_like_one(tiny, dataset, tmp_path, targets):
         torch.testing.assert_close(a, b, atol=1e-3, rtol=1e-2)
     assert sorted(p.name for p in one.iterdir()) == sorted(p.name for p in two.iterdir()), "one rank writes"
     assert (two / "log.txt").read_text().count("EPOCH 0 training takes") == 1
+
+
+GATHER = """
+import sys, numpy as np, torch
+from data.samplers import EvalBatches
+from tools.amp import NativePrecision
+from tools.distributed import process_group, ranks_from_environment
+from tools.engine import predict
+device, ranks, results = torch.device("cpu"), ranks_from_environment(), {}
+with process_group(ranks, "gloo", device, 60):
+    for n in range(1, 41):
+        rng = np.random.default_rng(n)
+        logits, truth = (torch.tensor(rng.random((n, 6)), dtype=torch.float32) for _ in range(2))
+        mine = EvalBatches(n, 4, ranks.rank, ranks.world_size)
+        batches = [(logits[i][..., None, None], truth[i] > 0.7) for i in mine]
+        results[str(n)] = predict(torch.nn.Flatten(), batches, device, NativePrecision("cpu", None), 6)
+arrays = {f"{n}{k}": v for n, pair in results.items() for k, v in enumerate(pair)}
+np.savez(f"{sys.argv[1]}/rank{ranks.rank}.npz", **arrays)
+"""
+
+
+def test_one_to_forty_photos_come_back_whole_and_in_order_on_both_ranks(tmp_path):
+    (tmp_path / "gather.py").write_text(GATHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    subprocess.run([*command, tmp_path / "gather.py", tmp_path], cwd=ROOT, check=True, timeout=300, env=env)
+    for rank in range(2):
+        found = np.load(tmp_path / f"rank{rank}.npz")
+        for n in range(1, 41):
+            rng = np.random.default_rng(n)
+            logits, truth = rng.random((n, 6)).astype(np.float32), rng.random((n, 6)).astype(np.float32) > 0.7
+            assert (found[f"{n}0"] == logits).all()
+            assert (found[f"{n}1"] == truth).all()
+
+
+def test_the_referee_says_the_same_with_two_ranks(trained, dataset, tmp_path):
+    """14 photos, then one: metrics.json and predictions.csv."""
+    few = tmp_path / "few" / "test" / "000001"
+    few.mkdir(parents=True)
+    photo = sorted((dataset / "test" / "000001").iterdir())[0]
+    (few / photo.name).write_bytes(photo.read_bytes())
+    for data in (dataset, tmp_path / "few"):
+        common = ["--resume", trained / "best.pth", "--data-path", data, "--batch-size", "4", "--to"]
+        assert referee.main([str(a) for a in (*common, tmp_path / "one")]) == 0
+        result = torchrun("test.py", *common, tmp_path / "two")
+        assert result.returncode == 0, result.stderr[-2000:]
+        one, two = (json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two"))
+        one, two = ({k: v for k, v in flat(m)} for m in (one, two))
+        assert one.keys() == two.keys()
+        for key, value in one.items():
+            assert two[key] == (pytest.approx(value, abs=1e-5) if isinstance(value, float) else value), key
+        rows = [(tmp_path / name / "predictions.csv").read_text().splitlines() for name in ("one", "two")]
+        assert [row.split(",")[:2] for row in rows[0]] == [row.split(",")[:2] for row in rows[1]]
+
+
+def flat(value, name=""):
+    """(dotted name, plain value) of everything in a JSON document."""
+    if isinstance(value, dict | list):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, inner in items:
+            yield from flat(inner, f"{name}.{key}")
+    else:
+        yield name, value
 
 
 def test_one_bad_photo_ends_both_ranks(tiny, dataset, tmp_path):

@@ -20,9 +20,9 @@ from tools.errors import NumericsError
 from tools.optim import set_learning_rate, set_train_mode, trainable
 
 # Views of a leaf, which has no upright, that test-time augmentation averages over; images are [B, 3, S, S].
-_TURNS = [partial(torch.rot90, k=k, dims=(2, 3)) for k in range(4)]
+_TURNS = [lambda x: x, *(partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3))]
 VIEWS: dict[str, list[Callable[[Tensor], Tensor]]] = {
-    "none": _TURNS[:1],
+    "none": [lambda x: x],
     "flips": [lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)],
     "turns": _TURNS,
     "all": [*_TURNS, *(lambda x, turn=turn: turn(x.flip(3)) for turn in _TURNS)],
