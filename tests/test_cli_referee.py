@@ -108,6 +108,8 @@ def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
     assert compare.main([*map(str, epochs), "--data-path", str(dataset), "--mean"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[3] for line in out.splitlines()[2:4]] == ["1", "2"]
+    assert main.main([*map(str, arguments), "--overwrite", "--opts", *opts[:2], "TRAIN.SNAPSHOTS", "[2]"]) == 0
+    assert [path.name for path in epochs[0].parent.iterdir()] == ["epoch_002.pth"]  # nothing of the lost run is left
     exact = [float(line.split()[4]) for line in out.splitlines()[2:4]]
     assert f"{np.mean(exact):.2f} ± {np.std(exact, ddof=1):.2f}" in out
 

@@ -61,7 +61,7 @@ HARMLESS = (
         "DIST.TIMEOUT_SECONDS",
     ),
     *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.CACHE_MODE", "DATA.PIN_MEMORY", "DATA.NUM_WORKERS"),
-    *("TRAIN.AUTO_RESUME", "TRAIN.MAX_STEPS", "TRAIN.SAVE_EVERY_STEPS"),
+    *("TRAIN.AUTO_RESUME", "TRAIN.MAX_STEPS", "TRAIN.SAVE_EVERY_STEPS", "TRAIN.SNAPSHOTS", "TEST.TTA"),
 )
 RUN_FILES = (checkpoint.LAST, checkpoint.BEST, checkpoint.RUN, HISTORY, "curves.png", "log.txt", "config.yaml")
 SELECT = {"single": "accuracy", "multi": "macro_f1"}  # what TRAIN.SELECT auto means
@@ -342,8 +342,8 @@ def open_folder(folder: Path, loaded: Loaded, argv: list[str], ranks: Ranks, kee
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not keep:
-            for name in RUN_FILES:
-                (folder / name).unlink(missing_ok=True)
+            for path in (*(folder / name for name in RUN_FILES), *(folder / checkpoint.SNAPSHOTS).glob("epoch_*.pth")):
+                path.unlink(missing_ok=True)
         write_bytes(folder / "config.yaml", loaded.config.dump().encode())
         record_start(folder, argv)
         return create_logger(folder / "log.txt")
