@@ -66,6 +66,11 @@ class Split:
             (Photo(p.name, p.file, (c,)) for p in self.photos for c in p.classes), key=lambda p: (p.classes, p.name)
         )
 
+    @property
+    def counts(self) -> list[int]:
+        """Copies of every class."""
+        return [sum(c in photo.classes for photo in self.photos) for c in range(len(self.classes))]
+
     def digest(self) -> str:
         """SHA-256 over names, classes and sizes: equal digests, the same data."""
         lines = [f"{p.name} {p.classes} {self.source.size(p.file)}" for p in self.photos]
@@ -266,9 +271,8 @@ def samples_of(split: Split, targets: str) -> list[Photo]:
 
 def describe(split: Split) -> str:
     """`where: n photos, m copies (scab 12, rust 3, ...)`."""
-    counts = [sum(c in photo.classes for photo in split.photos) for c in range(len(split.classes))]
-    by_label = ", ".join(f"{label_name(code)} {n}" for code, n in zip(split.classes, counts, strict=True))
-    return f"{split.where}: {len(split.photos)} photos, {sum(counts)} copies ({by_label})"
+    by_label = ", ".join(f"{label_name(code)} {n}" for code, n in zip(split.classes, split.counts, strict=True))
+    return f"{split.where}: {len(split.photos)} photos, {sum(split.counts)} copies ({by_label})"
 
 
 class LeafDataset(Dataset):

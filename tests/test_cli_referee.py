@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import numpy as np
@@ -108,8 +109,26 @@ def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
     assert compare.main([*map(str, epochs), "--data-path", str(dataset), "--mean"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[3] for line in out.splitlines()[2:4]] == ["1", "2"]
-    assert main.main([*map(str, arguments), "--overwrite", "--opts", *opts[:2], "TRAIN.SNAPSHOTS", "[2]"]) == 0
+    assert (
+        main.main(
+            [
+                *map(str, arguments),
+                "--overwrite",
+                "--opts",
+                *opts[:2],
+                "TRAIN.BALANCE",
+                "sampler",
+                "TRAIN.SNAPSHOTS",
+                "[2]",
+            ]
+        )
+        == 0
+    )
     assert [path.name for path in epochs[0].parent.iterdir()] == ["epoch_002.pth"]  # nothing of the lost run is left
+    log = (epochs[0].parent.parent / "log.txt").read_text()
+    drawn = [int(line.split()[-1]) for line in log.splitlines() if re.search(r"INFO (scab|rust|healthy) ", line)]
+    assert len(drawn) == 3
+    assert max(drawn) <= 2 * min(drawn)  # about equally often, though scab is the commonest
     exact = [float(line.split()[4]) for line in out.splitlines()[2:4]]
     assert f"{np.mean(exact):.2f} ± {np.std(exact, ddof=1):.2f}" in out
 

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from configs.load import Loaded, differences
 from data.build import (
+    balancing_weights,
     batches_of,
     build_eval_loader,
     build_mixer,
@@ -26,7 +27,7 @@ from data.build import (
 )
 from data.datasets import Split, describe, samples_of, scan_split
 from data.folds import fold_of
-from data.labels import healthy_index
+from data.labels import healthy_index, label_name
 from data.prepare import read_manifest, twin_groups
 from data.seeds import INIT, seed_of
 from data.transforms import Preprocess
@@ -145,8 +146,8 @@ def log_start(
     config, model, images = loaded.config, learner.module, plan.images_per_update
     base_lr = config.TRAIN.BASE_LR
     logger.debug(f"{model}\n{loaded.describe()}")
-    for split in (data.train, data.val):
-        logger.info(describe(split))
+    for line in (describe(data.train), describe(data.val), *count_table(data, config)):
+        logger.info(line)
     flops = f", {model.flops() / 1e9:.2f} G multiply-adds an image" if hasattr(model, "flops") else ""
     logger.info(f"{config.MODEL.NAME}: {count_parameters(model) / 1e6:.2f} M parameters{flops}; {origin}")
     rate = f"{scale_lr(base_lr, images):.4g} = TRAIN.BASE_LR {base_lr:g} x {images} / 512"
@@ -156,6 +157,21 @@ def log_start(
     )
     if ranks.world_size > 1 and any("batchnorm" in type(m).__name__.lower() for m in model.modules()):
         logger.info("the model has batch norm, whose statistics depend on how a batch is cut into ranks")
+
+
+def count_table(data: Data, config) -> list[str]:
+    """Lines with the copies of every label, and what TRAIN.BALANCE makes of them: draws an epoch, or a weight."""
+    columns = {"train": data.train.counts, "val": data.val.counts}
+    if config.TRAIN.BALANCE == "weights":
+        columns["weight"] = [f"{weight:.2f}" for weight in class_weights(data.train.counts).tolist()]
+    if config.TRAIN.BALANCE == "sampler":
+        samples = samples_of(data.train, config.DATA.TARGETS)
+        weights = balancing_weights(samples)
+        pairs = list(zip(weights, samples, strict=True))
+        drawn = [sum(w for w, sample in pairs if c in sample.classes) for c in range(len(data.train.classes))]
+        columns["drawn"] = [f"{len(samples) * share / sum(weights):.0f}" for share in drawn]
+    rows = [("label", *columns), *zip(map(label_name, data.train.classes), *columns.values(), strict=True)]
+    return [f"{row[0]:<20}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows]
 
 
 def load_data(config, ranks: Ranks, device: torch.device) -> Data:
@@ -410,14 +426,13 @@ def make_run(
 
 
 def make_criterion(config, data: Data, device: torch.device):
-    """The training criterion of the config, with class weights from the counts of the training samples if asked for."""
-    samples, loss = samples_of(data.train, config.DATA.TARGETS), config.TRAIN.LOSS
-    counts = [sum(c in sample.classes for sample in samples) for c in range(len(data.train.classes))]
+    """The training criterion of the config, with class weights from the counts of the training copies if asked for."""
+    loss, weighted = config.TRAIN.LOSS, config.TRAIN.BALANCE == "weights"
     return build_criterion(
         loss.NAME,
         config.DATA.TARGETS,
         smoothing=config.MODEL.LABEL_SMOOTHING,
-        weights=class_weights(counts).to(device) if config.TRAIN.BALANCE == "weights" else None,
+        weights=class_weights(data.train.counts).to(device) if weighted else None,
         gamma=loss.GAMMA,
         gamma_neg=loss.GAMMA_NEG,
         gamma_pos=loss.GAMMA_POS,
