@@ -75,7 +75,7 @@ def evaluate(config, ranks, device) -> int:
 
     if not config.MODEL.RESUME:
         raise UsageError("--eval needs the checkpoint to score: --resume FILE")
-    ensemble = load_ensemble([Path(config.MODEL.RESUME)], device)
+    ensemble = load_ensemble([Path(config.MODEL.RESUME)], device, tta="none")
     split = validation_split(config, ensemble.classes)
     logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device)
     if ranks.first:

@@ -1,6 +1,7 @@
 """Scores a trained model on the test photos: the course's accuracy over copies, and all that it leaves out."""
 
 import sys
+from functools import partial
 
 from configs.load import load
 from tools import cli
@@ -64,11 +65,10 @@ def referee(loaded, args, run, ranks, device) -> int:
     config = loaded.config
     resume = args.resume or ([config.MODEL.RESUME] if config.MODEL.RESUME else [])
     paths, why = find_checkpoints(resume, config.OUTPUT, run)
-    ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE"))
+    ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE"), loaded.given("TEST.TTA"))
     split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes)
-    tta = loaded.given("TEST.TTA") or ensemble.members[0].config.TEST.TTA
-    watch = lambda batches: progress(batches, "scoring")  # noqa: E731
-    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device, tta, watch)
+    watch = partial(progress, description="scoring")
+    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device, watch)
     if not ranks.first:
         return 0
 
@@ -86,7 +86,7 @@ def referee(loaded, args, run, ranks, device) -> int:
         print_photos(split, verdict)
     print_scores(verdict, ensemble, abstaining)
     folder = Path(args.to) if args.to else paths[0].parent / args.split
-    write_results(folder, verdict, ensemble, split, {"tta": tta, "data_digest": digest}, abstaining)
+    write_results(folder, verdict, ensemble, split, {"tta": ensemble.tta, "data_digest": digest}, abstaining)
     print(f"written: {folder}/metrics.json, predictions.csv, report.html and its pictures")
     return 0
 

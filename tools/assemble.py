@@ -68,11 +68,16 @@ class Predictor:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """One checkpoint, or several whose logits are averaged, and the rule that fits the average."""
+    """One checkpoint, or several whose logits are averaged, and the rule that fits the average.
+
+    Attributes:
+        tta: name of the views of a photo that are averaged too (`tools.engine.VIEWS`).
+    """
 
     members: list[Predictor]
     rule: DecisionRule
     validation: tuple[np.ndarray, np.ndarray]
+    tta: str
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -122,14 +127,20 @@ def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Pr
         raise CheckpointError(f"{path} does not hang together: {error}") from None
 
 
-def load_ensemble(paths: list[Path], device: torch.device, weights: str = "ema", decide: str | None = None) -> Ensemble:
+def load_ensemble(
+    paths: list[Path],
+    device: torch.device,
+    weights: str = "ema",
+    decide: str | None = None,
+    tta: str | None = None,
+) -> Ensemble:
     """The checkpoints at `paths` as one predictor.
 
     Of several, the rule is fitted anew: on their mean validation logits when they were validated on the same photos,
     on all of them one after the other when not (folds).
 
     Args:
-        decide: another way to decide than the (first) checkpoint's config names.
+        decide, tta: other ones than the (first) checkpoint's config names.
 
     Raises:
         CheckpointError: for whatever is wrong with a file, or for checkpoints of different classes or targets.
@@ -143,25 +154,24 @@ def load_ensemble(paths: list[Path], device: torch.device, weights: str = "ema",
         ):
             if ours != theirs:
                 raise CheckpointError(f"{first.path} has the {what} {ours}, {member.path} has {theirs}")
-    rule = replace(first.rule, how=decide or first.rule.how)
+    rule, tta = replace(first.rule, how=decide or first.rule.how), tta or first.config.TEST.TTA
     if len(members) == 1:
-        return Ensemble(members, rule, first.validation)
+        return Ensemble(members, rule, first.validation, tta)
     logits, truths = zip(*(member.validation for member in members), strict=True)
     if len({member.data_digest[1] for member in members}) == 1:
         validation = np.mean(logits, axis=0), truths[0]
     else:
         validation = np.concatenate(logits), np.concatenate(truths)
-    return Ensemble(members, fit(rule, *validation), validation)
+    return Ensemble(members, fit(rule, *validation), validation, tta)
 
 
 def predict_split(
-    ensemble: Ensemble, split: Split, data, amp, ranks: Ranks, device: torch.device, tta: str = "none", watch=iter
+    ensemble: Ensemble, split: Split, data, amp, ranks: Ranks, device: torch.device, watch=iter
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits, truth), `[n, num_classes]` each, of every photo of `split`, equal on every rank.
 
     Args:
         data, amp: nodes that say how to load and in which precision to compute; the rest is the checkpoints'.
-        tta: name of the views to average over (`tools.engine.VIEWS`).
         watch: wraps the batches, for a progress bar.
     """
     precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
@@ -177,7 +187,7 @@ def predict_split(
             world_size=ranks.world_size,
         )
         batches = watch(batches_of(loader))
-        logits, truth = predict(member.model, batches, device, precision, len(ensemble.classes), VIEWS[tta])
+        logits, truth = predict(member.model, batches, device, precision, len(ensemble.classes), VIEWS[ensemble.tta])
         total = total + logits / len(ensemble.members)
     return total, truth
 

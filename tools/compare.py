@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import dataclass
+from functools import partial
 
 from configs.load import load
 from tools import cli
@@ -104,12 +105,11 @@ def scored(name: str, path, loaded, args) -> Run:
     from tools.schedules import scale_lr
 
     device, config = choose_device(Ranks()), loaded.config
-    ensemble = load_ensemble([path], device, decide=loaded.given("TEST.DECIDE"))
+    ensemble = load_ensemble([path], device, decide=loaded.given("TEST.DECIDE"), tta=loaded.given("TEST.TTA"))
     member = ensemble.members[0]
     split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes)
-    tta = loaded.given("TEST.TTA") or member.config.TEST.TTA
-    watch = lambda batches: progress(batches, str(path))  # noqa: E731
-    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, tta, watch)
+    watch = partial(progress, description=str(path))
+    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, watch)
     verdict = judge(ensemble.rule, logits, truth, split.digest() == member.data_digest[1])
     rate = scale_lr(member.config.TRAIN.BASE_LR, member.images_per_update)
     names = [photo.name for photo in split.photos]

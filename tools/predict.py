@@ -1,6 +1,7 @@
 """Names the diseases on photos from anywhere: files, folders, patterns; of any size."""
 
 import sys
+from functools import partial
 
 from configs.load import load
 from tools import cli
@@ -54,12 +55,11 @@ def predict(loaded, args) -> int:
     device = choose_device(Ranks())
     paths, why = find_checkpoints(args.resume, loaded.config.OUTPUT)
     photos, bad = readable(find_photos(args.photos), args.max_bad)
-    ensemble = load_ensemble(paths, device, decide=loaded.given("TEST.DECIDE"))
+    ensemble = load_ensemble(paths, device, decide=loaded.given("TEST.DECIDE"), tta=loaded.given("TEST.TTA"))
     rule, labels = ensemble.rule, ensemble.labels
-    config, tta = loaded.config, loaded.given("TEST.TTA") or ensemble.members[0].config.TEST.TTA
-    watch = lambda batches: progress(batches, "predicting")  # noqa: E731
+    config, watch = loaded.config, partial(progress, description="predicting")
     split = loose_photos(photos, ensemble.classes)
-    logits, _ = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, tta, watch)
+    logits, _ = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, watch)
     probability = rule.probabilities(logits)
     decision = rule.decide(probability)
     confidence = rule.confidence(probability, decision)
