@@ -8,12 +8,17 @@ import shutil
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+import torch
 from PIL import Image
 
 import main
 import test as referee
+from data.datasets import scan_split
 from data.labels import CODE_OF, NAME_OF
 from tools import compare, predict, score
+from tools.assemble import load_ensemble, predict_split
+from tools.decisions import fit
+from tools.distributed import Ranks
 
 LABELS = [NAME_OF[code] for code in sorted(CODE_OF.values())]
 
@@ -131,6 +136,31 @@ def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
     assert max(drawn) <= 2 * min(drawn)  # about equally often, though scab is the commonest
     exact = [float(line.split()[4]) for line in out.splitlines()[2:4]]
     assert f"{np.mean(exact):.2f} ± {np.std(exact, ddof=1):.2f}" in out
+
+
+def test_folds_average_to_one_predictor_that_no_photo_judged_itself(tiny, dataset, tmp_path):
+    """Two folds: the rule is fitted on every training photo, each by the model that had not seen it."""
+    arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--folds", "2"]
+    opts = ["--opts", "DATA.TARGETS", "multi", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
+    for fold in ("0", "1"):
+        assert main.main([*map(str, arguments), "--fold", fold, "--tag", f"f{fold}", *opts]) == 0
+    paths = [tmp_path / "tiny" / f"f{fold}" / "best.pth" for fold in (0, 1)]
+    ensemble = load_ensemble(paths, torch.device("cpu"))
+    assert len(ensemble.validation[0]) == 42  # the training photos, each once
+    by_hand = fit(
+        ensemble.rule.unfit(), *(np.concatenate(p) for p in zip(*(m.validation for m in ensemble.members), strict=True))
+    )
+    assert (by_hand.thresholds == ensemble.rule.thresholds).all()
+    assert referee.main(["--resume", *map(str, paths), "--data-path", str(dataset), "--to", str(tmp_path / "x")]) == 0
+    members = [load_ensemble([path], torch.device("cpu")) for path in paths]
+    split = scan_split(dataset, "test", classes=ensemble.classes)
+    config = ensemble.members[0].config
+    logits = [predict_split(m, split, config.DATA, config.AMP, Ranks(), torch.device("cpu"))[0] for m in members]
+    wanted = ensemble.rule.probabilities(np.mean(logits, axis=0))
+    got = np.array(
+        [[float(row[f"p_{label}"]) for label in LABELS] for row in table(tmp_path / "x" / "predictions.csv")]
+    )
+    assert got == pytest.approx(wanted, abs=1e-5)
 
 
 def test_anybodys_file_is_scored(raw, tmp_path, capsys, refused):
