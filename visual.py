@@ -53,9 +53,9 @@ def explain(config, args, run) -> int:
     import numpy as np
 
     from data.labels import label_name
+    from tools import cam
     from tools.allocator import keep_freed_memory
     from tools.assemble import find_checkpoints, load_predictor
-    from tools.cam import class_activation_maps, default_layer, find_layer, overlay
     from tools.distributed import choose_device, ranks_from_environment
     from tools.files import write_picture
 
@@ -65,8 +65,11 @@ def explain(config, args, run) -> int:
     (path,), why = find_checkpoints(resume, config.OUTPUT, run)
     predictor = load_predictor(path, device, args.weights)
     wanted = None if args.target == "predicted" else predictor.class_index(args.target)
-    layer_path = default_layer(predictor.model) if args.layer is None else args.layer
-    layer = find_layer(predictor.model, layer_path)
+    recipe = cam.default_recipe(predictor.model)
+    if args.layer is not None:
+        recipe = cam.Recipe.parse(recipe.method, args.layer)
+    for layer in recipe.layers:
+        cam.find_layer(predictor.model, layer)
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
     geometry, transform = predictor.preprocess.geometry(), predictor.preprocess.transform()
     leaves = [(name, np.asarray(geometry(photo)), transform(photo)) for name, photo in photos(config, args, predictor)]
@@ -74,16 +77,16 @@ def explain(config, args, run) -> int:
     print(why)
     for (name, seen, image), stem in zip(leaves, stems, strict=True):  # `seen`: the input before normalisation
         images = image[None].to(device)
-        logits = predictor.model(images).detach().float().cpu().numpy()
-        index = int(logits[0].argmax()) if wanted is None else wanted
-        heat = class_activation_maps(predictor.model, layer, images, [index])[0]
+        choose = lambda logits: logits.argmax(axis=1) if wanted is None else [wanted]  # noqa: E731
+        explained = cam.explain(predictor.model, images, [recipe], choose)
+        (index,), heat = explained.classes, explained.maps[0][0]
         label = label_name(predictor.classes[index])
-        write_picture(folder / f"{stem}_{label}_cam.png", overlay(seen, heat))
+        write_picture(folder / f"{stem}_{label}_cam.png", cam.overlay(seen, heat))
         write_picture(folder / f"{stem}_original.png", seen)
-        probability = predictor.rule.probabilities(logits)[0, index]
-        print(f"{name}: {label} {100 * probability:.1f}% at {layer_path} -> {folder / f'{stem}_{label}_cam.png'}")
+        probability = predictor.rule.probabilities(explained.logits)[0, index]
+        print(f"{name}: {label} {100 * probability:.1f}% at {recipe.where} -> {folder / f'{stem}_{label}_cam.png'}")
         if not heat.any():
-            print(f"warning: {name}: nothing at {layer_path} speaks for {label}; the map is zero everywhere")
+            print(f"warning: {name}: nothing at {recipe.where} speaks for {label}; the map is zero everywhere")
     return 0
 
 
