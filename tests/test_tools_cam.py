@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
@@ -17,10 +18,12 @@ from tools.cam import (
     explain,
     find_layer,
     map_geometry,
-    overlay,
     stage_layers,
+    turn_back,
 )
+from tools.engine import VIEWS
 from tools.errors import NumericsError, UsageError
+from tools.tiles import overlay
 
 
 class Corner(nn.Module):
@@ -54,7 +57,7 @@ def small_swin(**kwargs):
 
 def heat(model, images, classes, layer="layer", method="gradcam"):
     """The maps by one recipe."""
-    return explain(model, images, [Recipe.parse(method, layer)], lambda _logits: classes).maps[0]
+    return explain(model, images, [Recipe.parse(method, layer)], classes).maps[0]
 
 
 @pytest.mark.parametrize("layout", ["tokens", "nhwc", "nchw"])
@@ -108,6 +111,19 @@ def test_maps_equal_those_of_pytorch_grad_cam(method, paths):
     assert np.abs(heat(model, images, classes, paths, method) - np.stack(expected)).max() < 1e-5
 
 
+def test_joined_layers_and_views_by_hand():
+    model, images = small_swin(), torch.randn(2, 3, 64, 64)
+    one, other = ("layers[0].blocks[1].norm1", "layers[1].blocks[1].norm1")
+    first, second, product = (heat(model, images, [1, 2], paths) for paths in (one, other, f"{one}*{other}"))
+    assert product == pytest.approx(scale_cam_image(first * second), abs=1e-6)
+    recipe = [Recipe("gradcam", (one,))]
+    turned = explain(model, images.rot90(1, (2, 3)), recipe, [1, 2]).maps[0]
+    averaged = explain(model, images, recipe, [1, 2], VIEWS["turns"][:2]).maps[0]
+    assert averaged == pytest.approx(scale_cam_image(first + np.rot90(turned, -1, (1, 2))), abs=1e-5)
+    for view in VIEWS["all"]:
+        assert np.array_equal(turn_back(view, view(images[:, :1])[:, 0].numpy()), images[:, 0].numpy())
+
+
 def test_the_backward_pass_ends_at_the_layer():
     model, reached = small_swin(), []
     for block in (model.layers[0].blocks[0], model.layers[1].blocks[1]):
@@ -138,7 +154,7 @@ def test_an_in_place_activation_behind_the_layer_does_no_harm():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images = torch.randn(2, 3, 16, 16)
-    before, after = model(images), explain(model, images, [Recipe("gradcam", ("0",))], lambda _: [0, 1])
+    before, after = model(images), explain(model, images, [Recipe("gradcam", ("0",))], [0, 1])
     assert after.logits == pytest.approx(before.detach().numpy())
 
 
@@ -187,6 +203,11 @@ def test_geometry_of_real_architectures():
             heat(ours, images, [0], path)
 
 
+def test_means_and_products_are_not_mixed():
+    with pytest.raises(UsageError, match="either"):
+        Recipe.parse("gradcam", "a+b*c")
+
+
 @pytest.mark.parametrize("path", ["layers[9]", "layer[-1]", "__import__('os')", "layers[-1].", "patch_embed[0]", ""])
 def test_paths_that_lead_nowhere(path):
     model = SwinTransformer(img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4)
@@ -200,11 +221,13 @@ def test_the_layers_we_name_exist():
     images = torch.randn(1, 3, 64, 64)
     for model in (small_swin(), lite, vit):
         recipes = [default_recipe(model), classic_recipe(model)]
-        recipes += [Recipe("layercam", (path,)) for path in (*block_layers(model, "norm2"), *stage_layers(model))]
-        explain(model, images, recipes, lambda _: [0])
+        recipes += [
+            Recipe("layercam", (path,)) for path in (*block_layers(model, "norm2"), *stage_layers(model, "norm1"))
+        ]
+        explain(model, images, recipes, [0])
     assert block_layers(small_swin(), "norm1") == ["layers[-1].blocks[-2].norm1", "layers[-1].blocks[-1].norm1"]
     assert block_layers(lite, "norm1") == ["blocks[5]", "blocks[6]"]
-    grids = explain(small_swin(), images, [Recipe("gradcam", (p,)) for p in stage_layers(small_swin())], lambda _: [0])
+    grids = explain(small_swin(), images, [Recipe("gradcam", (p,)) for p in stage_layers(small_swin(), "norm2")], [0])
     assert grids.cells == [4, 8]  # 16 and 8 tokens a side: the first one's before patch merging
 
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 import torch
 from pytorch_grad_cam import EigenCAM, GradCAM, GradCAMPlusPlus, LayerCAM, ScoreCAM
@@ -32,20 +31,29 @@ WITHOUT_GRADIENTS = ("eigencam", "scorecam")
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a heat map is made: one of METHODS, and the layers whose maps are averaged."""
+    """How a heat map is made: one of METHODS, and at which layers.
+
+    Attributes:
+        join: what becomes of several layers' maps: "+" their mean, as in pytorch-grad-cam; "*" their product, hot only
+            where all of them are, which keeps the finest one's places and the coarser ones' opinion.
+    """
 
     method: str
     layers: tuple[str, ...]
+    join: str = "+"
 
     @classmethod
     def parse(cls, method: str, layers: str) -> "Recipe":
-        """From what a user writes; several layers are joined by `+`, as in `blocks[3]+blocks[4]`."""
-        return cls(method, tuple(layers.split("+")))
+        """From what a user writes: a layer, or several as in `blocks[2]+blocks[4]` or `blocks[2]*blocks[4]`."""
+        if "+" in layers and "*" in layers:
+            raise UsageError(f"--layer {layers!r}: join layers either by + (mean) or by * (product)")
+        join = "*" if "*" in layers else "+"
+        return cls(method, tuple(layers.split(join)), join)
 
     @property
     def where(self) -> str:
         """The layers, as a user writes them."""
-        return "+".join(self.layers)
+        return self.join.join(self.layers)
 
 
 @dataclass(frozen=True)
@@ -69,23 +77,55 @@ def explain(
     model: nn.Module,
     images: Tensor,
     recipes: Sequence[Recipe],
-    choose: Callable[[np.ndarray], Sequence[int]],
+    classes: Sequence[int] | Callable[[np.ndarray], Sequence[int]],
+    views: Sequence[Callable[[Tensor], Tensor]] = (lambda x: x,),
 ) -> Explained:
-    """Heat maps of a batch by all `recipes`, from one pass. The model is left as it was.
+    """Heat maps of a batch by all `recipes`, from one pass a view. The model is left as it was.
 
     Args:
         images: `[B, 3, S, S]`, normalised as the model was trained.
-        choose: logits `[B, num_classes]` -> index of the class to explain, one an image.
+        classes: index of the class to explain, one an image; or how to choose them from the logits `[B, num_classes]`
+            of the first view.
+        views: symmetries of the square (`tools.engine.VIEWS`), the first of which moves nothing. Maps are turned back
+            and averaged, and so are logits: what one orientation shows by accident grows faint.
 
     Raises:
         UsageError: for a class or a layer that cannot be explained.
         NumericsError: for a model that gives NaN or infinity, which would look like an ordinary map.
     """
+    first = _explain_once(model, views[0](images), recipes, classes)
+    if len(views) == 1:
+        return first
+    logits, maps = first.logits, first.maps
+    for view in views[1:]:
+        more = _explain_once(model, view(images), recipes, first.classes)
+        logits = logits + more.logits
+        maps = [sum_ + turn_back(view, turned) for sum_, turned in zip(maps, more.maps, strict=True)]
+    return Explained(logits / len(views), first.classes, [scale_cam_image(heat) for heat in maps], first.cells)
+
+
+def turn_back(view: Callable[[Tensor], Tensor], maps: np.ndarray) -> np.ndarray:
+    """The inverse of a symmetry of the square, on `[B, S, S]`: every pixel goes back to where the view took it from."""
+    side = maps.shape[-1]
+    origin = view(torch.arange(side * side).view(1, 1, side, side)).flatten().numpy()
+    back = np.empty((len(maps), side * side), maps.dtype)
+    back[:, origin] = maps.reshape(len(maps), -1)
+    return back.reshape(maps.shape)
+
+
+def _explain_once(
+    model: nn.Module,
+    images: Tensor,
+    recipes: Sequence[Recipe],
+    classes: Sequence[int] | Callable[[np.ndarray], Sequence[int]],
+) -> Explained:
+    """`explain` of one view."""
     layers = {path: find_layer(model, path) for recipe in recipes for path in recipe.layers}
     backward = any(recipe.method not in WITHOUT_GRADIENTS for recipe in recipes)
     with _frozen(model):
         logits, outputs = _run(model, layers, images, backward)
-        classes = [int(index) for index in choose(logits.detach().float().cpu().numpy())]
+        chosen = classes(logits.detach().float().cpu().numpy()) if callable(classes) else classes
+        classes = [int(index) for index in chosen]
         for index in classes:
             if not 0 <= index < logits.shape[1]:
                 raise UsageError(f"class index {index} is not among the model's {logits.shape[1]} classes")
@@ -128,16 +168,21 @@ def find_layer(model: nn.Module, path: str) -> nn.Module:
     return module
 
 
-def default_recipe(model: nn.Module) -> Recipe:
-    """What to draw when the user does not say: what pointed at the lesions best (docs/results.md, "Heatmaps")."""
-    return classic_recipe(model)
+def default_recipe(model: nn.Module, method: str = "layercam") -> Recipe:
+    """What to draw when the user does not say: what pointed at the lesions best (docs/results.md, "Heatmaps").
+
+    That is LayerCAM, the product of the two stages before the last, whose cells are as small as lesions. The other
+    methods weigh a whole channel by one number, which only the last layer's channels deserve.
+    """
+    if method != "layercam":
+        return classic_recipe(model, method)
+    stages = _stages(model, "norm1")
+    return Recipe(method, tuple(stages[-3:-1] or stages), "*")
 
 
-def classic_recipe(model: nn.Module) -> Recipe:
+def classic_recipe(model: nn.Module, method: str = "gradcam") -> Recipe:
     """The course project's figure: Grad-CAM at the last block of a Swin, elsewhere at timm's last feature map."""
-    if _is_swin(model):
-        return Recipe("gradcam", ("layers[-1].blocks[-1].norm1",))
-    return Recipe("gradcam", (_stages(model)[-1],))
+    return Recipe(method, (_stages(model, "norm1")[-1],))
 
 
 def block_layers(model: nn.Module, norm: str) -> list[str]:
@@ -148,17 +193,15 @@ def block_layers(model: nn.Module, norm: str) -> list[str]:
     """
     if _is_swin(model):
         return [f"layers[-1].blocks[{place}].{norm}" for place in (-2, -1)]
-    match = re.fullmatch(r"(.+)\[(\d+)\]", _stages(model)[-1])
+    match = re.fullmatch(r"(.+)\[(\d+)\]", _stages(model, norm)[-1])
     if not match or int(match[2]) < 1:
         raise UsageError("this architecture has no row of blocks to compare; name layers with --layer A B")
     return [f"{match[1]}[{int(match[2]) - 1}]", match[0]]
 
 
-def stage_layers(model: nn.Module) -> list[str]:
-    """The last two stages, each at its own grid (a Swin's before patch merging). Raises UsageError where unknown."""
-    if _is_swin(model):
-        return [f"layers[{stage}].blocks[-1]" for stage in (-2, -1)]
-    return _stages(model)[-2:]
+def stage_layers(model: nn.Module, norm: str) -> list[str]:
+    """The last two stages, each at its own grid: a Swin's at a norm of its last block, before patch merging."""
+    return _stages(model, norm)[-2:]
 
 
 def _is_swin(model: nn.Module) -> bool:
@@ -166,8 +209,14 @@ def _is_swin(model: nn.Module) -> bool:
     return hasattr(model, "layers") and hasattr(model.layers[-1], "blocks")
 
 
-def _stages(model: nn.Module) -> list[str]:
-    """Paths of the feature maps that a timm model names, the coarsest last."""
+def _stages(model: nn.Module, norm: str) -> list[str]:
+    """A path for every stage, the coarsest last: at the `norm` of a Swin's last blocks, else as timm names them.
+
+    Raises:
+        UsageError: for an architecture that names none.
+    """
+    if _is_swin(model):
+        return [f"layers[{stage}].blocks[-1].{norm}" for stage in range(-len(model.layers), 0)]
     entries = getattr(model, "feature_info", None)
     if not entries:
         raise UsageError("this architecture names no feature maps; give --layer")
@@ -274,13 +323,13 @@ def _combine(
     parts: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
     classes: Sequence[int],
 ) -> np.ndarray:
-    """`[B, S, S]` in [0, 1]: each layer's map is scaled, drawn out to the image, and the mean of them is scaled."""
+    """`[B, S, S]` in [0, 1]: each layer's map is scaled, drawn out to the image; they are joined and scaled again."""
     size = tuple(images.shape[-2:])[::-1]
     maps = [
         scale_cam_image(np.maximum(_formula(model, images, recipe.method, *parts[path], classes), 0), size)
         for path in recipe.layers
     ]
-    return scale_cam_image(np.mean(maps, axis=0))
+    return scale_cam_image(np.mean(maps, axis=0) if recipe.join == "+" else np.prod(maps, axis=0))
 
 
 def _formula(
@@ -302,9 +351,3 @@ def _formula(
             for i in range(len(images))
         ]
     return np.concatenate(rows)
-
-
-def overlay(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lays a map `[H, W]` in [0, 1] over a photo `[H, W, 3]` uint8 RGB, half and half, in the jet colours; RGB out."""
-    jet = cv2.applyColorMap(np.uint8(255 * heat.clip(0, 1)), cv2.COLORMAP_JET)[:, :, ::-1]  # OpenCV gives BGR
-    return np.uint8((0.5 * photo.astype(np.float32) + 0.5 * jet).round())

@@ -91,6 +91,31 @@ def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, e
     return _png(figure)
 
 
+def draw_cam_scores(scores: Sequence) -> bytes:
+    """From `tools.cam_score.Score`s: pointing game and energy with their intervals, and what chance would give."""
+    names = [f"{score.checkpoint}  {score.recipe.method}\n{score.recipe.where}" for score in scores]
+    figure, (left, right) = _figure(12, 1.8 + 0.5 * len(scores), 2)
+    places = np.arange(len(scores))[::-1]
+    chance = [score.figures["chance"][0] for score in scores]
+    for axes, name, title in ((left, "pointing", "peak in a box"), (right, "energy", "share of the map in boxes")):
+        values, low, high = np.array([score.figures[name] for score in scores]).T
+        axes.barh(places, values, xerr=(values - low, high - values), color=_ACCENT, ecolor=_INK, height=0.6)
+        axes.scatter(
+            chance,
+            places,
+            marker="|",
+            s=160,
+            color=_SECOND,
+            zorder=3,
+            label="chance: the boxes' share of the area",
+        )
+        axes.set(title=title, xlim=(0, 1.02), ylim=(-1, len(scores)))
+    left.set_yticks(places, names, fontsize=8)
+    right.set_yticks(places, [])
+    figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower right")
+    return _png(figure)
+
+
 def _figure(width: float, height: float, columns: int = 1):
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots(1, columns)
