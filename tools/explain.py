@@ -1,6 +1,7 @@
 """From photos to figures of heat maps: what is drawn, how it is called, what is said of it."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from torch import Tensor, nn
 from tools.cam import Recipe, explain
 from tools.files import write_picture
 from tools.tiles import Tile, draw_grid, overlay, overlay_window
+
+MAX_ACROSS = 7  # tiles in a line of a figure
 
 
 @dataclass(frozen=True)
@@ -162,7 +165,8 @@ class Album:
                 empty = "" if heat.any() else "\nnothing speaks for it"
                 caption = f"{column.title}\n{label} {100 * probability:.1f}%{empty}"
                 tiles.append(Tile(self._heated(leaf, heat), caption))
-            grid.append(tiles)
+            lines = math.ceil(len(tiles) / MAX_ACROSS)
+            grid += batches(tiles, math.ceil(len(tiles) / lines))
         write_picture(self.folder / name, draw_grid(self._title(leaf), grid))
         return self.folder / name
 
