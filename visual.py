@@ -90,16 +90,18 @@ def draw(loaded, args, run) -> int:
     """Explains photos, a batch at a time. All of them are decoded before the first picture is written."""
     from tools.engine import VIEWS
     from tools.explain import Album, batches, rows_of, warnings
+    from tools.gallery import leaf_of, with_predictions
     from tools.logger import progress, say
 
     predictors, folder, why = find_predictors(loaded, args, run)
     best = predictors[-1]
     columns = columns_of(predictors, recipes_of(best.model, args))
     wanted = None if args.target == "predicted" else [best.class_index(args.target)]
-    subjects = list(mistakes(loaded, args, best) if args.mistakes else chosen(loaded.config, args, best))
+    tta = loaded.given("TEST.TTA") or "none"
+    subjects = list(chosen(loaded.config, args, best, tta))
     for subject in subjects:
         subject.read()
-    album, views = Album(folder, best.labels, args.full_size), VIEWS[loaded.given("TEST.TTA") or "none"]
+    album, views = Album(folder, best.labels, args.full_size), VIEWS[tta]
     print(why)
     size = loaded.config.DATA.BATCH_SIZE
     for batch in progress(batches(subjects, size), "explaining", -(-len(subjects) // size)):
@@ -114,6 +116,26 @@ def draw(loaded, args, run) -> int:
             for line in warnings(leaf, rows, columns, best.labels):
                 say(line)
     return 0
+
+
+def chosen(config, args, predictor, tta: str):
+    """The photos that the command line asks for."""
+    from tools.gallery import named_photos, split_photos, surest_mistakes
+
+    if args.image:
+        return named_photos(args.image)
+    splits = splits_of(config, args, predictor)
+    if args.mistakes:
+        return surest_mistakes(predictor, splits[0], config.DATA, config.AMP, tta, args.mistakes)
+    return split_photos(splits, len(predictor.classes), args.examples, args.compare == "targets")
+
+
+def splits_of(config, args, predictor):
+    """The splits of --split."""
+    from data.datasets import scan_split
+
+    data = config.DATA
+    return [scan_split(data.DATA_PATH, name, data.ZIP_MODE, predictor.classes) for name in args.split]
 
 
 def find_predictors(loaded, args, run):
@@ -170,96 +192,6 @@ def columns_of(predictors, recipes):
     ]
 
 
-def chosen(config, args, predictor):
-    """The photos of --image; or of --split: all, or --examples of them, every label in turn."""
-    from pathlib import Path
-
-    from data.datasets import scan_split
-    from data.images import read_image
-    from tools.explain import Subject, distinct
-
-    if args.image:
-        for name, stem in zip(args.image, distinct(Path(name).stem for name in args.image), strict=True):
-            yield Subject(name, stem, lambda name=name: read_image(Path(name)))
-        return
-    found = []
-    for name in args.split:
-        split = scan_split(config.DATA.DATA_PATH, name, config.DATA.ZIP_MODE, predictor.classes)
-        found += [(split, photo) for photo in split.photos]
-    if args.examples:
-        by_class = [[one for one in found if c in one[1].classes] for c in range(len(predictor.classes))]
-        in_turn = [group[i] for i in range(max(map(len, by_class))) for group in by_class if i < len(group)]
-        found = list({(one[0].where, one[1].file): one for one in in_turn}.values())
-        if args.compare == "targets":  # the photos with several labels are what it is for
-            found.sort(key=lambda one: -len(one[1].classes))
-        found = found[: args.examples]
-    stems = distinct(Path(photo.name).stem for _, photo in found)
-    yield from (subject_of(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True))
-
-
-def mistakes(loaded, args, predictor):
-    """The photos of --split whose labels were decided wrongly, the most confident first."""
-    from pathlib import Path
-
-    import numpy as np
-
-    from data.datasets import scan_split
-    from tools.assemble import Ensemble, predict_split
-    from tools.distributed import Ranks
-    from tools.logger import progress
-
-    config, rule = loaded.config, predictor.rule
-    split = scan_split(config.DATA.DATA_PATH, args.split[0], config.DATA.ZIP_MODE, predictor.classes)
-    ensemble = Ensemble([predictor], rule, predictor.validation)
-    device = next(predictor.model.parameters()).device
-    watch = lambda batches: progress(batches, "predicting")  # noqa: E731
-    tta = loaded.given("TEST.TTA") or "none"
-    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, tta, watch)
-    probability = rule.probabilities(logits)
-    decision = rule.decide(probability)
-    order = np.argsort(-rule.confidence(probability, decision), kind="stable")
-    wrong = [row for row in order if (decision[row] != truth[row]).any()][: args.mistakes]
-    for number, row in enumerate(wrong, 1):
-        photo, given = split.photos[row], tuple(np.flatnonzero(decision[row]).tolist())
-        yield subject_of(split, photo, f"mistake_{number:02d}_{Path(photo.name).stem}", given)
-
-
-def subject_of(split, photo, stem, given=()):
-    """A photo of a split, to be read when it is needed."""
-    from data.images import decode
-    from tools.explain import Subject
-
-    where = split.source.locate(photo.file)
-    return Subject(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes, given)
-
-
-def leaf_of(subject, preprocess):
-    """The photo, decoded and made ready for the model."""
-    import numpy as np
-
-    from tools.explain import Leaf
-
-    photo = subject.read()
-    seen, window = preprocess.geometry()(photo), preprocess.window(*photo.size)
-    image = preprocess.transform()(photo)
-    return Leaf(
-        subject.name, subject.stem, np.asarray(photo), np.asarray(seen), window, image, subject.truth, subject.given
-    )
-
-
-def with_predictions(leaves, predictor):
-    """The leaves, each with the labels that the model gives it."""
-    from dataclasses import replace
-
-    import torch
-
-    device, rule = next(predictor.model.parameters()).device, predictor.rule
-    with torch.no_grad():
-        logits = predictor.model(torch.stack([leaf.image for leaf in leaves]).to(device)).float().cpu().numpy()
-    decision = rule.decide(rule.probabilities(logits))
-    return [replace(leaf, given=tuple(row.nonzero()[0].tolist())) for leaf, row in zip(leaves, decision, strict=True)]
-
-
 def write(album, leaf, rows, columns, args) -> str:
     """The pictures of one photo; what is said of them."""
     label = album.labels[rows[0].index]
@@ -284,13 +216,14 @@ def score(loaded, args, run) -> int:
     from tools.explain import batches
     from tools.figures import draw_cam_scores
     from tools.files import write_bytes
+    from tools.gallery import boxed_cases, boxed_photos
     from tools.logger import progress
 
     boxes = read_boxes(Path(args.score))
     predictors, folder, why = find_predictors(loaded, args, run)
     views, size = VIEWS[loaded.given("TEST.TTA") or "none"], loaded.config.DATA.BATCH_SIZE
     recipes = recipes_of(predictors[-1].model, args)
-    found = boxed_photos(loaded.config, args, predictors[-1], boxes)
+    found = boxed_photos(splits_of(loaded.config, args, predictors[-1]), predictors[-1].labels, boxes)
     print(why)
     scores = []
     for predictor in predictors:
@@ -304,43 +237,6 @@ def score(loaded, args, run) -> int:
     print("\n".join(lines(scores)))
     print(f"written: {folder}/cam_scores.csv, cam_scores.png")
     return 0
-
-
-def boxed_photos(config, args, predictor, boxes):
-    """(split, photo, class, its boxes) of every label of a photo of --split that has boxes.
-
-    Raises:
-        DataError: when no photo of the split has any.
-    """
-    from data.datasets import scan_split
-    from tools.errors import DataError
-
-    found = []
-    for name in args.split:
-        split = scan_split(config.DATA.DATA_PATH, name, config.DATA.ZIP_MODE, predictor.classes)
-        for photo in split.photos:
-            here = boxes.get(photo.name, [])
-            for index, label in enumerate(predictor.labels):
-                if mine := [box for box in here if box.label == label]:
-                    found.append((split, photo, index, mine))
-    if not found:
-        raise DataError(f"{args.score} has boxes of no photo in {', '.join(args.split)}; name others with --split")
-    return found
-
-
-def boxed_cases(predictor, found, thorough: int):
-    """They are read one at a time; `thorough` of them, evenly spread, are to be measured in every way."""
-    from data.boxes import on_input
-    from data.images import decode
-    from tools.cam_score import Case
-
-    transform, preprocess = predictor.preprocess.transform(), predictor.preprocess
-    for number, (split, photo, index, boxes) in enumerate(found):
-        image = decode(split.source.read(photo.file), split.source.locate(photo.file))
-        placed = on_input(boxes, image.size, preprocess.window(*image.size), preprocess.size)
-        closely = (number + 1) * thorough // len(found) > number * thorough // len(found)
-        if placed:
-            yield Case(f"{split.where}/{photo.name}", transform(image), index, placed, closely)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 import visual
+from tools import cam_speed
+from tools.cam import METHODS
 from tools.checkpoint import read
 
 
@@ -66,7 +68,7 @@ def test_mistakes_are_the_surest_wrong_ones(draw, capsys):
         assert line.count("%") >= 2, "truth and prediction"
 
 
-def test_epochs(run_folder, draw, dataset, refused, tmp_path):
+def test_epochs(run_folder, draw, dataset, raw, refused, tmp_path):
     common = ["--resume", run_folder / "best.pth", "--data-path", dataset, "--examples", "1", "--compare", "epochs"]
     refused(visual.main, common, 2, "holds no epochs", "TRAIN.SNAPSHOTS")
     (run_folder / "epochs").mkdir()
@@ -75,6 +77,20 @@ def test_epochs(run_folder, draw, dataset, refused, tmp_path):
     (name,) = draw("--examples", "1", "--compare", "epochs")
     assert name.endswith("_epochs.png")
     assert size_of(tmp_path / "maps" / name)[1] > 4 * 240, "the original, two epochs and the best"
+    draw("--score", raw / "lesion_boxes.csv", "--compare", "epochs")
+    rows = list(csv.DictReader((tmp_path / "maps" / "cam_scores.csv").open()))
+    assert [row["checkpoint"] for row in rows] == ["epoch_001.pth", "epoch_002.pth", "best.pth"]
+
+
+def test_the_flag_offers_the_methods_there_are():
+    assert tuple(METHODS) == visual.METHODS
+
+
+def test_speed_is_measured_on_equal_maps(capsys):
+    assert cam_speed.main(["--photos", "1", "--rounds", "1"]) == 0
+    *ways, apart = capsys.readouterr().out.splitlines()
+    assert len(ways) == 5
+    assert float(apart.split()[3]) < 1e-5
 
 
 def test_a_whole_split_with_several_looks(draw):
@@ -155,7 +171,7 @@ def test_refusals(run_folder, dataset, raw, refused, tmp_path):
         (["--score", boxes, "--compare", "targets"], 2, "--compare targets"),
         (["--examples", "1", "--method", "gradcamm"], 2, "gradcamm"),
         (["--examples", "1", "--layer", "layers[0]+layers[9]"], 2, "has no [9]"),
-        (["--score", other], 3, "has boxes of no photo in test"),
+        (["--score", other], 3, "the boxes are of no photo"),
         (["--score", raw / "test" / "test_label.csv"], 3, "wanted the columns"),
     ):
         refused(visual.main, [*start, *flags], code, words)

@@ -91,7 +91,7 @@ def windows(side: int = 14, window: int = 7) -> bytes:
 
     def places(owner, roll: int = 0):
         laid = window_reverse(owner.reshape(-1, window, window, 1), window, side, side)[0, :, :, 0]
-        return torch.roll(laid, (roll, roll), (0, 1))
+        return torch.roll(laid, (roll, roll), (0, 1)).numpy()
 
     figure, axes = canvas(3)
     for one, title, owner in zip(
@@ -113,7 +113,7 @@ def mask(side: int = 14, window: int = 7) -> bytes:
     figure, axes = canvas(4)
     names = ("top left: all meet", "top right: two sides", "bottom left: two sides", "bottom right: four corners")
     for one, pairs, name in zip(axes, shifted_window_mask(side, side, window, window // 2), names, strict=True):
-        one.imshow(pairs == 0, cmap="Greens", vmin=-0.2, vmax=1.4)
+        one.imshow(pairs.numpy() == 0, cmap="Greens", vmin=-0.2, vmax=1.4)
         one.set_title(name)
     return png(figure)
 
