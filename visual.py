@@ -1,4 +1,4 @@
-"""Shows where on the leaf a trained model looked: a heat map over the photo, and the photo beside it."""
+"""Shows where on the leaf a trained model looked: heat maps over photos, side by side, or scored against boxes."""
 
 import sys
 
@@ -7,117 +7,236 @@ from tools import cli
 from tools.errors import UsageError
 
 EPILOG = """
+Pictures go to <folder of the checkpoint>/heatmaps: <photo>_<label>_cam.png, <photo>_original.png and both with a title
+in <photo>_<label>_pair.png; <photo>_<label>_<blocks, stages, epochs or side_by_side>.png; <photo>_targets.png;
+mistake_01_<photo>.png. Layers are joined by + (mean of their maps) or * (product); quote them.
+
 examples
   python visual.py --image photo.jpg                          the predicted label, newest run
-  python visual.py --image a.jpg b.jpg --target rust --layer layers[-2].blocks[-1].norm1
-  python visual.py --examples 6                               six photos of dataset/test, every label in turn
+  python visual.py --image a.jpg --target rust --classic      the course project's figure: Grad-CAM, last block
+  python visual.py --examples 6 --compare stages              six photos of dataset/test, every label in turn
+  python visual.py --split val                                all photos of a split
+  python visual.py --mistakes 12 --split val                  the most confident wrong answers, with both maps
+  python visual.py --image a.jpg --compare epochs             over the run's snapshots (TRAIN.SNAPSHOTS)
+  python visual.py --score lesion_boxes.csv --split val train --method gradcam layercam --layer "blocks[4]" "blocks[6]"
 """
-FLAGS = ("--data-path", "--zip", "--resume", "--output", "--tag")
+FLAGS = ("--batch-size", "--data-path", "--zip", "--resume", "--tta", "--output", "--tag")
+METHODS = ("gradcam", "gradcam++", "layercam", "eigencam", "scorecam")  # of tools.cam, which would import torch
+COMPARISONS = ("blocks", "stages", "epochs", "targets")
 
 
 @cli.command
 def main(argv: list[str]) -> int:
-    """Parses `argv`, makes the maps, writes the pictures."""
+    """Parses `argv`, then draws or scores."""
     parser = cli.Parser(prog="visual.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("--cfg", metavar="FILE", help="use the run of this config (and --tag)")
     parser.add_argument("--image", nargs="+", action="extend", default=[], metavar="FILE", help="photos to explain")
-    parser.add_argument("--examples", type=int, default=0, metavar="N", help="explain N photos of --split instead")
-    parser.add_argument("--split", default="test", choices=["train", "val", "test"], help="of --examples")
+    parser.add_argument("--examples", type=int, default=0, metavar="N", help="explain N photos of --split")
+    parser.add_argument("--mistakes", type=int, default=0, metavar="N", help="the N surest wrong ones of --split")
+    parser.add_argument("--score", metavar="BOXES.csv", help="measure maps of --split against boxes")
+    parser.add_argument(
+        "--split",
+        nargs="+",
+        choices=["train", "val", "test"],
+        help="of --examples, --mistakes and --score (default test); alone: explain all of its photos",
+    )
     parser.add_argument(
         "--target",
         default="predicted",
         metavar="LABEL",
-        help="what to explain: a label, its code, or predicted (the most probable label)",
+        help="a label or its code (default: the predicted one)",
     )
-    parser.add_argument("--layer", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1 (the default of a Swin)")
-    parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
+    parser.add_argument("--method", nargs="+", choices=METHODS, help="how (default: see docs/results.md, Heatmaps)")
+    parser.add_argument("--layer", nargs="+", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1")
+    parser.add_argument("--classic", action="store_true", help="the course project's method and layer as the default")
+    parser.add_argument("--compare", choices=COMPARISONS, help="side by side: last blocks, last stages, epochs, labels")
+    parser.add_argument("--norm", default="norm1", choices=["norm1", "norm2"], help="of a Swin, for --compare")
+    parser.add_argument("--full-size", action="store_true", help="draw over the photo at its own size")
     parser.add_argument(
-        "--to", metavar="FOLDER", help="where pictures go (default: <folder of the checkpoint>/heatmaps)"
+        "--thorough", type=int, default=0, metavar="N", help="--score: N photos' insertion, deletion, ROAD, sanity too"
     )
+    parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
+    parser.add_argument("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
     cli.add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     loaded = load(args.cfg, None, cli.overrides(args))
     run = loaded.named_run(args.cfg)
-    if bool(args.image) == bool(args.examples) or args.examples < 0:
-        raise UsageError("give photos with --image FILE ..., or a number of them with --examples N")
-    return explain(loaded.config, args, run)
+    check(args)
+    return score(loaded, args, run) if args.score else draw(loaded, args, run)
 
 
-def explain(config, args, run) -> int:
-    """Explains each photo and writes `<photo>_<label>_cam.png` and `<photo>_original.png`.
+def check(args) -> None:
+    """Raises UsageError for flags that do not go together."""
+    if min(args.examples, args.mistakes, args.thorough) < 0:
+        raise UsageError("--examples, --mistakes and --thorough take a number of photos")
+    sources = [flag for flag in ("image", "examples", "mistakes", "score") if getattr(args, flag)]
+    if len(sources) > 1 or not (sources or args.split):
+        raise UsageError(
+            "give photos with --image FILE ..., a number of them with --examples N or --mistakes N, all of them with "
+            "--split NAME, or boxes with --score FILE; one of these"
+        )
+    if args.compare in ("blocks", "stages") and args.layer:
+        raise UsageError(f"--compare {args.compare} names the layers itself; leave --layer out")
+    if args.target != "predicted" and (args.score or args.mistakes or args.compare == "targets"):
+        raise UsageError("--target does not go with --score, --mistakes and --compare targets, which name labels")
+    if args.compare == "targets" and (args.score or args.mistakes):
+        raise UsageError("--compare targets is for photos given by --image, --examples or --split")
+    if args.mistakes and len(args.split or []) > 1:
+        raise UsageError("--mistakes takes one --split")
+    args.split = args.split or ["test"]
 
-    All photos are decoded before the first picture is written; `run` is the folder that was named, or None.
-    """
-    from pathlib import Path
 
-    import numpy as np
+def draw(loaded, args, run) -> int:
+    """Explains photos, a batch at a time. All of them are decoded before the first picture is written."""
+    from tools.engine import VIEWS
+    from tools.explain import Album, batches, rows_of, warnings
+    from tools.gallery import leaf_of, with_predictions
+    from tools.logger import progress, say
 
-    from data.labels import label_name
-    from tools.allocator import keep_freed_memory
-    from tools.assemble import find_checkpoints, load_predictor
-    from tools.cam import class_activation_maps, default_layer, find_layer, overlay
-    from tools.distributed import choose_device, ranks_from_environment
-    from tools.files import write_picture
-
-    keep_freed_memory()
-    device = choose_device(ranks_from_environment())
-    resume = [config.MODEL.RESUME] if config.MODEL.RESUME else []
-    (path,), why = find_checkpoints(resume, config.OUTPUT, run)
-    predictor = load_predictor(path, device, args.weights)
-    wanted = None if args.target == "predicted" else predictor.class_index(args.target)
-    layer_path = default_layer(predictor.model) if args.layer is None else args.layer
-    layer = find_layer(predictor.model, layer_path)
-    folder = Path(args.to) if args.to else path.parent / "heatmaps"
-    geometry, transform = predictor.preprocess.geometry(), predictor.preprocess.transform()
-    leaves = [(name, np.asarray(geometry(photo)), transform(photo)) for name, photo in photos(config, args, predictor)]
-    stems = distinct(Path(name).stem for name, _, _ in leaves)
+    predictors, folder, why = find_predictors(loaded, args, run)
+    best = predictors[-1]
+    columns = columns_of(predictors, recipes_of(best.model, args))
+    wanted = None if args.target == "predicted" else [best.class_index(args.target)]
+    tta = loaded.given("TEST.TTA") or "none"
+    subjects = list(chosen(loaded.config, args, best, tta))
+    for subject in subjects:
+        subject.read()
+    album, views = Album(folder, best.labels, args.full_size), VIEWS[tta]
     print(why)
-    for (name, seen, image), stem in zip(leaves, stems, strict=True):  # `seen`: the input before normalisation
-        images = image[None].to(device)
-        logits = predictor.model(images).detach().float().cpu().numpy()
-        index = int(logits[0].argmax()) if wanted is None else wanted
-        heat = class_activation_maps(predictor.model, layer, images, [index])[0]
-        label = label_name(predictor.classes[index])
-        write_picture(folder / f"{stem}_{label}_cam.png", overlay(seen, heat))
-        write_picture(folder / f"{stem}_original.png", seen)
-        probability = predictor.rule.probabilities(logits)[0, index]
-        print(f"{name}: {label} {100 * probability:.1f}% at {layer_path} -> {folder / f'{stem}_{label}_cam.png'}")
-        if not heat.any():
-            print(f"warning: {name}: nothing at {layer_path} speaks for {label}; the map is zero everywhere")
+    size = loaded.config.DATA.BATCH_SIZE
+    for batch in progress(batches(subjects, size), "explaining", -(-len(subjects) // size)):
+        leaves = [leaf_of(subject, best.preprocess) for subject in batch]
+        if args.compare == "targets":
+            leaves = with_predictions(leaves, best)
+        classes = [wanted] * len(leaves) if wanted else None
+        if args.mistakes or args.compare == "targets":
+            classes = [sorted({*leaf.truth, *leaf.given}) for leaf in leaves]
+        for leaf, rows in zip(leaves, rows_of(leaves, columns, classes, views), strict=True):
+            say(write(album, leaf, rows, columns, args))
+            for line in warnings(leaf, rows, columns, best.labels):
+                say(line)
     return 0
 
 
-def distinct(stems):
-    """The stems in turn, numbered where one comes again, so that no photo's pictures replace another's."""
-    taken = set()
-    for stem in stems:
-        name, number = stem, 1
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name)
-        yield name
-
-
-def photos(config, args, predictor):
-    """(name, decoded photo) of those to explain, one at a time."""
-    from pathlib import Path
-
-    from data.datasets import scan_split
-    from data.images import decode, read_image
+def chosen(config, args, predictor, tta: str):
+    """The photos that the command line asks for."""
+    from tools.gallery import named_photos, split_photos, surest_mistakes
 
     if args.image:
-        yield from ((name, read_image(Path(name))) for name in args.image)
-        return
-    classes = predictor.classes
-    split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, classes)
-    by_class = [[photo for photo in split.photos if c in photo.classes] for c in range(len(classes))]
-    rounds = max(map(len, by_class))
-    in_turn = [group[i] for i in range(rounds) for group in by_class if i < len(group)]
-    chosen = list(dict.fromkeys(in_turn))[: args.examples]
-    for photo in chosen:
-        where = split.source.locate(photo.file)
-        yield where, decode(split.source.read(photo.file), where)
+        return named_photos(args.image)
+    splits = splits_of(config, args, predictor)
+    if args.mistakes:
+        return surest_mistakes(predictor, splits[0], config.DATA, config.AMP, tta, args.mistakes)
+    return split_photos(splits, len(predictor.classes), args.examples, args.compare == "targets")
+
+
+def splits_of(config, args, predictor):
+    """The splits of --split."""
+    from data.datasets import scan_split
+
+    data = config.DATA
+    return [scan_split(data.DATA_PATH, name, data.ZIP_MODE, predictor.classes) for name in args.split]
+
+
+def find_predictors(loaded, args, run):
+    """(models to look through, the best.pth last; the folder for results; a line that says which checkpoint)."""
+    from pathlib import Path
+
+    from tools.allocator import keep_freed_memory
+    from tools.assemble import find_checkpoints, load_predictor
+    from tools.checkpoint import SNAPSHOTS
+    from tools.distributed import choose_device, ranks_from_environment
+
+    keep_freed_memory()
+    device = choose_device(ranks_from_environment())
+    config = loaded.config
+    (path,), why = find_checkpoints([config.MODEL.RESUME] if config.MODEL.RESUME else [], config.OUTPUT, run)
+    paths = [path]
+    if args.compare == "epochs":
+        paths = [*sorted((path.parent / SNAPSHOTS).glob("*.pth")), path]
+        if len(paths) == 1:
+            raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOTS keeps some in training")
+    folder = Path(args.to) if args.to else path.parent / "heatmaps"
+    return [load_predictor(each, device, args.weights) for each in paths], folder, why
+
+
+def recipes_of(model, args):
+    """The ways of making maps that the command line asks for, each method at each layer."""
+    from tools import cam
+
+    methods, layers = args.method or ["gradcam" if args.classic else "layercam"], args.layer
+    if args.compare == "blocks":
+        layers = cam.block_layers(model, args.norm)
+    elif args.compare == "stages":
+        layers = cam.stage_layers(model, args.norm)
+    if layers:
+        recipes = [cam.Recipe.parse(method, layer) for method in methods for layer in layers]
+    else:
+        default = cam.classic_recipe if args.classic else cam.default_recipe
+        recipes = [default(model, method) for method in methods]
+    for layer in {layer for recipe in recipes for layer in recipe.layers}:
+        cam.find_layer(model, layer)
+    return recipes
+
+
+def columns_of(predictors, recipes):
+    """A column for every recipe of every model."""
+    from tools.explain import Column
+
+    epochs = [f"epoch {predictor.epoch + 1}\n" for predictor in predictors[:-1]]
+    epochs.append(f"best, epoch {predictors[-1].epoch + 1}\n" if epochs else "")
+    return [
+        Column(f"{epoch}{recipe.method} {recipe.where}", predictor.model, recipe, predictor.rule.probabilities)
+        for epoch, predictor in zip(epochs, predictors, strict=True)
+        for recipe in recipes
+    ]
+
+
+def write(album, leaf, rows, columns, args) -> str:
+    """The pictures of one photo; what is said of them."""
+    label = album.labels[rows[0].index]
+    said = f"{leaf.name}: " + ", ".join(f"{album.labels[r.index]} {100 * r.probability[-1]:.1f}%" for r in rows)
+    if args.mistakes:
+        return f"{said} -> {album.write_figure(leaf, rows, columns, f'{leaf.stem}.png')}"
+    if args.compare == "targets":
+        return f"{said} -> {album.write_figure(leaf, rows, columns, f'{leaf.stem}_targets.png')}"
+    if len(columns) == 1:
+        return f"{said} at {columns[0].recipe.where} -> {album.write_pair(leaf, rows[0], columns[0])}"
+    kind = args.compare or "side_by_side"
+    return f"{said} -> {album.write_figure(leaf, rows, columns, f'{leaf.stem}_{label}_{kind}.png')}"
+
+
+def score(loaded, args, run) -> int:
+    """Measures maps against boxes; writes cam_scores.csv and cam_scores.png."""
+    from pathlib import Path
+
+    from data.boxes import read_boxes
+    from tools.cam_score import lines, score_recipes, to_csv
+    from tools.engine import VIEWS
+    from tools.explain import batches
+    from tools.figures import draw_cam_scores
+    from tools.files import write_bytes
+    from tools.gallery import boxed_cases, boxed_photos
+    from tools.logger import progress
+
+    boxes = read_boxes(Path(args.score))
+    predictors, folder, why = find_predictors(loaded, args, run)
+    views, size = VIEWS[loaded.given("TEST.TTA") or "none"], loaded.config.DATA.BATCH_SIZE
+    recipes = recipes_of(predictors[-1].model, args)
+    found = boxed_photos(splits_of(loaded.config, args, predictors[-1]), predictors[-1].labels, boxes)
+    print(why)
+    scores = []
+    for predictor in predictors:
+        cases = boxed_cases(predictor, found, args.thorough)
+        watched = progress(batches(cases, size), str(predictor.path), -(-len(found) // size))
+        name = predictor.path.name
+        scores += score_recipes(predictor.model, watched, recipes, predictor.rule.probabilities, name, views)
+    write_bytes(folder / "cam_scores.csv", to_csv(scores))
+    write_bytes(folder / "cam_scores.png", draw_cam_scores(scores))
+    print(f"{scores[0].photos} photos, {scores[0].cases} labels with boxes, with 95 % intervals:")
+    print("\n".join(lines(scores)))
+    print(f"written: {folder}/cam_scores.csv, cam_scores.png")
+    return 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from data.boxes import BOX_HEADER
 from data.labels import SPLITS
 
 SIZE = 160  # pixels, square as the course's 256x256 files are
@@ -27,7 +28,6 @@ SHARES = {
     ("scab", "frog_eye_leaf_spot"): 0.05,
     ("rust", "frog_eye_leaf_spot"): 0.03,
 }
-BOX_HEADER = ("images", "label", "x_center", "y_center", "width", "height")
 MAX_BOX_SHARE = 0.22  # of the photo that all boxes together may cover
 
 

@@ -37,12 +37,33 @@ class Preprocess:
         """Plain values, for a checkpoint."""
         return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
 
+    @property
+    def _short_side(self) -> int:
+        """Of the resized photo, before its middle is cut out."""
+        return int(256 / 224 * self.size)
+
     def geometry(self) -> Callable[[Image.Image], Image.Image]:
         """The part that moves pixels: photo -> square photo of `size`, still RGB."""
         mode = InterpolationMode(self.interpolation)
         if self.crop:
-            return Compose([Resize(int(256 / 224 * self.size), mode), CenterCrop(self.size)])
+            return Compose([Resize(self._short_side, mode), CenterCrop(self.size)])
         return Resize((self.size, self.size), mode)
+
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what `geometry` keeps of a photo of this size, in the photo's pixels.
+
+        Between that window and the input the way is linear, on each axis by itself.
+        """
+        if not self.crop:
+            return 0.0, 0.0, float(width), float(height)
+        short = self._short_side
+        edges = []
+        for side in (width, height):
+            resized = int(short * side / min(width, height))  # as torchvision rounds, here and in the next line
+            first = round((resized - self.size) / 2)
+            edges.append((first * side / resized, (first + self.size) * side / resized))
+        (left, right), (top, bottom) = edges
+        return left, top, right, bottom
 
     def transform(self) -> Callable[[Image.Image], torch.Tensor]:
         """Photo -> `[3, size, size]`, normalised."""

@@ -82,7 +82,7 @@ def test_without_flags_it_takes_the_newest_run_and_dataset_test(run_folder, data
     )
     assert "dataset/test: 14 photos" in out
     assert visual.main(["--examples", "1"]) == 0
-    assert len(list((run_folder / "heatmaps").iterdir())) == 2
+    assert len(list((run_folder / "heatmaps").iterdir())) == 3
 
 
 def test_one_split_is_enough_and_other_splits_can_be_asked_for(run_folder, dataset, tmp_path):
@@ -167,7 +167,7 @@ def test_heat_map_and_original_are_written_in_true_colours(run_folder, tmp_path,
     assert visual.main([str(a) for a in arguments]) == 0
     files = {p.name: cv2.imread(str(p))[:, :, ::-1].astype(int) for p in (tmp_path / "maps").iterdir()}
     label = {"rust": "rust", "100000": "complex"}.get(target, r"\w+")
-    assert len(files) == 2
+    assert len(files) == 3
     assert any(re.fullmatch(rf"leaf 1_{label}_cam\.png", name) for name in files)
     original = files["leaf 1_original.png"]
     assert original.shape == (32, 32, 3)
@@ -186,7 +186,7 @@ def test_photos_of_one_name_have_each_their_pictures(run_folder, dataset, tmp_pa
     assert visual.main(argv) == 0
     names = {p.name.replace("_original.png", "") for p in (tmp_path / "maps").glob("*_original.png")}
     assert names == {"p", "p_2", "p_2_2"}
-    assert len(list((tmp_path / "maps").iterdir())) == 6
+    assert len(list((tmp_path / "maps").iterdir())) == 9
 
 
 def test_a_class_that_no_training_photo_has(dataset):

@@ -53,16 +53,20 @@ class Predictor:
     step: int
     epoch: int
 
+    @property
+    def labels(self) -> list[str]:
+        """Names of the classes."""
+        return [label_name(code) for code in self.classes]
+
     def class_index(self, name: str) -> int:
         """Index of a class given by label or code. Raises UsageError for neither."""
-        labels = [label_name(code) for code in self.classes]
         if name in self.classes:
             return self.classes.index(name)
-        if name in labels:
-            return labels.index(name)
+        if name in self.labels:
+            return self.labels.index(name)
         raise UsageError(
             f"{name!r} is no class of {self.path}; its classes are "
-            f"{', '.join(f'{c} {n}' if c != n else c for c, n in zip(self.classes, labels, strict=True))}"
+            f"{', '.join(f'{c} {n}' if c != n else c for c, n in zip(self.classes, self.labels, strict=True))}"
         )
 
 
@@ -87,7 +91,7 @@ class Ensemble:
     @property
     def labels(self) -> list[str]:
         """Their names."""
-        return [label_name(code) for code in self.classes]
+        return self.members[0].labels
 
 
 def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Predictor:

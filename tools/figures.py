@@ -34,7 +34,7 @@ def draw_curves(rows: list[dict[str, str]]) -> bytes:
     for axes in (left, middle, right):
         axes.set_xlabel("epoch")
         axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: str, columns: str) -> bytes:
@@ -51,7 +51,7 @@ def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: 
     axes.set(title=title, xlabel=columns, ylabel=rows)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_precision_recall(probability: np.ndarray, truth: np.ndarray, labels: Sequence[str], ap: Sequence) -> bytes:
@@ -64,7 +64,7 @@ def draw_precision_recall(probability: np.ndarray, truth: np.ndarray, labels: Se
             axes.step(recall, precision, where="post", color=colour, label=f"{label}  {value:.3f}")
     axes.set(title="precision over recall (average precision)", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
     axes.legend(frameon=False, fontsize=9, loc="lower left")
-    return _png(figure)
+    return to_png(figure)
 
 
 def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, errors: tuple[float, float]) -> bytes:
@@ -88,7 +88,32 @@ def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, e
     upper.legend(frameon=False)
     for axes in (upper, lower):
         axes.spines[["top", "right"]].set_visible(False)
-    return _png(figure)
+    return to_png(figure)
+
+
+def draw_cam_scores(scores: Sequence) -> bytes:
+    """From `tools.cam_score.Score`s: pointing game and energy with their intervals, and what chance would give."""
+    names = [f"{score.checkpoint}  {score.recipe.method}\n{score.recipe.where}" for score in scores]
+    figure, (left, right) = _figure(12, 1.4 + 0.5 * len(scores), 2)
+    places = np.arange(len(scores))[::-1]
+    chance = [score.figures["chance"][0] for score in scores]
+    for axes, name, title in ((left, "pointing", "peak in a box"), (right, "energy", "share of the map in boxes")):
+        values, low, high = np.array([score.figures[name] for score in scores]).T
+        axes.barh(places, values, xerr=(values - low, high - values), color=_ACCENT, ecolor=_INK, height=0.6)
+        axes.scatter(
+            chance,
+            places,
+            marker="|",
+            s=160,
+            color=_SECOND,
+            zorder=3,
+            label="chance: the boxes' share of the area",
+        )
+        axes.set(title=title, xlim=(0, 1.02), ylim=(-0.8, len(scores) - 0.2))
+    left.set_yticks(places, names, fontsize=8)
+    right.set_yticks(places, [])
+    figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower right")
+    return to_png(figure)
 
 
 def _figure(width: float, height: float, columns: int = 1):
@@ -99,7 +124,8 @@ def _figure(width: float, height: float, columns: int = 1):
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def to_png(figure: Figure) -> bytes:
+    """The figure as PNG bytes."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

@@ -53,3 +53,8 @@ def create_logger(file: Path | None = None, rank: int = 0) -> logging.Logger:
 def progress(items: Iterable, description: str, total: int | None = None) -> Iterator:
     """`items`, with a bar on stderr while that is a terminal and nothing at all in a log or a pipe."""
     return tqdm(items, desc=description, total=total, disable=not sys.stderr.isatty(), leave=False)
+
+
+def say(line: str) -> None:
+    """Prints a line on stdout without breaking a bar that is being drawn."""
+    tqdm.write(line, file=sys.stdout)
