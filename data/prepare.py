@@ -78,11 +78,20 @@ def read_manifest(root: Path) -> dict | None:
         return None
     try:
         manifest = json.loads(path.read_text())
-        if manifest["format"] != FORMAT or not isinstance(manifest["splits"], dict):
+        if manifest["format"] != FORMAT or not _is_sound(manifest):
             raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise DataError(f"{path} is damaged or too old; run process_dataset.py again with --overwrite") from None
     return manifest
+
+
+def _is_sound(manifest: dict) -> bool:
+    """Whether the parts that other commands read are what they should be; what is absent raises."""
+    files = [entry for split in manifest["splits"].values() for entry in split["files"].values()]
+    members = [member for twin in manifest["twins"] for member in twin["members"]]
+    return all(isinstance(entry["size"], int) for entry in files) and all(
+        isinstance(member[key], str) for member in members for key in ("split", "image")
+    )
 
 
 def twin_groups(manifest: dict, split: str) -> list[set[str]]:

@@ -257,3 +257,22 @@ def test_more_workers_than_files_may_be_open(dataset, monkeypatch):
     loader_of(dataset, "DATA.NUM_WORKERS", "4")
     with pytest.raises(ResourceError, match=r"NUM_WORKERS 6 .* ulimit -n"):
         loader_of(dataset, "DATA.NUM_WORKERS", "6")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"format": 2}',
+        '{"format": 2, "splits": 5, "twins": []}',
+        '{"format": 2, "splits": {"train": {}}, "twins": []}',
+        '{"format": 2, "splits": {"train": {"files": [1, 2]}}, "twins": []}',
+        '{"format": 2, "splits": {"train": {"files": {"a": {"size": "1"}}}}, "twins": []}',
+        '{"format": 2, "splits": {}, "twins": [{"members": [{"split": 1, "image": "a"}]}]}',
+    ],
+)
+def test_a_manifest_that_is_none_is_a_data_error(dataset, tmp_path, text):
+    own = shutil.copytree(dataset, tmp_path / "own")
+    (own / "manifest.json").write_text(text)
+    with pytest.raises(DataError, match=r"manifest\.json is damaged"):
+        scan_split(own, "train")
