@@ -1,10 +1,12 @@
 """Tiny real data and a tiny Swin, shared by the tests; the machine's own environment kept out of them."""
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & hands on a SIGINT that is ignored
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PLANT_DATASET", ROOT.parent / "shared" / "data" / "plant_dataset"))
 COUNTS = {"train": 42, "val": 13, "test": 14}

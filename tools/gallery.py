@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -51,12 +52,13 @@ def surest_mistakes(predictor: Predictor, split: Split, data, amp, tta: str, mos
     """At most `most` photos whose labels were decided wrongly, the most confident first.
 
     Args:
-        data, amp, tta: see `tools.assemble.predict_split`.
+        data, amp: see `tools.assemble.predict_split`.
+        tta: see `tools.assemble.Ensemble`.
     """
     rule, device = predictor.rule, next(predictor.model.parameters()).device
-    ensemble = Ensemble([predictor], rule, predictor.validation)
-    watch = lambda batches: progress(batches, "predicting")  # noqa: E731
-    logits, truth = predict_split(ensemble, split, data, amp, Ranks(), device, tta, watch)
+    ensemble = Ensemble([predictor], rule, predictor.validation, tta)
+    watch = partial(progress, description="predicting")
+    logits, truth = predict_split(ensemble, split, data, amp, Ranks(), device, watch)
     probability = rule.probabilities(logits)
     decision = rule.decide(probability)
     order = np.argsort(-rule.confidence(probability, decision), kind="stable")
