@@ -5,7 +5,6 @@ from functools import partial
 
 from configs.load import load
 from tools import cli
-from tools.errors import UsageError
 
 EPILOG = """
 Without flags it takes the newest run's best.pth under output/ and dataset/test. Classes, preprocessing, calibration and
@@ -32,15 +31,13 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--split", default="test", choices=["train", "val", "test"], help="photos to score")
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
-    parser.add_argument("--abstain-at", type=float, metavar="RISK", help="share of wrong answers to stay under, 0 to 1")
+    parser.add_argument("--abstain-at", type=cli.share, metavar="RISK", help="share of wrong answers to stay under")
     parser.add_argument("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
     parser.add_argument("--verbose", action="store_true", help="a line an image")
     cli.add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     loaded = load(args.cfg, args.opts, cli.overrides(args))
     run = loaded.named_run(args.cfg)
-    if args.abstain_at is not None and not 0 <= args.abstain_at < 1:
-        raise UsageError(f"--abstain-at {args.abstain_at}: must be 0 or more and less than 1, e.g. 0.05")
 
     from tools.allocator import keep_freed_memory
     from tools.distributed import choose_device, process_group, ranks_from_environment

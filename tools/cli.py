@@ -45,6 +45,14 @@ def _plain_number(kind: type, pattern: str, text: str) -> int | float:
     return kind(text)
 
 
+def share(text: str) -> float:
+    """Type of a flag that takes a number of 0 or more and less than 1."""
+    value = _plain_number(float, _PLAIN[float], text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 or more and less than 1, e.g. 0.05")
+    return value
+
+
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that takes no abbreviations and answers a mistake with one line and the nearest flag."""
 

@@ -5,7 +5,7 @@ from functools import partial
 
 from configs.load import load
 from tools import cli
-from tools.errors import DataError, UsageError
+from tools.errors import DataError
 
 EPILOG = """
 examples
@@ -28,14 +28,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--csv", metavar="FILE", help="write a CSV (- for stdout)")
     parser.add_argument("--json", metavar="FILE", help="write JSON (- for stdout)")
     parser.add_argument(
-        "--abstain-at", type=float, default=0.05, metavar="RISK", help="wrong answers to allow, 0 to 1 (default 0.05)"
+        "--abstain-at",
+        type=cli.share,
+        default=0.05,
+        metavar="RISK",
+        help="share of wrong answers to allow (default 0.05)",
     )
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable photos")
     cli.add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     loaded = load(None, None, cli.overrides(args))
-    if not 0 <= args.abstain_at < 1:
-        raise UsageError(f"--abstain-at {args.abstain_at}: must be 0 or more and less than 1, e.g. 0.05")
     return predict(loaded, args)
 
 
