@@ -123,11 +123,13 @@ def faithfulness(
     def likely(images: Tensor) -> np.ndarray:
         return probability(model(images).float().cpu().numpy())[:, index]
 
+    def target(logits: Tensor) -> Tensor:
+        return torch.from_numpy(probability(logits.float().cpu().numpy()[None])[0, [index]])[0]
+
     place = ranks(heat)
     blurred = torch.from_numpy(cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), (0, 0), BLUR * image.shape[-1]))
     insertion = area_under(likely(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
     deletion = area_under(likely(_blends(image, torch.zeros_like(image), place)))
-    target = lambda logits: torch.from_numpy(probability(logits.float().cpu().numpy()[None])[0, [index]])[0]  # noqa: E731
     importance = 1 - place[None].astype(np.float32)  # it cuts at percentiles, where many equal values would go at once
     with torch.random.fork_rng():  # it fills pixels with a little noise
         torch.manual_seed(0)
