@@ -70,8 +70,8 @@ def evaluate(config, ranks, device) -> int:
     from pathlib import Path
 
     from tools.assemble import load_ensemble, predict_split
-    from tools.launch import validation_split
     from tools.run import score_line, validation_scores
+    from tools.run_data import validation_split
 
     if not config.MODEL.RESUME:
         raise UsageError("--eval needs the checkpoint to score: --resume FILE")

@@ -25,7 +25,7 @@ from data.prepare import read_manifest, twin_groups
 from tools.distributed import Ranks
 from tools.errors import DataError
 from tools.folders import locked
-from tools.launch import load_data
+from tools.run_data import load_data
 
 COMMAND = [sys.executable, str(ROOT / "process_dataset.py")]
 
