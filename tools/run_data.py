@@ -3,6 +3,9 @@
 May import every shelf; only tools/launch.py and entry points import it.
 """
 
+import copy
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -81,6 +84,19 @@ def validation_split(config, classes: tuple[str, ...]) -> Split:
     """The photos that a run of this config is validated on; the training photos are looked at for folds only."""
     data = config.DATA
     return scan_splits(config)[1] if data.FOLDS else scan_split(data.DATA_PATH, "val", data.ZIP_MODE, classes)
+
+
+def photos_of_updates(data: Data, updates: int, accumulation: int) -> Callable[[int], list[str]]:
+    """step -> where this rank's photos of that update lie, in order. `updates`: of an epoch."""
+    dataset, batches = data.train_loader.dataset, copy.copy(data.train_loader.batch_sampler)
+
+    def photos(step: int) -> list[str]:
+        batches.epoch, update = divmod(step, updates)
+        batches.first = update * accumulation
+        taken = itertools.islice(batches, accumulation)
+        return [dataset.source.locate(dataset.samples[draw.index].file) for batch in taken for draw in batch]
+
+    return photos
 
 
 def count_table(data: Data, config) -> list[str]:
