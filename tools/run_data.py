@@ -22,6 +22,7 @@ from models.build import normalization
 from tools.distributed import Ranks
 from tools.errors import DataError
 from tools.losses import class_weights
+from tools.signals import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -61,12 +62,24 @@ def load_data(config, ranks: Ranks, device: torch.device) -> Data:
         world_size=world_size,
         pin=device.type == "cuda",
         balanced=config.TRAIN.BALANCE == "sampler",
+        worker_init=start_worker,
     )
     workers = num_workers(data.NUM_WORKERS, world_size)
     val_loader = build_eval_loader(
-        val, preprocess, batch_size=data.BATCH_SIZE, workers=workers, rank=rank, world_size=world_size
+        val,
+        preprocess,
+        batch_size=data.BATCH_SIZE,
+        workers=workers,
+        rank=rank,
+        world_size=world_size,
+        worker_init=start_worker,
     )
     return Data(train, val, preprocess, train_loader, val_loader)
+
+
+def start_worker(_number: int) -> None:
+    """Run by every loader process: it must never outlive the run, which may be killed at any time."""
+    die_with_parent()
 
 
 def scan_splits(config) -> tuple[Split, Split]:
