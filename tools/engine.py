@@ -134,6 +134,7 @@ def predict(
     precision,
     num_classes: int,
     views: Sequence[Callable[[Tensor], Tensor]] = VIEWS["none"],
+    micro_batch: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits and truth of all photos, `[n, num_classes]` each, in the data set's order and equal on every rank.
 
@@ -141,14 +142,15 @@ def predict(
 
     Args:
         views: functions of `VIEWS`; the logits are their mean.
+        micro_batch: images taken through the model at a time, where a whole batch might not fit; 0: all of it.
     """
     model.eval()
     logits, truth = [np.zeros((0, num_classes), np.float32)], [np.zeros((0, num_classes), bool)]
     for images, targets in batches:
-        images = images.to(device, non_blocking=True)
-        with precision.autocast():
-            seen = sum(model(view(images)).float() for view in views) / len(views)
-        logits.append(seen.cpu().numpy())
+        for part in images.to(device, non_blocking=True).split(micro_batch or len(images)):
+            with precision.autocast():
+                seen = sum(model(view(part)).float() for view in views) / len(views)
+            logits.append(seen.cpu().numpy())
         truth.append(targets.numpy().astype(bool))
     parts = gather_objects((np.concatenate(logits), np.concatenate(truth)))
     whole = tuple(np.zeros((sum(len(p[0]) for p in parts), num_classes), part.dtype) for part in parts[0])

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tools.errors import PeerLostError, ResourceError, UsageError, UserError
 
+_NO_MEMORY = ("allocate memory", "bad alloc", "could not create a primitive")  # torch on a CPU, C++, oneDNN
 _PEERS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # of torch.distributed
 
 
@@ -37,7 +38,7 @@ def is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or (isinstance(error, RuntimeError) and ("allocate memory" in text or "bad alloc" in text))
+        or (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY))
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     )
 

@@ -251,7 +251,14 @@ class Run:
     def _predict(self) -> tuple[np.ndarray, np.ndarray]:
         model = self.learner.inference_model()
         share_weights(self.learner.module, model)  # batch norm's statistics differ between ranks
-        return predict(model, self.val_batches(), self.learning.device, self.learner.precision, self.num_classes)
+        return predict(
+            model,
+            self.val_batches(),
+            self.learning.device,
+            self.learner.precision,
+            self.num_classes,
+            micro_batch=self.progress.micro_batch,
+        )
 
     def _keep_scores(self, epoch: int, logits: np.ndarray, truth: np.ndarray, seconds: float) -> None:
         """Scores the validation photos, keeps the best weights, and writes the epoch's row."""

@@ -11,6 +11,7 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from tools.allocator import release_freed_memory
 from tools.distributed import ALONE, Ranks, raise_together, sum_across_ranks, sum_gradients, worst_of_ranks
 from tools.errors import NumericsError, ResourceError, UserError, listing
 from tools.optim import trainable
@@ -102,6 +103,7 @@ def apply_update(
             raise UpdateDropped
         if fate == _ERROR:
             raise_together(error, learning.ranks)
+        release_freed_memory()
         micro_batch = _halved(micro_batch, step)
         if learning.ranks.first:
             logging.getLogger("plantswin").warning(
@@ -175,8 +177,6 @@ def _not_finite(learning: Learning, losses: Tensor, batches: Sequence, step: int
 
 def _halved(micro_batch: int, step: int) -> int:
     """Half of the micro-batch. Raises ResourceError when it cannot be halved."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     if micro_batch == 1:
         raise ResourceError(
             f"out of memory at step {step} with one image at a time; lower DATA.IMG_SIZE, take a smaller model, "
