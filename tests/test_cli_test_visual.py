@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import written
 from PIL import Image
 
 import test as referee
@@ -136,10 +137,10 @@ def test_refusals(run_folder, dataset, refused, tmp_path):
         ({"config": "TRAIN: !!int x"}, "hang together"),
         ({"config": "TRAIN: {EPOCH: 1}"}, "hang together"),
     ):
-        torch.save(content | change, tmp_path / "x.pth")
+        written(tmp_path / "x.pth", content | change)
         refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, words)
     content["model"]["norm.weight"][0] = float("nan")
-    torch.save(content, tmp_path / "x.pth")
+    written(tmp_path / "x.pth", content)
     refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, "non-finite model.norm.weight")
 
 

@@ -9,6 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import written
 
 from tools import checkpoint
 from tools.errors import CheckpointError, NumericsError, ResourceError
@@ -21,13 +22,6 @@ FLIPS = 300
 def file(tmp_path):
     path = tmp_path / "last.pth"
     checkpoint.save(path, {"format": 2, "model": {"w": torch.arange(5000.0)}, "text": "x"})
-    return path
-
-
-def written(path, content):
-    """A checkpoint with whatever in it, as `save` would write it if it did not look."""
-    path.unlink(missing_ok=True)
-    checkpoint.write(path, content)
     return path
 
 
