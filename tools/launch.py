@@ -312,8 +312,8 @@ def make_run(
         fitted=fitted or fitted_state(rule, *(np.zeros((0, len(classes)), kind) for kind in (np.float32, bool))),
         num_classes=len(classes),
         select=SELECT[targets] if config.TRAIN.SELECT == "auto" else config.TRAIN.SELECT,
-        train_batches=partial(resume_batches, data.train_loader),
-        val_batches=partial(batches_of, data.val_loader),
+        train_batches=partial(resume_batches, data.train_loader, device=device),
+        val_batches=partial(batches_of, data.val_loader, device),
         print_freq=config.PRINT_FREQ,
         snapshots=config.TRAIN.SNAPSHOTS,
     )
