@@ -17,6 +17,7 @@ MEETING_POINTS = (
     "resume.py",
     "run_data.py",
     "gallery.py",
+    "doctor.py",
 )  # of tools/: where the shelves come together
 FILES = [*ROOT.glob("*.py"), *(p for shelf in SHELVES for p in (ROOT / shelf).glob("*.py"))]
 
@@ -46,7 +47,7 @@ def test_the_shelves_do_not_import_each_other(path):
             continue
         assert first == own or name.startswith("tools.errors"), f"{own} imports {name}"
         assert not name.startswith(
-            ("tools.assemble", "tools.launch", "tools.resume", "tools.run_data", "tools.gallery")
+            ("tools.assemble", "tools.launch", "tools.resume", "tools.run_data", "tools.gallery", "tools.doctor")
         ), "only entry points import these"
 
 
