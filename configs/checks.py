@@ -72,7 +72,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "TRAIN.BALANCE": ("none", "weights", "sampler"),
     "TRAIN.LOSS.NAME": ("auto", "ce", "bce", "focal", "asymmetric"),
     "TEST.TTA": ("none", "flips", "turns", "all"),
-    "TEST.DECIDE": ("threshold", "argmax", "combination"),
+    "TEST.DECIDE": ("threshold", "argmax", "combination", "powerset"),
     "TRAIN.SELECT": ("auto", "accuracy", "hit1", "exact", "macro_f1"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step"),
     "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd"),

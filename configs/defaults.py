@@ -110,9 +110,9 @@ _C.TEST = CN()
 _C.TEST.CROP = True  # resize to 256/224 of the size and cut the middle; False: squash the whole photo
 _C.TEST.IMG_SIZE = 0  # size photos are scored at, for models that take any (not Swin); 0: DATA.IMG_SIZE
 _C.TEST.TTA = "none"  # views averaged by test.py and predict: flips (4), turns (4 quarter turns), all (8); none
-_C.TEST.DECIDE = (
-    "threshold"  # how several labels are decided: threshold, argmax (one label), combination (of those seen)
-)
+# How several labels are decided: threshold; argmax (one label); combination (the likeliest set seen in training, labels
+# taken as independent); powerset (the likeliest set by a regression on all labels, fitted on the validation photos).
+_C.TEST.DECIDE = "threshold"
 _C.AMP = CN()
 _C.AMP.OPT_LEVEL = "auto"  # O0: fp32; O1, O2: mixed precision; auto: O1 on a GPU, O0 on a CPU
 _C.AMP.BACKEND = "native"  # native; apex: NVIDIA's

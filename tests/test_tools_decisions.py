@@ -110,7 +110,7 @@ def test_nothing_to_learn_from_leaves_the_rule_alone():
 def test_cross_fitting_never_lets_a_photo_judge_itself():
     """With other photos' truth fixed, a photo is judged by the half it does not lie in: fitted here by hand."""
     logits, truth = simulate(61, shift=-1)
-    probability, decision = cross_fitted(rule(), logits, truth)
+    probability, decision, _ = cross_fitted(rule(), logits, truth)
     judged_by = {}
     for row in range(61):
         # which other photos matter to this one? those whose truth, changed, changes what is said of it
@@ -144,3 +144,39 @@ def test_abstaining_by_hand():
     assert rule().confidence(np.array([[0.9, 0.2, 0.5]]), np.array([[True, False, False]])) == pytest.approx(
         [0.9 * 0.8 * 0.5]
     )
+
+
+def test_a_powerset_learns_what_goes_together():
+    """Truth: 0 alone whenever 0 is likely, whatever 1 says. The product of the two would often say both."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (2000, 3))
+    truth = np.zeros((2000, 3), bool)
+    truth[np.arange(2000), np.where(logits[:, 0] > 0, 0, np.where(logits[:, 1] > logits[:, 2], 1, 2))] = True
+    fresh = rng.normal(0, 3, (2000, 3))
+    wanted = np.where(fresh[:, 0] > 0, 0, np.where(fresh[:, 1] > fresh[:, 2], 1, 2))
+    fitted = fit(rule(how="powerset"), logits, truth)
+    probability = fitted.probabilities(fresh)
+    right = fitted.decide(probability)[np.arange(2000), wanted]
+    product = fit(rule(how="combination"), logits, truth)
+    assert right.mean() > 0.9
+    assert (product.decide(product.probabilities(fresh)).sum(axis=1) == 1).mean() < 0.9
+    confidence = fitted.confidence(probability, fitted.decide(probability))
+    assert confidence[right].mean() > 0.2 + confidence[~right].mean(), "it knows where it may be wrong"
+    assert fitted.unfit().powerset is None
+    assert decided(fitted.unfit()) == decided(rule(how="combination"))
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3])
+def test_a_powerset_is_scikit_learns_regression_whatever_the_number_of_sets(sets):
+    from sklearn.linear_model import LogisticRegression
+
+    logits, _ = simulate(300)
+    numbers = logits[:, :sets].argmax(axis=1)
+    fitted = fit(rule(how="powerset"), logits, np.eye(3, dtype=bool)[numbers])
+    if sets == 1:
+        assert fitted.powerset is None
+        return
+    tempered = logits / fitted.temperatures
+    oracle = LogisticRegression(C=0.1, max_iter=5000).fit(tempered, numbers).predict_proba(tempered)
+    order = fitted.powerset.sets.argmax(axis=1)
+    assert fitted.powerset.probabilities(fitted.probabilities(logits)) == pytest.approx(oracle[:, order], abs=1e-3)

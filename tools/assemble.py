@@ -95,11 +95,12 @@ class Ensemble:
         return self.members[0].labels
 
 
-def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Predictor:
+def load_predictor(path: Path, device: torch.device, weights: str = "ema", decide: str | None = None) -> Predictor:
     """Rebuilds the model of a checkpoint, in eval mode on `device`.
 
     Args:
         weights: "ema" takes the averaged weights where the run kept them (what validation used), "raw" the others.
+        decide: another way to decide than the checkpoint's config names.
 
     Raises:
         CheckpointError: for whatever is wrong with the file.
@@ -119,7 +120,7 @@ def load_predictor(path: Path, device: torch.device, weights: str = "ema") -> Pr
             model=model.to(device).eval(),
             preprocess=Preprocess.from_dict(content["preprocess"]),
             classes=classes,
-            rule=_stored_rule(content, config, classes),
+            rule=_stored_rule(content, decide or config.TEST.DECIDE, classes),
             validation=tuple(content["validation"][key].numpy() for key in ("logits", "truth")),
             data_digest=tuple(content["data_digest"]),
             images_per_update=content["images_per_update"],
@@ -150,7 +151,7 @@ def load_ensemble(
     Raises:
         CheckpointError: for whatever is wrong with a file, or for checkpoints of different classes or targets.
     """
-    members = [load_predictor(path, device, weights) for path in paths]
+    members = [load_predictor(path, device, weights, decide) for path in paths]
     first = members[0]
     for member in members[1:]:
         for what, ours, theirs in (
@@ -159,7 +160,7 @@ def load_ensemble(
         ):
             if ours != theirs:
                 raise CheckpointError(f"{first.path} has the {what} {ours}, {member.path} has {theirs}")
-    rule, tta = replace(first.rule, how=decide or first.rule.how), tta or first.config.TEST.TTA
+    rule, tta = first.rule, tta or first.config.TEST.TTA
     if len(members) == 1:
         return Ensemble(members, rule, first.validation, tta)
     logits, truths = zip(*(member.validation for member in members), strict=True)
@@ -205,16 +206,16 @@ def stored_config(content: dict, path: Path):
         raise CheckpointError(f"{path} does not hang together: {error}") from None
 
 
-def _stored_rule(content: dict, config, classes: tuple[str, ...]) -> DecisionRule:
+def _stored_rule(content: dict, how: str, classes: tuple[str, ...]) -> DecisionRule:
     """The decision rule of a checkpoint, as its last validation fitted it."""
-    rule = DecisionRule.unfitted(
-        content["targets"], config.TEST.DECIDE, content["combinations"], len(classes), healthy_index(classes)
-    )
+    rule = DecisionRule.unfitted(content["targets"], how, content["combinations"], len(classes), healthy_index(classes))
     thresholds, temperatures = (np.array(content[key], dtype=np.float64) for key in ("thresholds", "temperatures"))
-    widths = len(thresholds), len(temperatures), content["validation"]["logits"].shape[1]
+    logits, truth = (content["validation"][key].numpy() for key in ("logits", "truth"))
+    widths = len(thresholds), len(temperatures), logits.shape[1]
     if set(widths) != {len(classes)}:
         raise ValueError(f"thresholds, temperatures and validation logits are for {widths} classes, not {len(classes)}")
-    return replace(rule, thresholds=thresholds, temperatures=temperatures)
+    rule = replace(rule, thresholds=thresholds, temperatures=temperatures)
+    return fit(rule, logits, truth) if how == "powerset" and len(logits) else rule  # which no checkpoint holds
 
 
 def batch_draws(

@@ -29,7 +29,7 @@ CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
     "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", bool, "recompute activations in backward to save memory"),
     "--amp-opt-level": ("AMP.OPT_LEVEL", str, "O0 = fp32, O1 or O2 = mixed precision, auto = O1 on a GPU"),
     "--tta": ("TEST.TTA", str, "views averaged: flips (4), turns (4), all (8) or none"),
-    "--decide": ("TEST.DECIDE", str, "labels by threshold, argmax (one label) or combination (of those seen)"),
+    "--decide": ("TEST.DECIDE", str, "labels by threshold, argmax, combination or powerset"),
     "--output": ("OUTPUT", str, "where run folders go"),
     "--tag": ("TAG", str, "name of this run: <output>/<MODEL.NAME>/<tag>"),
 }

@@ -12,6 +12,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 
 PRIOR = 30  # photos with the label that a fitted value weighs as much as: with few it stays near its neutral value
+STRENGTH = 0.1  # of a powerset's fit, the inverse of its L2 penalty; 0.03 to 1 do as well (docs/results.md)
 GRID = np.round(np.arange(0.05, 0.951, 0.01), 2)  # thresholds that are tried
 
 
@@ -23,10 +24,12 @@ class DecisionRule:
         targets: "single" (softmax, one label a photo) or "multi" (sigmoid, at least one).
         how: of "multi": "threshold" (every label that reaches its threshold, or the most probable one when none does,
             because every leaf has a label), "argmax" (the most probable one), "combination" (the likeliest of
-            `combinations`, labels taken as independent).
+            `combinations`, labels taken as independent), "powerset" (the likeliest by `powerset`, which has learned
+            how labels go together; the same as "combination" until it is fitted).
         temperatures: `[C]`, logits are divided by them; all equal for "single" (Guo et al., arXiv 1706.04599).
         thresholds: `[C]`.
         combinations: `[K, C]` bool, the label sets seen in training.
+        powerset: what tells label sets apart by the logits of all labels together; None before it is fitted.
         healthy: index of the label that excludes all others, or None.
     """
 
@@ -36,6 +39,7 @@ class DecisionRule:
     thresholds: np.ndarray
     combinations: np.ndarray
     healthy: int | None = None
+    powerset: "Powerset | None" = None
 
     @classmethod
     def unfitted(cls, targets: str, how: str, combinations: Sequence[Sequence[int]], num_classes: int, healthy=None):
@@ -47,9 +51,8 @@ class DecisionRule:
 
     def unfit(self) -> "DecisionRule":
         """The rule with nothing chosen yet."""
-        return replace(
-            self, temperatures=np.ones_like(self.temperatures), thresholds=np.full_like(self.thresholds, 0.5)
-        )
+        ones, halves = np.ones_like(self.temperatures), np.full_like(self.thresholds, 0.5)
+        return replace(self, temperatures=ones, thresholds=halves, powerset=None)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """`[n, C]` logits -> softmax ("single") or sigmoid ("multi") of the tempered logits."""
@@ -61,7 +64,9 @@ class DecisionRule:
         top = np.eye(probability.shape[1], dtype=bool)[probability.argmax(axis=1)]
         if self.targets == "single" or self.how == "argmax":
             return top
-        if self.how == "combination" and len(self.combinations):
+        if self.how == "powerset" and self.powerset is not None:
+            return self.powerset.sets[self.powerset.probabilities(probability).argmax(axis=1)]
+        if self.how in ("combination", "powerset") and len(self.combinations):
             p = probability.clip(1e-9, 1 - 1e-9)
             likelihood = np.log(p) @ self.combinations.T + np.log1p(-p) @ ~self.combinations.T  # [n, K]
             return self.combinations[likelihood.argmax(axis=1)]
@@ -70,29 +75,57 @@ class DecisionRule:
         return decision if self.healthy is None else _one_kind(decision, top, self.healthy)
 
     def confidence(self, probability: np.ndarray, decision: np.ndarray) -> np.ndarray:
-        """`[n]`: the probability that all labels are as decided, labels taken as independent."""
+        """`[n]`: the probability that all labels are as decided; taken as independent unless a powerset is fitted."""
         if self.targets == "single":
             return probability.max(axis=1)
+        if self.how == "powerset" and self.powerset is not None:
+            decided = (self.powerset.sets[None] == decision[:, None]).all(axis=2)  # [n, K], at most one of each row
+            return (self.powerset.probabilities(probability) * decided).sum(axis=1)
         return np.where(decision, probability, 1 - probability).prod(axis=1)
 
 
+@dataclass(frozen=True)
+class Powerset:
+    """A logistic regression from the calibrated probabilities of all labels to label sets (a "label powerset").
+
+    Labels are not independent, and annotators have habits: a photo that looks like `complex` and half like something
+    else is called `complex` alone far more often than the product of the two probabilities says.
+
+    Attributes:
+        sets: `[K, C]` bool, the label sets of the photos it was fitted on.
+        weight: `[K, C]`, of the logits of the probabilities.
+        bias: `[K]`.
+    """
+
+    sets: np.ndarray
+    weight: np.ndarray
+    bias: np.ndarray
+
+    def probabilities(self, probability: np.ndarray) -> np.ndarray:
+        """`[n, C]` probabilities of labels -> `[n, K]` of sets."""
+        return _softmax(_logit(probability) @ self.weight.T + self.bias)
+
+
 def fit(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> DecisionRule:
-    """The rule with temperatures and thresholds chosen on these photos: `[n, C]` logits, `[n, C]` bool truth."""
+    """The rule with everything chosen on these photos: `[n, C]` logits, `[n, C]` bool truth."""
     rule = replace(rule, temperatures=_temperatures(logits, truth, rule.targets))
-    return replace(rule, thresholds=_thresholds(rule.probabilities(logits), truth))
+    probability = rule.probabilities(logits)
+    powerset = _powerset(probability, truth) if rule.how == "powerset" and rule.targets == "multi" else None
+    return replace(rule, thresholds=_thresholds(probability, truth), powerset=powerset)
 
 
 def cross_fitted(
     rule: DecisionRule, logits: np.ndarray, truth: np.ndarray, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """(probabilities, decisions) of photos that the rule is also chosen on: each half by what the other half says."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(probabilities, decisions, confidences) of photos that the rule is also chosen on: each half by the other's."""
     half = _halves(truth, seed)
-    probability, decision = np.zeros(truth.shape), np.zeros(truth.shape, bool)
+    probability, decision, confidence = np.zeros(truth.shape), np.zeros(truth.shape, bool), np.zeros(len(truth))
     for part in (half, ~half):
         fitted = fit(rule, logits[~part], truth[~part])
         probability[part] = fitted.probabilities(logits[part])
         decision[part] = fitted.decide(probability[part])
-    return probability, decision
+        confidence[part] = fitted.confidence(probability[part], decision[part])
+    return probability, decision, confidence
 
 
 def abstention(confidence: np.ndarray, right: np.ndarray, risk: float) -> float:
@@ -155,6 +188,20 @@ def _thresholds(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
     return thresholds
 
 
+def _powerset(probability: np.ndarray, truth: np.ndarray) -> Powerset | None:
+    """None where the photos do not have two label sets to tell apart."""
+    sets, numbers = np.unique(truth, axis=0, return_inverse=True)
+    if len(sets) < 2:
+        return None
+    from sklearn.linear_model import LogisticRegression
+
+    model = LogisticRegression(C=STRENGTH, max_iter=5000).fit(_logit(probability), numbers.ravel())
+    weight, bias = model.coef_, model.intercept_
+    if len(sets) == 2:  # scikit-learn then keeps only what speaks for the second
+        weight, bias = np.concatenate([0 * weight, weight]), np.append(0, bias)
+    return Powerset(sets, weight, bias)
+
+
 def _halves(truth: np.ndarray, seed: int) -> np.ndarray:
     """`[n]` bool: one of two halves in which every label set is shared out evenly."""
     _, sets = np.unique(truth, axis=0, return_inverse=True)
@@ -162,6 +209,11 @@ def _halves(truth: np.ndarray, seed: int) -> np.ndarray:
     half = np.zeros(len(truth), bool)
     half[order[::2]] = True
     return half
+
+
+def _logit(probability: np.ndarray) -> np.ndarray:
+    p = probability.clip(1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -111,17 +111,18 @@ def judge(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray, tuned_here:
         tuned_here: these are the photos the rule was fitted on, so it is fitted and applied crosswise.
     """
     if tuned_here:
-        probability, decision = cross_fitted(rule, logits, truth)
+        probability, decision, confidence = cross_fitted(rule, logits, truth)
     else:
         probability = rule.probabilities(logits)
         decision = rule.decide(probability)
+        confidence = rule.confidence(probability, decision)
     return Verdict(
         targets=rule.targets,
         raw=rule.unfit().probabilities(logits),
         probability=probability,
         decision=decision,
         truth=truth,
-        confidence=rule.confidence(probability, decision),
+        confidence=confidence,
         **figures_of(probability, decision, truth),
         cross_fitted=tuned_here,
     )
@@ -135,9 +136,8 @@ def figures_of(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray)
 def confidence_cut(rule: DecisionRule, validation: tuple[np.ndarray, np.ndarray], risk: float) -> float:
     """The confidence from which on answers are given, so that at most `risk` of them were wrong in validation."""
     logits, truth = validation
-    probability, decision = cross_fitted(rule, logits, truth)
-    right = (decision == truth).all(axis=1)
-    return abstention(rule.confidence(probability, decision), right, risk)
+    _, decision, confidence = cross_fitted(rule, logits, truth)
+    return abstention(confidence, (decision == truth).all(axis=1), risk)
 
 
 def overall_rows(scores: dict, limits: dict, keys: Sequence[str] = tuple(TITLES)) -> list[tuple[str, str, str, str]]:
