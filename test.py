@@ -16,7 +16,17 @@ examples
   python test.py --resume a.pth b.pth --tta all               two checkpoints averaged, eight views a photo
   python test.py --split val --abstain-at 0.05                how many photos it can answer with 95 % right
 """
-FLAGS = ("--batch-size", "--data-path", "--zip", "--amp-opt-level", "--output", "--tag", "--tta", "--decide")
+FLAGS = (
+    "--batch-size",
+    "--data-path",
+    "--zip",
+    "--follow-links",
+    "--amp-opt-level",
+    "--output",
+    "--tag",
+    "--tta",
+    "--decide",
+)
 WORST = 24  # mistakes that are shown
 
 
@@ -63,7 +73,9 @@ def referee(loaded, args, run, ranks, device) -> int:
     resume = args.resume or ([config.MODEL.RESUME] if config.MODEL.RESUME else [])
     paths, why = find_checkpoints(resume, config.OUTPUT, run)
     ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE"), loaded.given("TEST.TTA"))
-    split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes)
+    split = scan_split(
+        config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS
+    )
     watch = partial(progress, description="scoring")
     logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device, watch)
     if not ranks.first:

@@ -1,8 +1,8 @@
 """THE image reader: every command decodes through `inspect`, so a bad photo gets the same verdict everywhere.
 
 The rules: at most 100 megapixels and 20:1, decided from the header before anything is decoded; the first frame of an
-animation; EXIF orientation applied; 16-bit grey divided by 257, wider pixels refused; transparency dropped; CMYK, palette
-and grey made RGB. The decoders say nothing by themselves: what is wrong with a photo is said once, by whoever asked for it.
+animation; EXIF orientation applied; 16-bit grey divided by 257, wider pixels refused; transparency dropped; CMYK,
+palette and grey made RGB. Decoders are silent: what is wrong with a photo is said once, by whoever asked for it.
 """
 
 import contextlib
@@ -93,7 +93,9 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
     except MemoryError:
         raise
     except UnidentifiedImageError:
-        what = "empty file" if not raw else f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}, or damaged at its start"
+        what = (
+            "empty file" if not raw else f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}, or damaged at its start"
+        )
         raise DataError(f"image {name} cannot be decoded: {what}") from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"image {name} cannot be decoded: {str(error) or type(error).__name__}") from None

@@ -107,7 +107,9 @@ def scored(name: str, path, loaded, args) -> Run:
     device, config = choose_device(Ranks()), loaded.config
     ensemble = load_ensemble([path], device, decide=loaded.given("TEST.DECIDE"), tta=loaded.given("TEST.TTA"))
     member = ensemble.members[0]
-    split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes)
+    split = scan_split(
+        config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS
+    )
     watch = partial(progress, description=str(path))
     logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, watch)
     verdict = judge(ensemble.rule, logits, truth, split.digest() == member.data_digest[1])
