@@ -149,6 +149,7 @@ def find_predictors(loaded, args, run):
     from tools.assemble import find_checkpoints, load_predictor
     from tools.checkpoint import SNAPSHOTS
     from tools.distributed import choose_device, ranks_from_environment
+    from tools.files import check_output
 
     keep_freed_memory()
     device = choose_device(ranks_from_environment())
@@ -160,6 +161,7 @@ def find_predictors(loaded, args, run):
         if len(paths) == 1:
             raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOTS keeps some in training")
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
+    check_output("--to", folder, photos=config.DATA.DATA_PATH)
     return [load_predictor(each, device, args.weights) for each in paths], folder, why
 
 

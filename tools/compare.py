@@ -76,14 +76,15 @@ def read_run(name: str, loaded, args) -> Run:
     """The run called `name`: a predictions.csv as it is, a run folder or a checkpoint after scoring it."""
     from pathlib import Path
 
+    from data.files import read_regular
     from tools import checkpoint
-    from tools.predictions import read_predictions
+    from tools.predictions import MAX_BYTES, read_predictions
 
     path = Path(name)
     if not path.exists():
         raise DataError(f"{path} does not exist; give run folders, checkpoints or predictions.csv files")
     if path.suffix == ".csv":
-        return Run(name, read_predictions(path, course_labels()))
+        return Run(name, read_predictions(read_regular(path, "predictions", MAX_BYTES), path, course_labels()))
     return scored(name, path / checkpoint.BEST if path.is_dir() else path, loaded, args)
 
 
