@@ -169,6 +169,17 @@ def test_links_are_followed_when_that_is_asked_for_e10(tmp_path, raw, trained, c
     assert "test: 14 photos" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("mask", [0o077, 0o022])
+def test_modes_obey_the_umask_i10(tmp_path, raw, mask):
+    before = os.umask(mask)
+    try:
+        assert process_dataset.main(["--src", str(raw), "--dst", str(tmp_path / "d"), "--mode", "copy"]) == 0
+    finally:
+        os.umask(before)
+    for path in (tmp_path / "d", *(tmp_path / "d").rglob("*")):
+        assert path.stat().st_mode & 0o777 == (0o777 if path.is_dir() else 0o666) & ~mask, path
+
+
 # ---------------------------------------------------------------- archives
 
 
