@@ -1,5 +1,6 @@
 """Trains a model on prepared leaf photos, or scores (--eval) or times (--throughput) one on the validation photos."""
 
+import signal
 import sys
 
 from configs.checks import check_training
@@ -52,9 +53,12 @@ def main(argv: list[str]) -> int:
     from tools.allocator import keep_freed_memory
     from tools.distributed import choose_device, process_group, ranks_from_environment
     from tools.launch import launch
+    from tools.signals import die_with_parent
 
     keep_freed_memory()
     ranks = ranks_from_environment()
+    if ranks.world_size > 1:  # a plain process may outlive its shell (nohup); a rank without its launcher would hang
+        die_with_parent(signal.SIGTERM)
     device = choose_device(ranks)
     dist = loaded.config.DIST
     with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):

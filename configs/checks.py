@@ -127,6 +127,8 @@ RANGES: dict[str, tuple[Callable, str]] = {
     "TRAIN.EMA_DECAY": _BELOW_ONE,
     "TRAIN.MAX_STEPS": _COUNT_OR_NONE,
     "TRAIN.SAVE_EVERY_STEPS": _COUNT_OR_NONE,
+    "TRAIN.SAVE_EVERY_MINUTES": _between(0, 7 * 24 * 60),
+    "TRAIN.GRACE_SECONDS": _between(0, 24 * 3600),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": _between(1e-6, 100_000),
     "TRAIN.LR_SCHEDULER.DECAY_RATE": _between(1e-6, 1),
     "TRAIN.OPTIMIZER.EPS": _between(1e-30, 1000),

@@ -4,7 +4,7 @@ import os
 import re
 import resource
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -14,6 +14,8 @@ from data.mixup import Mixer
 from data.samplers import EvalBatches, TrainBatches
 from data.transforms import Preprocess, train_transform
 from tools.errors import ResourceError, UsageError, UserError
+
+PATIENCE = 300  # seconds for one batch from a loader process, after which a file system is taken for dead
 
 
 def build_train_loader(
@@ -27,11 +29,13 @@ def build_train_loader(
     world_size: int = 1,
     pin: bool = False,
     balanced: bool = False,
+    worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
     """Loader of augmented `(images [B, 3, S, S], targets [B, num_classes])`; its batch sampler is a `TrainBatches`.
 
     Args:
         balanced: draw samples so that every class comes up about equally often.
+        worker_init: called first thing in every loader process with its number.
     """
     samples = samples_of(split, data.TARGETS)
     transform = train_transform(**augmentation_arguments(data, aug, preprocess))
@@ -39,16 +43,23 @@ def build_train_loader(
     dataset = LeafDataset(split, samples, transform, seed, cached)
     weights = balancing_weights(samples) if balanced else None
     batches = TrainBatches(len(samples), data.BATCH_SIZE, rank, world_size, seed, weights)
-    return _loader(dataset, batches, num_workers(data.NUM_WORKERS, world_size), pin and data.PIN_MEMORY)
+    return _loader(dataset, batches, num_workers(data.NUM_WORKERS, world_size), pin and data.PIN_MEMORY, worker_init)
 
 
 def build_eval_loader(
-    split: Split, preprocess: Preprocess, *, batch_size: int, workers: int, rank: int = 0, world_size: int = 1
+    split: Split,
+    preprocess: Preprocess,
+    *,
+    batch_size: int,
+    workers: int,
+    rank: int = 0,
+    world_size: int = 1,
+    worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
     """Loader that gives every photo of `split` once over all ranks, with multi-hot targets."""
     dataset = LeafDataset(split, split.photos, preprocess.transform())
     batches = EvalBatches(len(split.photos), batch_size, rank, world_size)
-    return _loader(dataset, batches, min(workers, len(batches)), pin=False)
+    return _loader(dataset, batches, min(workers, len(batches)), pin=False, worker_init=worker_init)
 
 
 def balancing_weights(samples: Sequence[Photo]) -> list[float]:
@@ -131,7 +142,7 @@ def resume_batches(loader: DataLoader, epoch: int, first: int) -> Iterator[tuple
     return batches_of(loader)
 
 
-def _loader(dataset: LeafDataset, batches, workers: int, pin: bool) -> DataLoader:
+def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=None) -> DataLoader:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if workers > 0 and allowed < (needed := 32 + 8 * workers):  # 4 a worker, in training and in validation
         raise ResourceError(
@@ -145,6 +156,8 @@ def _loader(dataset: LeafDataset, batches, workers: int, pin: bool) -> DataLoade
         collate_fn=collate,
         pin_memory=pin,
         persistent_workers=workers > 0,
+        worker_init_fn=worker_init,
+        timeout=PATIENCE if workers else 0,
     )
 
 

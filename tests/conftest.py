@@ -129,3 +129,12 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+def written(path, content):
+    """A checkpoint with whatever in it, as `save` would write it if it did not look."""
+    from tools import checkpoint
+
+    path.unlink(missing_ok=True)
+    checkpoint.write(path, content)
+    return path

@@ -332,7 +332,7 @@ def test_killed_at_random_moments_there_is_always_a_whole_tree(source, tmp_path)
 
 def test_of_two_at_once_one_wins(source, tmp_path, refused):
     with locked(tmp_path / "d"):
-        refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "d"], 7, "another process")
+        refused(process_dataset.main, ["--src", source, "--dst", tmp_path / "d"], 7, "in use by process")
     assert list(tmp_path.iterdir()) == [source]
     command = [*COMMAND, "--src", str(source), "--dst", str(tmp_path / "d"), "--size", "64", "--balance"]
     two = [subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for _ in range(2)]

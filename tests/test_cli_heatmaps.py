@@ -6,7 +6,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
-import torch
+from conftest import written
 from PIL import Image
 
 import visual
@@ -102,7 +102,7 @@ def test_a_whole_split_with_several_looks(draw):
 def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, crop):
     content = read(run_folder / "best.pth")
     content["preprocess"]["crop"] = crop
-    torch.save(content, run_folder / "best.pth")
+    written(run_folder / "best.pth", content)
     pixels = np.zeros((90, 140, 3), np.uint8)
     pixels[:, :70, 0], pixels[:, 70:, 1] = 255, 120
     exif = Image.Exif()
@@ -122,7 +122,7 @@ def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, crop)
 def test_a_map_of_nothing_is_zero_and_said(run_folder, draw, capsys):
     content = read(run_folder / "best.pth")
     content["model"]["head.weight"].zero_()
-    torch.save(content, run_folder / "best.pth")
+    written(run_folder / "best.pth", content)
     draw("--examples", "1", "--target", "rust")
     assert "warning: " in (out := capsys.readouterr().out)
     assert "the map is zero everywhere" in out
@@ -131,7 +131,7 @@ def test_a_map_of_nothing_is_zero_and_said(run_folder, draw, capsys):
 def test_a_model_that_overflows_is_an_error(run_folder, dataset, refused, tmp_path):
     content = read(run_folder / "best.pth")
     content["model"]["head.weight"].fill_(3e38)
-    torch.save(content, run_folder / "best.pth")
+    written(run_folder / "best.pth", content)
     argv = ["--resume", run_folder / "best.pth", "--data-path", dataset, "--to", tmp_path / "maps"]
     refused(visual.main, [*argv, "--examples", "1"], 6, "not finite")
     refused(visual.main, [*argv, "--score", dataset.parent / "boxes.csv"], 3, "does not exist")

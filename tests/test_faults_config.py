@@ -228,5 +228,5 @@ def test_more_workers_than_files_may_be_open_h7(fault, tiny, dataset):
 def test_a_folder_for_results_that_may_not_be_written_i4(fault, tmp_path, tiny, dataset, raw):
     (tmp_path / "closed").mkdir(mode=0o555)
     arguments = ["--cfg", tiny, "--data-path", dataset, "--output", "closed"]
-    fault(main.main, arguments, 5, "run folder closed", "Permission denied")
+    fault(main.main, arguments, 5, "closed/tiny", "Permission denied")
     fault(process_dataset.main, ["--src", raw, "--dst", "closed/d"], 5, "closed", "Permission denied")

@@ -11,7 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SHELVES = ("configs", "models", "data", "tools")
 HEAVY = {"torch", "torchvision", "timm", "cv2", "matplotlib", "sklearn", "pytorch_grad_cam"}
-MEETING_POINTS = ("assemble.py", "launch.py", "run_data.py", "gallery.py")  # of tools/: where the shelves come together
+MEETING_POINTS = (
+    "assemble.py",
+    "launch.py",
+    "resume.py",
+    "run_data.py",
+    "gallery.py",
+)  # of tools/: where the shelves come together
 FILES = [*ROOT.glob("*.py"), *(p for shelf in SHELVES for p in (ROOT / shelf).glob("*.py"))]
 
 
@@ -39,9 +45,9 @@ def test_the_shelves_do_not_import_each_other(path):
         if first not in SHELVES or entry or path.name in MEETING_POINTS:
             continue
         assert first == own or name.startswith("tools.errors"), f"{own} imports {name}"
-        assert not name.startswith(("tools.assemble", "tools.launch", "tools.run_data", "tools.gallery")), (
-            "only entry points import these"
-        )
+        assert not name.startswith(
+            ("tools.assemble", "tools.launch", "tools.resume", "tools.run_data", "tools.gallery")
+        ), "only entry points import these"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from tools.amp import ApexPrecision, NativePrecision, choose_precision
-from tools.engine import MAX_SKIPS, Draws, Progress, train_one_epoch
+from tools.engine import MAX_SKIPS, Progress, train_one_epoch
 from tools.errors import CheckpointError, NumericsError, UsageError
+from tools.update import Draws, Learning
 
 CPU = torch.device("cpu")
 
@@ -37,7 +38,8 @@ def test_clipping_acts_on_the_update_and_reports_the_norm_before_it():
         optimizer = torch.optim.SGD([weight], lr=1.0)
         precision = NativePrecision("cpu", dtype)
         precision.backward((weight * torch.tensor([3.0, 4.0])).sum(), optimizer)
-        assert float(precision.update(optimizer, [weight], clip_grad=1.0)) == pytest.approx(5.0)
+        assert float(precision.clip(optimizer, [weight], clip_grad=1.0)) == pytest.approx(5.0)
+        precision.step(optimizer)
         torch.testing.assert_close(weight.data, torch.tensor([-0.6, -0.8]))
 
 
@@ -45,21 +47,12 @@ def epoch_of(precision, criterion, steps=3):
     model = torch.nn.Linear(2, 1)
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.1)
     batches = [(torch.ones(2, 2), torch.ones(2, 1))] * steps
-    progress = Progress()
+    progress = Progress(micro_batch=2)
     draws = Draws(lambda images, targets: (images, targets), None, 0)
     before = model.weight.detach().clone()
+    learning = Learning(model, criterion, optimizer, precision, CPU, draw=lambda _step, _number: draws)
     updates = train_one_epoch(
-        model,
-        batches,
-        criterion,
-        optimizer,
-        precision,
-        progress,
-        num_batches=steps,
-        accumulation=1,
-        schedule=lambda _step: 0.1,
-        draw=lambda _step, _micro: draws,
-        device=CPU,
+        learning, batches, progress, num_batches=steps, accumulation=1, schedule=lambda _step: 0.1
     )
     return model, before, progress, updates
 
@@ -145,7 +138,8 @@ def test_apex_is_called_as_it_wants_to_be(monkeypatch):
     with precision.autocast():
         loss = (weight * torch.tensor([3.0, 4.0])).sum()
     precision.backward(loss, optimizer)
-    assert float(precision.update(optimizer, [], 1.0)) == pytest.approx(5.0)
+    assert float(precision.clip(optimizer, [], 1.0)) == pytest.approx(5.0)
+    precision.step(optimizer)
     torch.testing.assert_close(weight.data, torch.tensor([-0.6, -0.8]))
     precision.load_state_dict(precision.state_dict())
     assert calls == ["O2", "scale_loss", {"loss_scaler0": {"loss_scale": 8.0}}]

@@ -3,7 +3,8 @@
 with precision.autocast():
     loss = ...
 precision.backward(loss, optimizer)
-grad_norm = precision.update(optimizer, parameters, clip_grad)
+grad_norm = precision.clip(optimizer, parameters, clip_grad)
+precision.step(optimizer)
 """
 
 import contextlib
@@ -47,14 +48,15 @@ class NativePrecision:
         """Adds the (scaled) gradients of `loss`."""
         self.scaler.scale(loss).backward()
 
-    def update(self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip_grad: float) -> Tensor:
-        """Unscales, clips and steps; returns the norm before clipping. A non-finite norm leaves the weights alone."""
+    def clip(self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip_grad: float) -> Tensor:
+        """Unscales the gradients and clips them to the norm `clip_grad` (0: not at all); the norm before that."""
         self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(list(parameters), clip_grad or float("inf"))
-        if self.may_skip or torch.isfinite(norm):  # the one synchronisation of an update
-            self.scaler.step(optimizer)
-            self.scaler.update()
-        return norm
+        return nn.utils.clip_grad_norm_(list(parameters), clip_grad or float("inf"))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Applies the gradients; a scaler skips them when they overflowed."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
 
     def state_dict(self) -> dict:
         """The scaler's state; empty without one."""
@@ -103,11 +105,13 @@ class ApexPrecision:
         with self.amp.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
 
-    def update(self, optimizer: torch.optim.Optimizer, _parameters: Iterable[Tensor], clip_grad: float) -> Tensor:
-        """Clips apex's master gradients and steps; apex itself skips after an overflow."""
-        norm = nn.utils.clip_grad_norm_(list(self.amp.master_params(optimizer)), clip_grad or float("inf"))
+    def clip(self, optimizer: torch.optim.Optimizer, _parameters: Iterable[Tensor], clip_grad: float) -> Tensor:
+        """Clips apex's master gradients; the norm before that."""
+        return nn.utils.clip_grad_norm_(list(self.amp.master_params(optimizer)), clip_grad or float("inf"))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Applies the gradients; apex itself skips after an overflow."""
         optimizer.step()
-        return norm
 
     def state_dict(self) -> dict:
         """apex's loss scalers."""

@@ -24,8 +24,9 @@ from tools import checkpoint
 from tools.amp import choose_precision
 from tools.decisions import DecisionRule, fit
 from tools.distributed import Ranks
-from tools.engine import VIEWS, Draws, predict
+from tools.engine import VIEWS, predict
 from tools.errors import CheckpointError, UsageError, UserError
+from tools.update import Draws
 
 
 @dataclass(frozen=True)

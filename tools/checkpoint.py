@@ -1,10 +1,11 @@
 """Checkpoints and run folders: written so that nothing is lost, read so that nothing is believed.
 
-A checkpoint holds tensors and plain values only. `last.pth` has everything a run needs to go on; `best.pth` has the
-inference weights and what test.py and visual.py must know about them.
+A checkpoint holds tensors and plain values only. `last.pth` has everything a run needs to go on, and `previous.pth` is
+the one before it; `best.pth` has the inference weights and what test.py and visual.py must know about them.
 """
 
 import collections
+import contextlib
 import json
 import os
 import pickle
@@ -18,15 +19,20 @@ import torch
 from torch import Tensor
 
 from tools.errors import CheckpointError, NumericsError, ResourceError
-from tools.schema import INFERENCE, Schema
+from tools.schema import INFERENCE, RESUME, Schema
+from tools.seal import SealingWriter, ends_well, is_sealed
 
-FORMAT = 1
-LAST, BEST, SNAPSHOTS, RUN = "last.pth", "best.pth", "epochs", "run.json"
+FORMAT = 2
+LAST, PREVIOUS, BEST, SNAPSHOTS, RUN = "last.pth", "previous.pth", "best.pth", "epochs", "run.json"
+BROKEN = ".bad"  # added to the name of a checkpoint that a run could not go on from
 FITTED_KEYS = ("thresholds", "temperatures", "validation")  # what the last validation says of decisions
 
 
-def save(path: Path, content: dict) -> None:
+def save(path: Path, content: dict, previous: Path | None = None) -> None:
     """Writes a checkpoint under its name only after it is on the disk and reads back whole.
+
+    Args:
+        previous: the name that the checkpoint at `path`, if there is one, gets when the new one takes its place.
 
     Raises:
         NumericsError: when a number in it is not finite.
@@ -37,30 +43,69 @@ def save(path: Path, content: dict) -> None:
         raise NumericsError(f"{broken} is not finite, so {path} was not written; lower TRAIN.BASE_LR")
     staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
-        descriptor = os.open(staging, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
+        write(staging, content)
         _verify_archive(staging)
+        if not is_sealed(staging):
+            raise CheckpointError("it does not read back as it was written")
+        if previous and path.exists():
+            _keep(path, previous)
         staging.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        _sync_folder(path.parent)
     except (OSError, RuntimeError, CheckpointError) as error:  # torch reports a full disk as RuntimeError
         reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
         raise ResourceError(f"{path} cannot be written: {reason}; the older one, if any, is untouched") from None
     finally:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # its folder is gone or not ours: there is nothing left to tidy
+            staging.unlink(missing_ok=True)
+
+
+def write(path: Path, content: dict) -> None:
+    """Writes `content` to a new file, with its seal, and returns when it is on the disk and no longer in memory."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    with os.fdopen(descriptor, "wb") as file:
+        archive = SealingWriter(file)
+        torch.save(content, archive)
+        archive.seal()
+        os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise"):  # so that reading back asks the disk
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def newest(folder: Path) -> tuple[Path | None, dict, dict[Path, str]]:
+    """The checkpoint of a run folder that is furthest: its path, its content, and what is wrong with others there.
+
+    Only last.pth and previous.pth count, and only when every bit of them is right; file times do not.
+    (None, {}, {}) where there is none at all.
+
+    Raises:
+        CheckpointError: when there are some and none of them can be read.
+    """
+    found, faults = [], {}
+    for path in (folder / LAST, folder / PREVIOUS):
+        if os.path.lexists(path):
+            try:
+                found.append((path, read_own(path, RESUME)))
+            except CheckpointError as error:
+                faults[path] = str(error)
+    if faults and not found:
+        first = next(iter(faults.values()))
+        raise CheckpointError(f"{first}; no other checkpoint is left: start anew with --overwrite or --tag NAME")
+    path, content = max(found, key=lambda pair: pair[1]["step"], default=(None, {}))
+    return path, content, faults
+
+
+def sweep(folder: Path) -> None:
+    """Removes what writers that were killed left half-written. Needs the lock of the folder."""
+    for place in (folder, folder / SNAPSHOTS):
+        for path in place.glob(".*.tmp"):
+            path.unlink(missing_ok=True)
 
 
 def read(path: Path) -> dict:
     """The content of a weight file: a torch archive (ours, Microsoft's, the course project's) or .safetensors.
 
     Only tensors and plain values are ever built from it (and yacs's node, which is a dict). Torch does not check the
-    archive's checksums, so we do.
+    archive's checksums, nor that a tensor has the numbers its shape asks for, so we do.
 
     Raises:
         CheckpointError: for anything missing, damaged or of another kind.
@@ -86,20 +131,24 @@ def read(path: Path) -> dict:
     for name, tensor in named_tensors(content):
         if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
             raise CheckpointError(f"{path} is not a checkpoint: {name} is no plain tensor of real numbers")
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # one number shown many times
+            raise CheckpointError(f"{path} is not a checkpoint: {name} claims more numbers than the file holds")
     return content
 
 
 def read_own(path: Path, schema: Schema = INFERENCE) -> dict:
-    """A checkpoint of this program in which every key of `schema` is there and of its kind.
+    """A checkpoint of this program of which every bit is as written, and every key of `schema` there and of its kind.
 
     Raises:
         CheckpointError: for another program's file, another format, or a part that is missing or makes no sense.
     """
     content = read(path)
-    if "format" not in content or "preprocess" not in content or not zipfile.is_zipfile(path):  # a zip has checksums
+    if "format" not in content or "preprocess" not in content:
         raise CheckpointError(f"{path} is not a checkpoint of this program; to start from its weights use --pretrained")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {content['format']!r}, and this program reads {FORMAT}")
+    if not is_sealed(path):
+        raise CheckpointError(f"{path} is damaged: it is not as this program wrote it, down to the last bit")
     missing = [key for key in schema if key not in content]
     if "optimizer" in missing:
         raise CheckpointError(
@@ -168,13 +217,37 @@ def _load(path: Path) -> object:
 
 
 def _verify_archive(path: Path) -> None:
-    """Checks every member's CRC, after refusing compressed members: torch never writes them, bombs are made of them."""
+    """Checks every member's CRC, after refusing what torch never writes and bombs are made of."""
     try:
         with zipfile.ZipFile(path) as archive:
-            if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            members = archive.infolist()
+            if any(info.compress_type != zipfile.ZIP_STORED for info in members):
                 raise CheckpointError(f"{path} is not a checkpoint: its archive is compressed")
+            if sum(info.file_size for info in members) > path.stat().st_size:
+                raise CheckpointError(f"{path} is not a checkpoint: its members add up to more than the file")
+            if not ends_well(path, archive.comment):
+                raise CheckpointError(f"{path} is damaged: it is not as it was written")
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None
     if broken:
         raise CheckpointError(f"{path} is damaged: checksum of {broken} does not match")
+
+
+def _keep(path: Path, previous: Path) -> None:
+    """Gives the file at `path` the name `previous` as well, so that there is no moment without `path`."""
+    link = previous.with_name(f".{previous.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        os.link(path, link)
+    except OSError:  # a file system without hard links: `previous` is all there is for a moment
+        path.replace(previous)
+    else:
+        link.replace(previous)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -2,16 +2,16 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from tools.errors import ResourceError, UsageError
+from tools.errors import ResourceError, UsageError, UserError
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,9 @@ class Ranks:
     def first(self) -> bool:
         """Whether this rank writes files and talks."""
         return self.rank == 0
+
+
+ALONE = Ranks()
 
 
 def ranks_from_environment(environ=os.environ) -> Ranks:
@@ -103,6 +106,64 @@ def sum_across_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def worst_of_ranks(value: int, device: torch.device) -> int:
+    """The largest value of any rank."""
+    if not dist.is_initialized():
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replaces every gradient by its sum over all ranks; a missing one counts as zero.
+
+    Not DistributedDataParallel: that adds up inside the backward pass, where a rank that ran out of memory could no
+    longer tell the others. The price is that adding up does not overlap with computing.
+    """
+    if not dist.is_initialized():
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in _buckets([parameter.grad for parameter in parameters]):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def share_weights(*models: nn.Module) -> None:
+    """Gives every rank the first rank's parameters and buffers, such as batch norm's statistics."""
+    if dist.is_initialized():
+        for model in models:
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor.data, 0)
+
+
+def raise_together(error: UserError | None, ranks: Ranks) -> None:
+    """Raises `error` on every rank, if any rank has one: in its own words there, pointing to them elsewhere."""
+    codes = gather_objects(error.exit_code if error else 0)
+    if error:
+        raise error
+    failed = next((rank for rank, code in enumerate(codes) if code), None)
+    if failed is not None:
+        other = UserError(f"rank {ranks.rank} stops because rank {failed} failed; its own line says why")
+        other.exit_code = codes[failed]
+        raise other
+
+
+@contextmanager
+def on_first_rank(ranks: Ranks) -> Iterator[None]:
+    """Round a block that only the first rank has work in: what fails there ends all ranks with the same exit code."""
+    error = None
+    try:
+        yield
+    except UserError as raised:
+        error = raised
+    raise_together(error, ranks)
+
+
 def gather_objects(value: object) -> list:
     """Every rank's value, in order of rank, on every rank."""
     if not dist.is_initialized():
@@ -112,7 +173,14 @@ def gather_objects(value: object) -> list:
     return values
 
 
-def wait_for_all() -> None:
-    """Returns when every rank has come here."""
-    if dist.is_initialized():
-        dist.barrier()
+def _buckets(tensors: Sequence[Tensor], size: int = 2**25) -> Iterator[list[Tensor]]:
+    """The tensors in runs of one dtype and about `size` bytes."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(t.numel() * t.element_size() for t in bucket) >= size
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

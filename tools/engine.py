@@ -7,7 +7,6 @@ batches; the last update of an epoch may have fewer.
 import resource
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -15,9 +14,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tools.distributed import gather_objects, sum_across_ranks
+from tools.distributed import gather_objects
 from tools.errors import NumericsError
-from tools.optim import set_learning_rate, set_train_mode, trainable
+from tools.optim import set_learning_rate, set_train_mode
+from tools.signals import Requests
+from tools.update import Learning, apply_update
 
 # Views of a leaf, which has no upright, that test-time augmentation averages over; images are [B, 3, S, S].
 _TURNS = [lambda x: x, *(partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3))]
@@ -30,21 +31,6 @@ VIEWS: dict[str, list[Callable[[Tensor], Tensor]]] = {
 MAX_SKIPS = 20  # fp16 updates skipped in a row before it is a fault and no search for the right scale
 
 
-@dataclass(frozen=True)
-class Draws:
-    """The randomness of one batch, drawn for its whole global batch beforehand, this rank's rows of it.
-
-    Attributes:
-        mix: (images, targets) -> the same, mixed.
-        keep: stochastic depth `[blocks, 2, B]` for models that take it; None for the others.
-        seed: of whatever the model still draws by itself (dropout, timm's stochastic depth).
-    """
-
-    mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-    keep: Tensor | None
-    seed: int
-
-
 @dataclass
 class Progress:
     """How far a run is: saved in every checkpoint, restored on resume.
@@ -54,16 +40,21 @@ class Progress:
         skipped: updates that fp16 overflow skipped.
         sums: of this epoch so far: loss x images, images, gradient norm, updates.
         best: best validation score so far; -1 before the first.
+        validated: epochs whose end was validated.
+        micro_batch: images that a rank takes through the model at a time; less than a batch after memory ran out.
     """
 
+    micro_batch: int
     step: int = 0
     skipped: int = 0
+    validated: int = 0
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
     best: float = -1.0
 
     def state(self) -> dict:
         """What a checkpoint keeps besides the step, which stands in its header."""
-        return {"best": self.best, "sums": self.sums, "skipped": self.skipped}
+        names = ("best", "sums", "skipped", "validated", "micro_batch")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def mean_loss(self) -> float:
@@ -88,19 +79,14 @@ class Update:
 
 
 def train_one_epoch(
-    model: nn.Module,
+    learning: Learning,
     batches: Iterable[tuple[Tensor, Tensor]],
-    criterion: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    precision,
     progress: Progress,
     *,
     num_batches: int,
     accumulation: int,
     schedule: Callable[[int], float],
-    draw: Callable[[int, int], Draws],
-    device: torch.device,
-    clip_grad: float = 0.0,
+    asked: Requests | None = None,
 ) -> Iterator[Update]:
     """Trains from where `progress` stands in its epoch to the epoch's end, yielding after every update.
 
@@ -108,55 +94,36 @@ def train_one_epoch(
         batches: what is left of this rank's batches of the epoch.
         num_batches: batches of the whole epoch.
         schedule: step -> learning rate.
-        draw: (step, batch of the update) -> its randomness.
+        asked: what signals ask of the run; None for nothing.
 
     Raises:
         NumericsError: at a non-finite loss or gradient, before it reaches the weights.
+        UpdateDropped, ResourceError, UserError: see `tools.update.apply_update`.
     """
-    set_train_mode(model)
-    batches = iter(batches)
+    set_train_mode(learning.model)
+    batches, asked = iter(batches), asked or Requests()
     updates = -(-num_batches // accumulation)
     in_a_row = 0
     for update in range(progress.step % updates, updates):
         started = time.perf_counter()
         size = min(accumulation, num_batches - update * accumulation)
         lr = schedule(progress.step)
-        set_learning_rate(optimizer, lr)
-        totals = torch.zeros(2, dtype=torch.float64, device=device)  # loss x images, images
-        for micro in range(size):
-            images, targets = (x.to(device, non_blocking=True) for x in next(batches))
-            drawn = draw(progress.step, micro)
-            torch.manual_seed(drawn.seed)
-            images, targets = drawn.mix(images, targets)
-            last = micro + 1 == size
-            with nullcontext() if last else _no_sync(model):
-                with precision.autocast():
-                    logits = model(images) if drawn.keep is None else model(images, drawn.keep)
-                    loss = criterion(logits, targets)
-                precision.backward(loss / size, optimizer)
-            totals += torch.stack([loss.detach().double() * len(images), totals.new_tensor(len(images))])
-        sum_across_ranks(totals)
-        norm = precision.update(optimizer, trainable(optimizer), clip_grad)
-        optimizer.zero_grad(set_to_none=True)
-        loss_sum, images_seen, grad_norm = *totals.tolist(), float(norm)
-        finite = np.isfinite(grad_norm)
-        if not np.isfinite(loss_sum) or not (finite or precision.may_skip):
-            what = "loss" if not np.isfinite(loss_sum) else "gradient"
-            raise NumericsError(
-                f"the {what} of step {progress.step} (learning rate {lr:.3g}) is not finite; the weights "
-                "were not touched: lower TRAIN.BASE_LR, or train with --amp-opt-level O0"
-            )
+        set_learning_rate(learning.optimizer, lr)
+        applied = apply_update(learning, batches, size, progress.step, progress.micro_batch, asked)
+        finite = np.isfinite(applied.grad_norm)
         in_a_row = 0 if finite else in_a_row + 1
         if in_a_row > MAX_SKIPS:
             raise NumericsError(
                 f"fp16 gradients overflowed {in_a_row} times in a row up to step {progress.step}; "
                 "train with AMP.DTYPE bf16 or --amp-opt-level O0"
             )
+        progress.micro_batch = applied.micro_batch
         progress.step += 1
         progress.skipped += not finite
-        seen = (loss_sum, images_seen, grad_norm if finite else 0.0, float(finite))
+        seen = (applied.loss_sum, applied.images, applied.grad_norm if finite else 0.0, float(finite))
         progress.sums = [a + b for a, b in zip(progress.sums, seen, strict=True)]
-        yield Update(loss_sum / images_seen, grad_norm, lr, int(images_seen), time.perf_counter() - started)
+        loss = applied.loss_sum / applied.images
+        yield Update(loss, applied.grad_norm, lr, applied.images, time.perf_counter() - started)
 
 
 @torch.no_grad()
@@ -167,6 +134,7 @@ def predict(
     precision,
     num_classes: int,
     views: Sequence[Callable[[Tensor], Tensor]] = VIEWS["none"],
+    micro_batch: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Logits and truth of all photos, `[n, num_classes]` each, in the data set's order and equal on every rank.
 
@@ -174,14 +142,15 @@ def predict(
 
     Args:
         views: functions of `VIEWS`; the logits are their mean.
+        micro_batch: images taken through the model at a time, where a whole batch might not fit; 0: all of it.
     """
     model.eval()
     logits, truth = [np.zeros((0, num_classes), np.float32)], [np.zeros((0, num_classes), bool)]
     for images, targets in batches:
-        images = images.to(device, non_blocking=True)
-        with precision.autocast():
-            seen = sum(model(view(images)).float() for view in views) / len(views)
-        logits.append(seen.cpu().numpy())
+        for part in images.to(device, non_blocking=True).split(micro_batch or len(images)):
+            with precision.autocast():
+                seen = sum(model(view(part)).float() for view in views) / len(views)
+            logits.append(seen.cpu().numpy())
         truth.append(targets.numpy().astype(bool))
     parts = gather_objects((np.concatenate(logits), np.concatenate(truth)))
     whole = tuple(np.zeros((sum(len(p[0]) for p in parts), num_classes), part.dtype) for part in parts[0])
@@ -237,8 +206,3 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _no_sync(model: nn.Module):
-    """Leaves DDP's gradient exchange to the last batch of an update."""
-    return model.no_sync() if hasattr(model, "no_sync") else nullcontext()

@@ -11,7 +11,9 @@ import fcntl
 import os
 import re
 import shutil
+import socket
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 from tools.errors import BusyError, ResourceError
@@ -24,10 +26,10 @@ def locked(target: Path) -> Iterator[None]:
     """Inside, nobody else has the lock of `target`. The kernel releases it when the process ends, however it ends.
 
     Raises:
-        BusyError: when another process has it.
+        BusyError: when another process has it; it is named.
         ResourceError: when its file cannot be made.
     """
-    path = target.parent / f".{target.name}.lock"
+    path = _lock_file(target)
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,10 +40,24 @@ def locked(target: Path) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)  # while it is still ours
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to processes forked meanwhile
         os.close(descriptor)
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: it has become the home of `target`
                 folder.rmdir()
+
+
+def holder(target: Path) -> str:
+    """Who has the lock of `target`, as `process N on HOST since TIME`; the empty string when nobody has."""
+    try:
+        with _lock_file(target).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return file.read(200) or "a process that has only just begun"
+    except OSError:  # there is no such file, so nobody can have it
+        pass
+    return ""
 
 
 @contextlib.contextmanager
@@ -77,17 +93,24 @@ def publish(folder: Path, target: Path) -> None:
         shutil.rmtree(old)
 
 
+def _lock_file(target: Path) -> Path:
+    return target.parent / f".{target.name}.lock"
+
+
 def _lock(path: Path, target: Path) -> int:
-    """Descriptor of the locked file."""
+    """Descriptor of the locked file, in which now stands who we are."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
-            raise BusyError(f"{target} is being written by another process; wait for it") from None
+            raise BusyError(f"{target} is in use by {holder(target)}; wait for it, or choose another name") from None
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                os.ftruncate(descriptor, 0)
+                now = datetime.now(UTC).isoformat(" ", "seconds")
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
                 return descriptor
         os.close(descriptor)  # its last owner removed the file after we had opened it
 

@@ -1,9 +1,10 @@
-"""From a config to a run that is ready to train. May import every shelf, as assemble.py may; only main.py imports it.
+"""From a config to a run that is ready to train. May import every shelf; only entry points import it.
 
 Everything that can be refused is refused before the first file is written, which is what `open_folder` does.
 """
 
-import os
+import shlex
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from configs.load import Loaded, differences
+from configs.load import Loaded
 from data.build import (
     batches_of,
     build_mixer,
@@ -25,38 +26,41 @@ from models.build import Hub, build_model, find_pretrained, head_name, layer_ind
 from models.weights import count_parameters, load_pretrained, load_strictly
 from tools import checkpoint
 from tools.amp import choose_precision
-from tools.assemble import batch_draws, stored_config
+from tools.assemble import batch_draws
 from tools.decisions import DecisionRule
-from tools.distributed import Ranks
+from tools.distributed import Ranks, on_first_rank, share_weights
 from tools.engine import Progress
-from tools.errors import CheckpointError, ResourceError, UsageError
+from tools.errors import ResourceError, UsageError
 from tools.files import write_bytes
-from tools.history import HISTORY, read_history
 from tools.logger import create_logger
 from tools.losses import build_criterion, class_weights
-from tools.optim import build_optimizer, freeze, parameter_groups
-from tools.run import Learner, Plan, Run, fitted_state, record_start
-from tools.run_data import Data, count_table, load_data
-from tools.schedules import build_schedule, scale_lr
-from tools.schema import RESUME
-
-# What may differ between a run and its continuation without changing a bit of the result.
-HARMLESS = (
-    *(
-        "OUTPUT",
-        "TAG",
-        "SAVE_FREQ",
-        "PRINT_FREQ",
-        "MODEL.RESUME",
-        "MODEL.PRETRAINED",
-        "DIST.BACKEND",
-        "DIST.TIMEOUT_SECONDS",
-    ),
-    *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.FOLLOW_LINKS", "DATA.CACHE_MODE", "DATA.PIN_MEMORY", "DATA.NUM_WORKERS"),
-    *("TRAIN.AUTO_RESUME", "TRAIN.MAX_STEPS", "TRAIN.SAVE_EVERY_STEPS", "TRAIN.SNAPSHOTS", "TEST.TTA"),
+from tools.optim import build_optimizer, freeze, parameter_groups, trainable
+from tools.resume import (
+    RUN_FILES,
+    Start,
+    check_agreement,
+    check_room,
+    check_unchanged,
+    sole_run,
+    starting_point,
 )
-RUN_FILES = (checkpoint.LAST, checkpoint.BEST, checkpoint.RUN, HISTORY, "curves.png", "log.txt", "config.yaml")
+from tools.run import Learner, Plan, Run, fitted_state, record_start
+from tools.run_data import Data, count_table, load_data, photos_of_updates
+from tools.schedules import build_schedule, scale_lr
+from tools.update import Learning
+
 SELECT = {"single": "accuracy", "multi": "macro_f1"}  # what TRAIN.SELECT auto means
+
+
+@dataclass
+class Prepared:
+    """A run of a config, ready to train but for its folder. `notes`: what its log should say first."""
+
+    data: Data
+    plan: Plan
+    learner: Learner
+    origin: str
+    notes: list[str]
 
 
 def launch(
@@ -71,22 +75,46 @@ def launch(
     Raises:
         UserError: of the kind that fits, before any file is touched, for whatever cannot work.
     """
-    config = loaded.config
+    config, folder = loaded.config, loaded.run_folder
+    check_apart(config, folder)
+    with sole_run(folder, ranks):
+        start = starting_point(loaded, overwrite)
+        run = prepare(config, ranks, device)
+        plan, learner = run.plan, run.learner
+        check_agreement(ranks, config, run.data, start)
+        progress = Progress(micro_batch=config.DATA.BATCH_SIZE)
+        if start.path:
+            check_unchanged(start, config, run.data, plan, allowed)
+            if start.stored["step"] >= plan.last_step and start.stored["validated"] >= plan.last_step // plan.updates:
+                end = (
+                    "the end of a finished run" if plan.last_step == plan.total_steps else "where TRAIN.MAX_STEPS ends"
+                )
+                print(f"{start.path} is {end} ({start.stored['step']} steps): nothing left to do")
+                return 0
+            learner.restore(start.stored, load_strictly, str(start.path))
+            progress = restored_progress(start.stored, config.DATA.BATCH_SIZE)
+        with on_first_rank(ranks):
+            check_room(folder, *checkpoint_bytes(learner))
+        logger = open_folder(folder, loaded, argv, ranks, start)
+        for line in run.notes:
+            logger.info(line)
+        origin = f"weights of {start.path}" if start.path else run.origin
+        log_start(logger, loaded, run.data, learner, plan, ranks, device, origin)
+        for path, fault in start.faults.items():
+            logger.warning(f"{fault}; it is kept as {path.name}{checkpoint.BROKEN}")
+        if start.path:
+            logger.info(f"resuming {start.path} at step {progress.step} of {plan.total_steps}")
+        fitted = {key: start.stored[key] for key in checkpoint.FITTED_KEYS} if start.path else {}
+        command = how_to_go_on(argv, ranks)
+        make_run(config, folder, command, logger, ranks, device, plan, learner, progress, fitted, run.data).fit()
+    return 0
+
+
+def prepare(config, ranks: Ranks, device: torch.device) -> Prepared:
+    """Photos, plan, model and optimizer of the config. Raises UserError for whatever cannot work; writes nothing."""
     precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
     data = load_data(config, ranks, device)
     plan = make_plan(config, len(data.train_loader.batch_sampler), ranks)
-    folder, resume = starting_point(loaded, overwrite)
-    stored = checkpoint.read_own(resume, RESUME) if resume else None
-    if stored:
-        check_unchanged(stored, config, data, plan, allowed, resume)
-        if stored["step"] >= plan.last_step:
-            end = "the end of a finished run" if plan.last_step == plan.total_steps else "where TRAIN.MAX_STEPS ends"
-            print(f"{resume} is {end} ({stored['step']} steps): nothing left to do")
-            return 0
-    goes_on = resume == folder / checkpoint.LAST
-    if goes_on:
-        read_history(folder / HISTORY)  # or its new rows would be refused after an epoch
-
     torch.use_deterministic_algorithms(config.TRAIN.DETERMINISTIC)
     torch.backends.cudnn.benchmark = not config.TRAIN.DETERMINISTIC
     torch.manual_seed(seed_of(config.SEED, INIT))
@@ -97,22 +125,39 @@ def launch(
         config.TRAIN.USE_CHECKPOINT,
         config.TEST.IMG_SIZE,
     )
-    origin = f"weights of {resume}" if stored else start_weights(model, config)
-    learner = make_learner(model, config, precision, ranks, device)
-    progress = Progress()
-    if stored:
-        learner.restore(stored, load_strictly, str(resume))
-        progress = Progress(stored["step"], stored["skipped"], list(stored["sums"]), stored["best"])
-    fitted = {key: stored[key] for key in checkpoint.FITTED_KEYS} if stored else {}
+    origin = start_weights(model, config)
+    learner = make_learner(model, config, precision, device)
+    share_weights(model)
+    return Prepared(data, plan, learner, origin, [*filter(None, (notice, *data.train.notes, *data.val.notes))])
 
-    logger = open_folder(folder, loaded, argv, ranks, keep=goes_on)
-    for line in filter(None, (notice, *data.train.notes, *data.val.notes)):
-        logger.info(line)
-    log_start(logger, loaded, data, learner, plan, ranks, device, origin)
-    if stored:
-        logger.info(f"resuming {resume} at step {progress.step} of {plan.total_steps}")
-    make_run(config, folder, logger, ranks, device, plan, learner, progress, fitted, data).fit()
-    return 0
+
+def restored_progress(stored: dict, batch_size: int) -> Progress:
+    """Where a checkpoint stands."""
+    return Progress(
+        micro_batch=min(stored["micro_batch"], batch_size),
+        **{key: stored[key] for key in ("step", "skipped", "validated", "best")},
+        sums=list(stored["sums"]),
+    )
+
+
+def how_to_go_on(argv: list[str], ranks: Ranks) -> str:
+    """The command line that continues this run."""
+    start = f"torchrun --nproc_per_node={ranks.world_size}" if ranks.world_size > 1 else "python"
+    return f"{start} main.py {shlex.join(word for word in argv if word != '--overwrite')}"
+
+
+def checkpoint_bytes(learner: Learner) -> tuple[int, int]:
+    """Bytes of a last.pth and of a best.pth."""
+    weights = sum(t.numel() * t.element_size() for t in learner.module.state_dict().values())
+    moments = sum(2 * p.numel() * p.element_size() for p in trainable(learner.optimizer))
+    return weights * (2 if learner.ema is not None else 1) + moments, weights
+
+
+def check_apart(config, folder: Path) -> None:
+    """Raises UsageError when the run folder and the photos lie within each other."""
+    photos, target = Path(config.DATA.DATA_PATH).resolve(), folder.resolve()
+    if target.is_relative_to(photos) or photos.is_relative_to(target):
+        raise UsageError(f"--output {config.OUTPUT} and --data-path {config.DATA.DATA_PATH} lie within each other")
 
 
 def log_start(
@@ -155,7 +200,9 @@ def make_plan(config, num_batches: int, ranks: Ranks) -> Plan:
         images_per_update=config.DATA.BATCH_SIZE * ranks.world_size * train.ACCUMULATION_STEPS,
         save_freq=config.SAVE_FREQ,
         save_every=train.SAVE_EVERY_STEPS,
+        save_minutes=train.SAVE_EVERY_MINUTES,
         stop_after=train.MAX_STEPS,
+        grace_seconds=train.GRACE_SECONDS,
     )
 
 
@@ -173,62 +220,6 @@ def make_schedule(train, plan: Plan):
     )
 
 
-def starting_point(loaded: Loaded, overwrite: bool) -> tuple[Path, Path | None]:
-    """(run folder, checkpoint to go on from or None). Raises UsageError for a run that may not be touched."""
-    config, folder = loaded.config, loaded.run_folder
-    photos, target = Path(config.DATA.DATA_PATH).resolve(), folder.resolve()
-    if target.is_relative_to(photos) or photos.is_relative_to(target):
-        raise UsageError(f"--output {config.OUTPUT} and --data-path {config.DATA.DATA_PATH} lie within each other")
-    check_folder(folder)
-    last, best = folder / checkpoint.LAST, folder / checkpoint.BEST
-    if config.MODEL.RESUME:
-        asked = Path(config.MODEL.RESUME)
-        resume = last if last.exists() and asked.exists() and asked.samefile(last) else asked
-    else:
-        resume = last if config.TRAIN.AUTO_RESUME and last.exists() and not overwrite else None
-    if (last.exists() or best.exists()) and resume != last and not overwrite:
-        raise UsageError(f"{folder} holds a run; name another with --tag, or lose it with --overwrite")
-    return folder, resume
-
-
-def check_folder(folder: Path) -> None:
-    """Raises when a run cannot write its files into `folder`, because something else stands where they would be.
-
-    A link is refused too, wherever it leads: what is written through it would be somebody else's.
-    """
-    there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
-    if not there.is_dir():
-        raise UsageError(f"run folder {folder}: {there} is not a folder; choose another --output")
-    for name in RUN_FILES:
-        path = folder / name
-        if path.is_symlink() or (path.exists() and not path.is_file()):
-            kind = CheckpointError if path.suffix == ".pth" else ResourceError
-            raise kind(
-                f"{path} is {'a link' if path.is_symlink() else 'not a file'}; move it away, or name another run"
-            )
-
-
-def check_unchanged(stored: dict, config, data: Data, plan: Plan, allowed: list[str], path: Path) -> None:
-    """Raises when a checkpoint was made with another config, other photos or another batch than this run would use."""
-    remedy = "start another run with --tag NAME, or lose this one with --overwrite"
-    changed = differences(config, stored_config(stored, path), (*HARMLESS, *allowed))
-    if changed:
-        keys = " ".join(line.split()[0] for line in changed)
-        raise UsageError(
-            f"{path} was made with another config: {', '.join(changed)}; {remedy}, "
-            f"or allow it with --allow-change {keys}"
-        )
-    if stored["classes"] != list(data.train.classes):
-        raise CheckpointError(f"{path} has the classes {stored['classes']}, the data has {list(data.train.classes)}")
-    if stored["data_digest"] != data.digests():
-        raise CheckpointError(f"{path} was made with other photos or labels; {remedy}")
-    if stored["images_per_update"] != plan.images_per_update:
-        raise CheckpointError(
-            f"{path} was made with {stored['images_per_update']} images an update, and this would be "
-            f"{plan.images_per_update}; use as many ranks x batch size as before"
-        )
-
-
 def start_weights(model: nn.Module, config) -> str:
     """Puts the pretrained weights of the config into the model, and says where they came from."""
     source = find_pretrained(config.MODEL.PRETRAINED, config.MODEL.NAME)
@@ -239,8 +230,8 @@ def start_weights(model: nn.Module, config) -> str:
     return load_pretrained(model, checkpoint.read(source), str(source), head_name(model))
 
 
-def make_learner(model: nn.Module, config, precision, ranks: Ranks, device: torch.device) -> Learner:
-    """Model, optimizer, precision and moving average, wrapped for the ranks there are."""
+def make_learner(model: nn.Module, config, precision, device: torch.device) -> Learner:
+    """Model, optimizer, precision and moving average."""
     train = config.TRAIN
     model = model.to(device)
     freeze(model, train.FREEZE)
@@ -258,20 +249,20 @@ def make_learner(model: nn.Module, config, precision, ranks: Ranks, device: torc
         groups, settings.NAME, lr=train.BASE_LR, eps=settings.EPS, betas=settings.BETAS, momentum=settings.MOMENTUM
     )
     model, optimizer = precision.prepare(model, optimizer)
-    forward = model
-    if ranks.world_size > 1:
-        forward = nn.parallel.DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
     ema = ModelEmaV3(model, decay=train.EMA_DECAY, use_warmup=True, warmup_power=2 / 3) if train.EMA_DECAY else None
-    return Learner(model, forward, optimizer, precision, ema)
+    return Learner(model, optimizer, precision, ema)
 
 
-def open_folder(folder: Path, loaded: Loaded, argv: list[str], ranks: Ranks, keep: bool):
-    """Makes the run folder (emptied of an older run unless `keep`) and returns the logger that writes into it."""
+def open_folder(folder: Path, loaded: Loaded, argv: list[str], ranks: Ranks, start: Start):
+    """Makes the run folder, or tidies that of a run that goes on; returns the logger that writes into it."""
     if not ranks.first:
         return create_logger(rank=ranks.rank)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if not keep:
+        checkpoint.sweep(folder)
+        for path in start.faults:
+            path.rename(path.with_name(path.name + checkpoint.BROKEN))
+        if not start.goes_on:
             for path in (*(folder / name for name in RUN_FILES), *(folder / checkpoint.SNAPSHOTS).glob("epoch_*.pth")):
                 path.unlink(missing_ok=True)
         write_bytes(folder / "config.yaml", loaded.config.dump().encode())
@@ -284,6 +275,7 @@ def open_folder(folder: Path, loaded: Loaded, argv: list[str], ranks: Ranks, kee
 def make_run(
     config,
     folder: Path,
+    command: str,
     logger,
     ranks: Ranks,
     device: torch.device,
@@ -299,12 +291,13 @@ def make_run(
     rule = DecisionRule.unfitted(targets, config.TEST.DECIDE, combinations, len(classes), healthy_index(classes))
     return Run(
         folder=folder,
+        command=command,
         logger=logger,
         ranks=ranks,
-        device=device,
         plan=plan,
         schedule=make_schedule(config.TRAIN, plan),
         learner=learner,
+        learning=make_learning(config, learner, plan, data, ranks, device),
         progress=progress,
         meta={
             "config": config.dump(),
@@ -313,16 +306,27 @@ def make_run(
             "preprocess": data.preprocess.to_dict(),
             "targets": targets,
             "data_digest": data.digests(),
-            "micro_batch": config.DATA.BATCH_SIZE,
             "images_per_update": plan.images_per_update,
         },
         rule=rule,
         fitted=fitted or fitted_state(rule, *(np.zeros((0, len(classes)), kind) for kind in (np.float32, bool))),
         num_classes=len(classes),
         select=SELECT[targets] if config.TRAIN.SELECT == "auto" else config.TRAIN.SELECT,
-        train_criterion=make_criterion(config, data, device),
         train_batches=partial(resume_batches, data.train_loader),
         val_batches=partial(batches_of, data.val_loader),
+        print_freq=config.PRINT_FREQ,
+        snapshots=config.TRAIN.SNAPSHOTS,
+    )
+
+
+def make_learning(config, learner: Learner, plan: Plan, data: Data, ranks: Ranks, device: torch.device) -> Learning:
+    """What every update of the run needs."""
+    return Learning(
+        model=learner.module,
+        criterion=make_criterion(config, data, device),
+        optimizer=learner.optimizer,
+        precision=learner.precision,
+        device=device,
         draw=batch_draws(
             build_mixer(config.AUG),
             learner.module,
@@ -333,9 +337,9 @@ def make_run(
             world_size=ranks.world_size,
             seed=config.SEED,
         ),
+        photos=photos_of_updates(data, plan.updates, plan.accumulation),
         clip_grad=config.TRAIN.CLIP_GRAD,
-        print_freq=config.PRINT_FREQ,
-        snapshots=config.TRAIN.SNAPSHOTS,
+        ranks=ranks,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tools.errors import PeerLostError, ResourceError, UsageError, UserError
 
+_NO_MEMORY = ("allocate memory", "bad alloc", "could not create a primitive")  # torch on a CPU, C++, oneDNN
 _PEERS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # of torch.distributed
 
 
@@ -14,11 +15,11 @@ def as_user_error(error: Exception) -> UserError:
     if isinstance(error, UserError):
         return error
     kind, text = type(error).__name__, (str(error).splitlines() or [""])[0]
-    if isinstance(error, MemoryError) or kind == "OutOfMemoryError" or "allocate memory" in text:
+    if is_out_of_memory(error):
         return ResourceError(f"out of memory: {text or kind}; lower --batch-size, DATA.IMG_SIZE or DATA.NUM_WORKERS")
     if isinstance(error, OSError):
         return _refused_by_the_system(error)
-    if text.startswith("DataLoader worker"):
+    if text.startswith(("DataLoader worker", "DataLoader timed out")):
         return ResourceError(f"{text}; was it out of memory? Lower DATA.NUM_WORKERS or --batch-size and run it again")
     if text.startswith("Expected more than 1 value per channel"):
         return UsageError(f"batch norm cannot train: {text}; raise --batch-size or DATA.IMG_SIZE")
@@ -28,6 +29,17 @@ def as_user_error(error: Exception) -> UserError:
     return UserError(
         f"this is a bug of PlantSwin: {kind} at {Path(place.filename).name}:{place.lineno}: {text}; "
         "run it again with --debug and report what it prints"
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether the GPU's or the main memory ran out."""
+    text = str(error)
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY))
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     )
 
 

@@ -3,22 +3,24 @@
 import json
 import logging
 import math
+import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from tools import checkpoint
 from tools.decisions import DecisionRule, fit
-from tools.distributed import Ranks, wait_for_all
-from tools.engine import Draws, Progress, Update, peak_memory, predict, train_one_epoch, validation_loss
+from tools.distributed import Ranks, on_first_rank, share_weights
+from tools.engine import Progress, Update, peak_memory, predict, train_one_epoch, validation_loss
 from tools.errors import CheckpointError, Interrupted
 from tools.figures import draw_curves
 from tools.files import write_bytes
@@ -26,7 +28,10 @@ from tools.history import FIELDS, HISTORY, add_row
 from tools.losses import CRITERIA
 from tools.metrics import score
 from tools.optim import restore_state
-from tools.signals import StopRequest, stop_requests
+from tools.signals import Requests, UpdateDropped, requests
+from tools.update import Learning
+
+STATUS = "status.json"
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,9 @@ class Plan:
         accumulation: batches of an update; the epoch's last update may have fewer.
         images_per_update: over all ranks and accumulated batches.
         save_every: updates between writings of last.pth inside an epoch; 0 for none.
+        save_minutes: minutes between them; 0 for none.
         stop_after: updates after which to stop with everything saved; 0 for none.
+        grace_seconds: how long an update may still take after a signal before it is dropped; 0 for ever.
     """
 
     epochs: int
@@ -47,7 +54,9 @@ class Plan:
     images_per_update: int
     save_freq: int = 1
     save_every: int = 0
+    save_minutes: float = 0.0
     stop_after: int = 0
+    grace_seconds: float = 0.0
 
     @property
     def updates(self) -> int:
@@ -67,10 +76,9 @@ class Plan:
 
 @dataclass
 class Learner:
-    """What training moves: `module` the bare model, `forward` it or its DDP wrapper, `ema` its average or None."""
+    """What training moves: the model, its optimizer, its precision's scaler, and `ema`, its average or None."""
 
     module: nn.Module
-    forward: nn.Module
     optimizer: torch.optim.Optimizer
     precision: object
     ema: object | None = None
@@ -104,35 +112,35 @@ class Run:
     """A run on one rank. Only the first rank writes files.
 
     Attributes:
+        command: what a user types to go on with it.
         meta: what every checkpoint says besides weights and progress (config, classes, preprocess, ...).
         rule: how photos are given labels before anything is fitted; validation scores use it as it is.
         fitted: what the last validation says of calibration and decisions, for the checkpoints.
         train_batches: (epoch, batches to skip) -> what is left of this rank's batches of the epoch.
         val_batches: () -> this rank's validation batches.
-        draw: (step, batch of the update) -> its randomness.
         select: the validation score that chooses best.pth.
     """
 
     folder: Path
+    command: str
     logger: logging.Logger
     ranks: Ranks
-    device: torch.device
     plan: Plan
     schedule: Callable[[int], float]
     learner: Learner
+    learning: Learning
     progress: Progress
     meta: dict
     rule: DecisionRule
     fitted: dict
     num_classes: int
     select: str
-    train_criterion: Callable[[Tensor, Tensor], Tensor]
     train_batches: Callable[[int, int], Iterable]
     val_batches: Callable[[], Iterable]
-    draw: Callable[[int, int], Draws]
-    clip_grad: float
     print_freq: int
     snapshots: list[int]
+    _status: dict = field(default_factory=dict, init=False)
+    _saved_at: float = field(default_factory=time.monotonic, init=False)
 
     def fit(self) -> None:
         """Trains to the end of the plan, or to its `stop_after`.
@@ -140,43 +148,38 @@ class Run:
         Raises:
             Interrupted: after a signal, when last.pth is written.
         """
-        started = time.perf_counter()
-        with stop_requests() as request:
-            while self.progress.step < self.plan.total_steps:
-                if not self._epoch(request) or self._limit_reached():
+        begun = started = time.monotonic()
+        plan, progress = self.plan, self.progress
+        with requests(plan.grace_seconds) as asked:
+            while True:
+                if progress.validated < progress.step // plan.updates:
+                    self._finish_epoch(asked, time.monotonic() - started)
+                if progress.step >= plan.last_step:
                     break
-        done = self.progress.step >= self.plan.total_steps
+                started = time.monotonic()
+                self._train_to_the_end_of_the_epoch(asked)
+        done = progress.step >= plan.total_steps
         if not done:
-            self.logger.info(
-                f"stopped at step {self.progress.step} of {self.plan.total_steps} as TRAIN.MAX_STEPS asked"
-            )
-        if self.progress.best >= 0:
-            self.logger.info(f"Max {self.select}: {100 * self.progress.best:.2f}%")
-        self.logger.info(f"Training time {_clock(time.perf_counter() - started)}")
+            self.logger.info(f"stopped at step {progress.step} of {plan.total_steps} as TRAIN.MAX_STEPS asked")
+        if progress.best >= 0:
+            self.logger.info(f"Max {self.select}: {100 * progress.best:.2f}%")
+        self.logger.info(f"Training time {_clock(time.monotonic() - begun)}")
+        self._write_status("finished" if done else "stopped")
 
-    def _limit_reached(self) -> bool:
-        return 0 < self.plan.stop_after <= self.progress.step
-
-    def _epoch(self, request: StopRequest) -> bool:
-        """One epoch from where progress stands; False when it was left before its end."""
+    def _train_to_the_end_of_the_epoch(self, asked: Requests) -> None:
+        """The updates from where progress stands; fewer when MAX_STEPS ends the run inside the epoch."""
         plan, progress = self.plan, self.progress
         epoch, first = divmod(progress.step, plan.updates)
         if first == 0:
             progress.sums = [0.0] * 4
-        started = time.perf_counter()
         updates = train_one_epoch(
-            self.learner.forward,
+            self.learning,
             self.train_batches(epoch, first * plan.accumulation),
-            self.train_criterion,
-            self.learner.optimizer,
-            self.learner.precision,
             progress,
             num_batches=plan.num_batches,
             accumulation=plan.accumulation,
             schedule=self.schedule,
-            draw=self.draw,
-            device=self.device,
-            clip_grad=self.clip_grad,
+            asked=asked,
         )
         bar = tqdm(
             total=plan.updates,
@@ -185,67 +188,104 @@ class Run:
             leave=False,
             disable=not self.ranks.first or not _on_terminal(),
         )
-        with bar:
+        started = time.monotonic()
+        with bar, self._ended_by(asked, epoch):
             for update in updates:
                 if self.learner.ema is not None:
                     self.learner.ema.update(self.learner.module, step=progress.step)
                 bar.update()
                 done = progress.step - epoch * plan.updates
                 if (done - 1) % self.print_freq == 0 or done == plan.updates:
-                    self._log_update(epoch, done, update, (time.perf_counter() - started) / (done - first))
-                asked = request.agreed(self.device)
-                if done == plan.updates:
-                    break  # the epoch's end validates and saves, whatever was asked
-                if asked or self._limit_reached() or (plan.save_every and progress.step % plan.save_every == 0):
-                    self._save_last(epoch)
-                self._leave_if(asked)
-                if self._limit_reached():
-                    return False
-        seconds = time.perf_counter() - started
-        self.logger.info(f"EPOCH {epoch} training takes {_clock(seconds)}")
-        self._validate(epoch, update, seconds)
-        asked = request.agreed(self.device)
-        due = (epoch + 1) % plan.save_freq == 0 or epoch + 1 == plan.epochs
-        if due or asked or self._limit_reached():
+                    self._log_update(epoch, done, update, (time.monotonic() - started) / (done - first))
+                self._answer(asked, epoch)
+                if progress.step == plan.last_step:
+                    break
+        self.logger.info(f"EPOCH {epoch} training takes {_clock(time.monotonic() - started)}")
+
+    def _answer(self, asked: Requests, epoch: int) -> None:
+        """Between two updates: saves when it is time to, and leaves when a signal asked for it."""
+        plan, step = self.plan, self.progress.step
+        minutes = (time.monotonic() - self._saved_at) / 60
+        ending, saving = asked.agreed(self.learning.device, saving=0 < plan.save_minutes <= minutes)
+        end_of_epoch = step % plan.updates == 0  # which validates and saves by itself
+        planned = step == plan.last_step or (plan.save_every and step % plan.save_every == 0)
+        if ending or ((saving or planned) and not end_of_epoch):
             self._save_last(epoch)
-        self._leave_if(asked)
-        return True
+        self._leave_if(ending)
+
+    @contextmanager
+    def _ended_by(self, asked: Requests, epoch: int) -> Iterator[None]:
+        """Round what may be dropped: saves the state after the last update and leaves."""
+        try:
+            yield
+        except UpdateDropped:
+            self.logger.info(f"what was under way did not end within TRAIN.GRACE_SECONDS {self.plan.grace_seconds:g}")
+            self._save_last(epoch)
+            self._leave_if(asked.agreed(self.learning.device)[0])
 
     def _leave_if(self, signal_number: int) -> None:
         if signal_number:
+            self._write_status("stopped")
+            name = signal.Signals(signal_number).name
             raise Interrupted(
-                f"stopped by signal {signal_number} at step {self.progress.step}; {self.folder} is saved, "
-                "and the same command goes on from there",
+                f"stopped by {name} at step {self.progress.step} of {self.plan.total_steps}, and saved; "
+                f"go on with: {self.command}",
                 signal_number,
             )
 
-    def _validate(self, epoch: int, update: Update, seconds: float) -> None:
+    def _finish_epoch(self, asked: Requests, seconds: float) -> None:
+        """Validates the epoch that the last update ended, and saves."""
+        plan, progress = self.plan, self.progress
+        epoch = progress.step // plan.updates - 1
+        alone = self.ranks.world_size == 1  # ranks gather each other's logits on the way, which nobody may leave
+        with self._ended_by(asked, epoch), asked.droppable() if alone else nullcontext():
+            logits, truth = self._predict()
+        self._keep_scores(epoch, logits, truth, seconds)
+        progress.validated = epoch + 1
+        ending, saving = asked.agreed(self.learning.device)
+        due = (epoch + 1) % plan.save_freq == 0 or progress.step >= plan.last_step
+        if due or ending or saving:
+            self._save_last(epoch)
+        self._leave_if(ending)
+
+    def _predict(self) -> tuple[np.ndarray, np.ndarray]:
+        model = self.learner.inference_model()
+        share_weights(self.learner.module, model)  # batch norm's statistics differ between ranks
+        return predict(
+            model,
+            self.val_batches(),
+            self.learning.device,
+            self.learner.precision,
+            self.num_classes,
+            micro_batch=self.progress.micro_batch,
+        )
+
+    def _keep_scores(self, epoch: int, logits: np.ndarray, truth: np.ndarray, seconds: float) -> None:
         """Scores the validation photos, keeps the best weights, and writes the epoch's row."""
         progress = self.progress
-        model, precision = self.learner.inference_model(), self.learner.precision
-        logits, truth = predict(model, self.val_batches(), self.device, precision, self.num_classes)
         scores = validation_scores(self.rule, logits, truth)
         self.fitted = fitted_state(fit(self.rule, logits, truth), logits, truth)
         self.logger.info(score_line(scores))
         better = scores[self.select] > progress.best  # a tie keeps the earlier step
         progress.best = max(progress.best, scores[self.select])
         self.logger.info(f"Max {self.select}: {100 * progress.best:.2f}%{' (new best.pth)' if better else ''}")
-        if self.ranks.first:
-            self._keep_weights(epoch, better, scores)
-            row = {
-                "epoch": epoch,
-                "step": progress.step,
-                "lr": update.lr,
-                "train_loss": progress.mean_loss,
-                "grad_norm": progress.mean_norm,
-                "skipped": progress.skipped,
-                "seconds": seconds,
-                "val_loss": scores["loss"],
-                "best": int(better),
-            }
-            row |= {key: scores[key] for key in FIELDS if key in scores}
-            rows = add_row(self.folder / HISTORY, row)
-            write_bytes(self.folder / "curves.png", draw_curves(rows))
+        row = {
+            "epoch": epoch,
+            "step": progress.step,
+            "lr": self.schedule(progress.step - 1),
+            "train_loss": progress.mean_loss,
+            "grad_norm": progress.mean_norm,
+            "skipped": progress.skipped,
+            "seconds": seconds,
+            "val_loss": scores["loss"],
+            "best": int(better),
+        }
+        row |= {key: scores[key] for key in FIELDS if key in scores}
+        with on_first_rank(self.ranks):
+            if self.ranks.first:
+                self._keep_weights(epoch, better, scores)
+                rows = add_row(self.folder / HISTORY, row)
+                write_bytes(self.folder / "curves.png", draw_curves(rows))
 
     def _keep_weights(self, epoch: int, better: bool, scores: dict) -> None:
         """Writes best.pth, and the snapshot that was asked for after this epoch."""
@@ -262,10 +302,12 @@ class Run:
         return {"format": checkpoint.FORMAT, **self.meta, **self.fitted, "step": self.progress.step, "epoch": epoch}
 
     def _save_last(self, epoch: int) -> None:
-        if self.ranks.first:
-            state = self.learner.state() | self.progress.state()
-            checkpoint.save(self.folder / checkpoint.LAST, self._header(epoch) | state)
-        wait_for_all()
+        with on_first_rank(self.ranks):
+            if self.ranks.first:
+                state = self.learner.state() | self.progress.state()
+                last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
+                checkpoint.save(last, self._header(epoch) | state, previous)
+        self._saved_at = time.monotonic()
 
     def _log_update(self, epoch: int, done: int, update: Update, pace: float) -> None:
         """The course project's line. In brackets the epoch's mean."""
@@ -276,8 +318,18 @@ class Run:
             f"time {update.seconds:.4f} ({pace:.4f})\t"
             f"loss {update.loss:.4f} ({self.progress.mean_loss:.4f})\t"
             f"grad_norm {update.grad_norm:.4f} ({self.progress.mean_norm:.4f})\t"
-            f"mem {peak_memory(self.device) / 2**20:.0f}MB"
+            f"mem {peak_memory(self.learning.device) / 2**20:.0f}MB"
         )
+        self._write_status("training", seconds_an_update=pace, loss=self.progress.mean_loss)
+
+    def _write_status(self, state: str, **more) -> None:
+        """Leaves word of where the run stands, for `python -m tools.status`."""
+        if self.ranks.first:
+            progress, plan = self.progress, self.plan
+            now = {"state": state, "at": datetime.now(UTC).isoformat(), "command": self.command}
+            steps = {"step": progress.step, "total_steps": plan.total_steps, "updates_an_epoch": plan.updates}
+            self._status |= now | steps | {"select": self.select, "best": progress.best} | more
+            write_bytes(self.folder / STATUS, (json.dumps(self._status) + "\n").encode())
 
 
 def validation_scores(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:

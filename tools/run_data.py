@@ -3,6 +3,9 @@
 May import every shelf; only tools/launch.py and entry points import it.
 """
 
+import copy
+import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +22,7 @@ from models.build import normalization
 from tools.distributed import Ranks
 from tools.errors import DataError
 from tools.losses import class_weights
+from tools.signals import die_with_parent
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,24 @@ def load_data(config, ranks: Ranks, device: torch.device) -> Data:
         world_size=world_size,
         pin=device.type == "cuda",
         balanced=config.TRAIN.BALANCE == "sampler",
+        worker_init=start_worker,
     )
     workers = num_workers(data.NUM_WORKERS, world_size)
     val_loader = build_eval_loader(
-        val, preprocess, batch_size=data.BATCH_SIZE, workers=workers, rank=rank, world_size=world_size
+        val,
+        preprocess,
+        batch_size=data.BATCH_SIZE,
+        workers=workers,
+        rank=rank,
+        world_size=world_size,
+        worker_init=start_worker,
     )
     return Data(train, val, preprocess, train_loader, val_loader)
+
+
+def start_worker(_number: int) -> None:
+    """Run by every loader process: it must never outlive the run, which may be killed at any time."""
+    die_with_parent()
 
 
 def scan_splits(config) -> tuple[Split, Split]:
@@ -85,6 +101,19 @@ def validation_split(config, classes: tuple[str, ...]) -> Split:
         if data.FOLDS
         else scan_split(data.DATA_PATH, "val", data.ZIP_MODE, classes, follow=data.FOLLOW_LINKS)
     )
+
+
+def photos_of_updates(data: Data, updates: int, accumulation: int) -> Callable[[int], list[str]]:
+    """step -> where this rank's photos of that update lie, in order. `updates`: of an epoch."""
+    dataset, batches = data.train_loader.dataset, copy.copy(data.train_loader.batch_sampler)
+
+    def photos(step: int) -> list[str]:
+        batches.epoch, update = divmod(step, updates)
+        batches.first = update * accumulation
+        taken = itertools.islice(batches, accumulation)
+        return [dataset.source.locate(dataset.samples[draw.index].file) for batch in taken for draw in batch]
+
+    return photos
 
 
 def count_table(data: Data, config) -> list[str]:

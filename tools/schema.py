@@ -86,4 +86,5 @@ RESUME: Schema = {
     "best": (_number(-1, 1), "a score up to 1, or -1"),
     "sums": (_list(_number(-1e300), range(4, 5)), "four numbers"),
     "skipped": (_whole(0), "a whole number from 0"),
+    "validated": (_whole(0), "a whole number from 0"),
 }

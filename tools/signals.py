@@ -1,6 +1,8 @@
-"""Signals that ask a run to end: noted, answered between two updates."""
+"""Signals that ask something of a run: noted at once, answered between two updates."""
 
+import ctypes
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -8,34 +10,85 @@ import torch
 
 from tools.distributed import sum_across_ranks
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-class StopRequest:
-    """Whether some rank was asked to end, and by which signal."""
 
-    def __init__(self):
-        self.signal_number = 0
+class UpdateDropped(Exception):
+    """Raised inside `Requests.droppable` when the time to finish an update is over."""
 
-    def agreed(self, device: torch.device) -> int:
-        """The signal's number when any rank got one, the same on every rank; 0 when none did."""
-        flags = torch.zeros(65, device=device)
-        flags[self.signal_number] = 1
-        flags = sum_across_ranks(flags)
-        return int(flags[1:].argmax()) + 1 if flags[1:].any() else 0
+
+class Requests:
+    """What was asked of this rank: to end (`ending`, the signal's number) or to save (`saving`)."""
+
+    def __init__(self, grace_seconds: float = 0.0):
+        self.ending, self.saving = 0, False
+        self._grace, self._overdue, self._droppable = grace_seconds, False, False
+
+    def agreed(self, device: torch.device, saving: bool = False) -> tuple[int, bool]:
+        """(signal that ends the run or 0, whether to save now): the same on every rank, if any of them was asked.
+
+        Args:
+            saving: whether this rank wants to save for another reason.
+        """
+        wishes = torch.zeros(65)  # 0: save; 1 to 64: the signal
+        wishes[0] = self.saving or saving
+        wishes[self.ending] += self.ending > 0
+        self.saving = False
+        wishes = sum_across_ranks(wishes.to(device) if device.type != "cpu" else wishes).tolist()
+        return next((number for number in range(1, 65) if wishes[number]), 0), wishes[0] > 0
+
+    @contextmanager
+    def droppable(self) -> Iterator[None]:
+        """Inside, nothing is done that cannot be done again: `UpdateDropped` may be raised at any line of it."""
+        self._droppable = True
+        try:
+            if self._overdue:
+                raise UpdateDropped
+            yield
+        finally:
+            self._droppable = False
+
+    def note(self, number: int, _frame) -> None:
+        """The handler of SIGINT, SIGTERM and SIGHUP; a second SIGINT interrupts at once."""
+        if self.ending == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        if not self.ending and self._grace:
+            signal.setitimer(signal.ITIMER_REAL, self._grace)
+        self.ending = number
+
+    def note_save(self, _number: int, _frame) -> None:
+        """The handler of SIGUSR1."""
+        self.saving = True
+
+    def note_overdue(self, _number: int, _frame) -> None:
+        """The handler of the alarm that `note` has set."""
+        self._overdue = True
+        if self._droppable:
+            self._droppable = False  # or a second alarm would interrupt the tidying up
+            raise UpdateDropped
 
 
 @contextmanager
-def stop_requests() -> Iterator[StopRequest]:
-    """Inside, SIGINT, SIGTERM and SIGHUP are noted; a second SIGINT interrupts at once."""
-    request = StopRequest()
+def requests(grace_seconds: float) -> Iterator[Requests]:
+    """Inside, SIGINT, SIGTERM and SIGHUP ask the run to end, and SIGUSR1 asks it to save.
 
-    def note(number, _frame):
-        if request.signal_number == signal.SIGINT == number:
-            raise KeyboardInterrupt
-        request.signal_number = number
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    Args:
+        grace_seconds: how long the update under way may still take.
+    """
+    asked = Requests(grace_seconds)
+    handlers = dict.fromkeys(_ENDINGS, asked.note)
+    handlers |= {signal.SIGUSR1: asked.note_save, signal.SIGALRM: asked.note_overdue}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
-        yield request
+        yield asked
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Asks the kernel to send this process signal `number` when the one that started it ends, however it ends."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
