@@ -19,8 +19,10 @@ def parse(argv: list[str]):
     parser = cli.Parser(prog="main.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment to run, e.g. configs/sample.yaml")
     parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
-    parser.add_argument("--eval", action="store_true", help="score --resume FILE on the validation photos and leave")
-    parser.add_argument("--throughput", action="store_true", help="time forward passes and leave")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--eval", action="store_true", help="score --resume FILE on the validation photos and leave")
+    modes.add_argument("--throughput", action="store_true", help="time forward passes and leave")
+    modes.add_argument("--check", action="store_true", help="try two updates, say what a run would do, and leave")
     parser.add_argument("--print-config", action="store_true", help="show every value with its source and leave")
     parser.add_argument("--overwrite", action="store_true", help="start the run of this tag anew, losing the old one")
     parser.add_argument(
@@ -50,6 +52,11 @@ def main(argv: list[str]) -> int:
         print(loaded.describe())
         return 0
 
+    if args.check:
+        from tools.environment import check_packages
+
+        check_packages()  # before torch, which may be what is missing
+
     from tools.allocator import keep_freed_memory
     from tools.distributed import choose_device, process_group, ranks_from_environment
     from tools.launch import launch
@@ -62,6 +69,10 @@ def main(argv: list[str]) -> int:
     device = choose_device(ranks)
     dist = loaded.config.DIST
     with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):
+        if args.check:
+            from tools.doctor import examine
+
+            return examine(loaded, ranks, device, overwrite=args.overwrite, allowed=args.allow_change)
         if args.eval:
             return evaluate(loaded.config, ranks, device)
         if args.throughput:

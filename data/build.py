@@ -6,10 +6,13 @@ import resource
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.datasets import LeafDataset, Photo, Split, collate, samples_of
+from data.batches import Normalize, collate
+from data.cache import Encoded, Pixels, shared_pixels
+from data.datasets import LeafDataset, Photo, Split, samples_of
 from data.mixup import Mixer
 from data.samplers import EvalBatches, TrainBatches
 from data.transforms import Preprocess, train_transform
@@ -31,7 +34,7 @@ def build_train_loader(
     balanced: bool = False,
     worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
-    """Loader of augmented `(images [B, 3, S, S], targets [B, num_classes])`; its batch sampler is a `TrainBatches`.
+    """Loader of augmented photos, to be read through `resume_batches`; its batch sampler is a `TrainBatches`.
 
     Args:
         balanced: draw samples so that every class comes up about equally often.
@@ -39,11 +42,13 @@ def build_train_loader(
     """
     samples = samples_of(split, data.TARGETS)
     transform = train_transform(**augmentation_arguments(data, aug, preprocess))
-    cached = _cached(data.CACHE_MODE, samples, rank, world_size)
-    dataset = LeafDataset(split, samples, transform, seed, cached)
+    finish = Normalize(preprocess.mean, preprocess.std)
+    photos = _photos(data.CACHE_MODE, split, samples, rank, world_size)
+    dataset = LeafDataset(split, samples, transform, finish, seed, photos)
     weights = balancing_weights(samples) if balanced else None
     batches = TrainBatches(len(samples), data.BATCH_SIZE, rank, world_size, seed, weights)
-    return _loader(dataset, batches, num_workers(data.NUM_WORKERS, world_size), pin and data.PIN_MEMORY, worker_init)
+    workers = num_workers(data.NUM_WORKERS, world_size)
+    return _loader(dataset, batches, workers, pin and data.PIN_MEMORY, worker_init)
 
 
 def build_eval_loader(
@@ -56,8 +61,8 @@ def build_eval_loader(
     world_size: int = 1,
     worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
-    """Loader that gives every photo of `split` once over all ranks, with multi-hot targets."""
-    dataset = LeafDataset(split, split.photos, preprocess.transform())
+    """Loader of every photo of `split` once over all ranks, to be read through `batches_of`."""
+    dataset = LeafDataset(split, split.photos, preprocess.view, Normalize(preprocess.mean, preprocess.std))
     batches = EvalBatches(len(split.photos), batch_size, rank, world_size)
     return _loader(dataset, batches, min(workers, len(batches)), pin=False, worker_init=worker_init)
 
@@ -128,18 +133,23 @@ def num_workers(setting: int, world_size: int = 1) -> int:
     return max(1, min(8, len(os.sched_getaffinity(0)) // int(local)))
 
 
-def batches_of(loader: DataLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The loader's batches; an unreadable photo is raised here, as the one-line error it is."""
+def batches_of(loader: DataLoader, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's `(images [B, 3, S, S] normalised, targets [B, num_classes])` on `device`.
+
+    Photos go there as bytes and are finished there. An unreadable one is raised here, as the one-line error it is.
+    """
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
-        yield batch
+        yield loader.dataset.finish(batch, device)
 
 
-def resume_batches(loader: DataLoader, epoch: int, first: int) -> Iterator[tuple[Tensor, Tensor]]:
+def resume_batches(
+    loader: DataLoader, epoch: int, first: int, device: torch.device | str = "cpu"
+) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a training epoch from number `first` on; what is skipped is not read."""
     loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, first
-    return batches_of(loader)
+    return batches_of(loader, device)
 
 
 def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=None) -> DataLoader:
@@ -161,7 +171,11 @@ def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=
     )
 
 
-def _cached(mode: str, samples: list[Photo], rank: int, world_size: int) -> list[str]:
-    """File names whose bytes this rank keeps: none, all, or every world_size-th."""
+def _photos(mode: str, split: Split, samples: list[Photo], rank: int, world_size: int) -> Encoded | Pixels:
+    """Where the training photos come from; what is to be said of it goes to the split's notes."""
     files = sorted({photo.file for photo in samples})
-    return {"no": [], "full": files, "part": files[rank::world_size]}[mode]
+    if mode != "full":
+        return Encoded(split.source, files[rank::world_size] if mode == "part" else ())
+    pixels, notes = shared_pixels(split.source, files)
+    split.notes.extend(notes)
+    return pixels

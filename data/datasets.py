@@ -11,23 +11,28 @@ import lzma
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from data.cache import Encoded
 from data.files import leads_out
-from data.images import EXTENSIONS, MAX_BYTES, decode, is_photo, read_bytes
+from data.images import EXTENSIONS, MAX_BYTES, is_photo, read_bytes
 from data.labels import is_made, label_name, origin_name
 from data.prepare import MANIFEST, read_manifest
 from data.samplers import Draw
 from data.seeds import AUGMENT, seed_of, seeded
+from data.transforms import View
 from tools.errors import DataError, UserError, nearest
 
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, UnicodeError)
+ENDS = 32 << 10  # bytes at either end of a large file that its checksum is taken of
 
 
 @dataclass(frozen=True)
@@ -73,16 +78,21 @@ class Split:
         return [sum(c in photo.classes for photo in self.photos) for c in range(len(self.classes))]
 
     def digest(self) -> str:
-        """SHA-256 over names, classes and sizes: equal digests, the same data."""
-        lines = [f"{p.name} {p.classes} {self.source.size(p.file)}" for p in self.photos]
+        """SHA-256 over names, classes, sizes and checksums: equal digests, the same data."""
+        lines = [f"{p.name} {p.classes} {self.source.size(p.file)} {self.source.checksum(p.file)}" for p in self.photos]
         return hashlib.sha256("\n".join([*self.classes, *lines]).encode(errors="surrogateescape")).hexdigest()
 
 
 class FolderSource:
-    """Files under a folder."""
+    """Files under a folder; `place` is where they lie, for both kinds of source."""
 
     def __init__(self, root: Path, follow: bool = False):
         self.root, self.follow = root, follow
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.root
 
     def list_files(self) -> tuple[dict[str, list[str]], int]:
         """File names by class folder, both sorted, and how many entries were not samples (hidden, no photo)."""
@@ -121,6 +131,17 @@ class FolderSource:
         except OSError as error:
             raise DataError(f"image {self.root / file} cannot be read: {error.strerror}") from None
 
+    def checksum(self, file: str) -> int:
+        """CRC-32 of its bytes; of a file above twice ENDS, of its first and last ENDS bytes."""
+        path = self.root / file
+        if (size := self.size(file)) <= 2 * ENDS:
+            return zlib.crc32(self.read(file))
+        try:
+            with path.open("rb") as content:
+                return _ends(content, size)
+        except OSError as error:
+            raise DataError(f"image {path} cannot be read: {error.strerror}") from None
+
     def same(self, a: str, b: str) -> bool:
         """Whether two entries are one photo: hard links, or equal bytes."""
         return os.path.samefile(self.root / a, self.root / b) or (
@@ -139,6 +160,11 @@ class ZipSource:
         self.path = path
         self._archive: tuple[int, zipfile.ZipFile] | None = None
         self._inside = ""  # what comes before code/name, once the archive is open
+
+    @property
+    def place(self) -> Path:
+        """The archive."""
+        return self.path
 
     def list_files(self) -> tuple[dict[str, list[str]], int]:
         """As `FolderSource.list_files`; a single leading folder named after the split is left out."""
@@ -171,6 +197,17 @@ class ZipSource:
     def size(self, file: str) -> int:
         """Its declared length in bytes."""
         return self._member(file).file_size
+
+    def checksum(self, file: str) -> int:
+        """As `FolderSource.checksum`; the archive has that of a small file."""
+        member = self._member(file)
+        if member.file_size <= 2 * ENDS:
+            return member.CRC
+        try:
+            with self._open().open(member) as content:
+                return _ends(content, member.file_size)
+        except (*_ZIP_FAULTS, RuntimeError) as error:
+            raise DataError(f"image {self.locate(file)} cannot be read: {error}") from None
 
     def same(self, a: str, b: str) -> bool:
         """Whether two members are one photo."""
@@ -301,32 +338,39 @@ def describe(split: Split) -> str:
 
 
 class LeafDataset(Dataset):
-    """Photos as `(image [3, S, S], target [num_classes] of 0 and 1)`.
+    """Photos as `(view, target [num_classes] of 0 and 1)`.
 
     A `Draw` as index gives the augmentation of that place in that epoch, whatever process asks; a plain index gives
     what the transform gives. An unreadable photo is returned as its `DataError`, which `collate` passes on, because
     an exception that crosses from a worker loses its one-line message.
 
     Args:
-        cached: file names whose bytes are kept in memory from the start.
+        transform: photo, uint8 [H, W, 3] -> `data.transforms.View`.
+        finish: `(batch, device)` -> the model's input there, of a batch of such views.
+        photos: file -> its photo; None decodes it from the split's source.
     """
 
     def __init__(
-        self, split: Split, samples: list[Photo], transform: Callable, seed: int = 0, cached: Iterable[str] = ()
+        self,
+        split: Split,
+        samples: list[Photo],
+        transform: Callable,
+        finish: Callable,
+        seed: int = 0,
+        photos: Callable[[str], np.ndarray] | None = None,
     ):
-        self.source, self.samples, self.transform, self.seed = split.source, samples, transform, seed
+        self.samples, self.transform, self.finish, self.seed = samples, transform, finish, seed
+        self.photos = photos or Encoded(split.source)
         self.num_classes = len(split.classes)
-        self.cache = {file: self.source.read(file) for file in cached}
 
     def __len__(self) -> int:
         return len(self.samples)
 
-    def __getitem__(self, index: int | Draw) -> tuple[Tensor, Tensor] | UserError:
+    def __getitem__(self, index: int | Draw) -> tuple[View, Tensor] | UserError:
         draw = index if isinstance(index, Draw) else None
         photo = self.samples[draw.index if draw else index]
         try:
-            raw = self.cache[photo.file] if photo.file in self.cache else self.source.read(photo.file)
-            image = decode(raw, self.source.locate(photo.file))
+            image = self.photos(photo.file)
         except UserError as error:
             return error
         target = torch.zeros(self.num_classes)
@@ -337,13 +381,11 @@ class LeafDataset(Dataset):
             return self.transform(image), target
 
 
-def collate(items: list) -> tuple[Tensor, Tensor] | UserError:
-    """Stacks a batch, or hands on the first error in it."""
-    for item in items:
-        if isinstance(item, UserError):
-            return item
-    images, targets = zip(*items, strict=True)
-    return torch.stack(images), torch.stack(targets)
+def _ends(content: BinaryIO, size: int) -> int:
+    """CRC-32 of the first and the last ENDS of `size` bytes."""
+    first = zlib.crc32(content.read(ENDS))
+    content.seek(size - ENDS)
+    return zlib.crc32(content.read(ENDS), first)
 
 
 def _check_against(manifest: dict, split: str, found: dict[str, list[str]], source, where: str) -> None:

@@ -25,7 +25,8 @@ from tools.errors import DataError, UsageError, listing
 MANIFEST, REPORT = "manifest.json", "report.html"
 FORMAT = 2
 MAX_BYTES = 500_000_000  # of the manifest: some 150 bytes a photo
-_OURS = {MANIFEST, REPORT, *SPLITS, *(f"OneHot-{split}_label.csv" for split in SPLITS)}
+_SPLIT_ENTRIES = [("", ""), ("OneHot-", "_label.csv"), ("", ".pixels")]  # the last is of data/cache.py
+_OURS = {MANIFEST, REPORT, *(f"{before}{split}{after}" for split in SPLITS for before, after in _SPLIT_ENTRIES)}
 
 
 def divide(photos: Sequence[Photo], groups: Sequence[Sequence[int]], shares: Sequence[float], seed: int) -> list[Photo]:

@@ -1,5 +1,6 @@
 """Random numbers that depend on where they are used and on nothing else."""
 
+import functools
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ def seed_of(*numbers: int) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Inside, `random`, numpy and torch (CPU) follow from `seed`; afterwards they are as they were."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+    nested = states[1] is _numpy_generator()
+    np.random.set_bit_generator(np.random.MT19937(0) if nested else _numpy_generator())
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
@@ -27,5 +30,11 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_bit_generator(states[1])
         torch.set_rng_state(states[2])
+
+
+@functools.cache
+def _numpy_generator() -> np.random.MT19937:
+    """The generator in numpy's place inside `seeded`: copying numpy's own state out and in takes 25 times as long."""
+    return np.random.MT19937(0)

@@ -83,6 +83,27 @@ def test_a_zip_is_the_folder_in_another_coat(dataset, tmp_path):
     assert folder.digest() == zipped.digest()
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_the_digest_sees_a_byte_that_changes_at_equal_size(own, tmp_path, large):
+    """At either end and, of a photo of up to 64 KiB, anywhere; a zip of the same photos has the same digest."""
+    photo = next((own / "val" / "000001").iterdir())
+    content = photo.read_bytes() + bytes(100_000 if large else 0)
+    photo.write_bytes(content)
+    zipped(own / "val", tmp_path / "val.zip")
+    before = scan_split(own, "val").digest()
+    assert scan_split(tmp_path, "val", zip_mode=True).digest() == before
+    for place in (2, len(content) - 1, *([] if large else [len(content) // 2])):
+        changed = bytearray(content)
+        changed[place] ^= 1
+        photo.write_bytes(changed)
+        zipped(own / "val", tmp_path / "val.zip")
+        after = scan_split(own, "val").digest()
+        assert after != before, place
+        assert scan_split(tmp_path, "val", zip_mode=True).digest() == after
+    photo.write_bytes(content)
+    assert scan_split(own, "val").digest() == before
+
+
 def test_a_name_in_no_encoding_has_a_digest(own):
     photo = next((own / "val" / "000001").iterdir())
     photo.rename(os.fsdecode(os.fsencode(photo.parent) + b"/\xff.jpg"))
@@ -145,16 +166,21 @@ def loader_of(dataset, *opts):
     config = load(
         None, ["MODEL.TYPE", "timm", "DATA.TARGETS", "multi", "DATA.IMG_SIZE", "56", "DATA.BATCH_SIZE", "8", *opts]
     ).config
-    split = scan_split(dataset, "train")
+    split = scan_split(dataset, "train", config.DATA.ZIP_MODE)
     preprocess = build_preprocess(config.DATA, config.TEST, MEAN, STD)
     return build_train_loader(config.DATA, config.AUG, split, preprocess, seed=5)
 
 
-@pytest.mark.parametrize(
-    "opts", [["DATA.NUM_WORKERS", "2"], ["DATA.CACHE_MODE", "full"], ["DATA.CACHE_MODE", "part"]], ids=" ".join
-)
-def test_workers_and_caches_change_no_pixel_over_three_epochs(dataset, opts):
-    plain, other = loader_of(dataset, "DATA.NUM_WORKERS", "0"), loader_of(dataset, *opts)
+@pytest.mark.parametrize("workers", ["0", "2"])
+@pytest.mark.parametrize("mode", ["no", "part", "full"])
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_workers_caches_and_zips_change_no_pixel_over_three_epochs(own, tmp_path, kind, mode, workers):
+    plain, root = loader_of(own, "DATA.NUM_WORKERS", "0"), own
+    if kind == "zip":
+        root = tmp_path
+        zipped(own / "train", root / "train.zip")
+    opts = ("DATA.ZIP_MODE", str(kind == "zip"), "DATA.CACHE_MODE", mode)
+    other = loader_of(root, "DATA.NUM_WORKERS", workers, *opts)
     for epoch in range(3):
         plain.batch_sampler.epoch = other.batch_sampler.epoch = epoch
         batches = list(zip(batches_of(plain), batches_of(other), strict=True))
@@ -166,7 +192,7 @@ def test_workers_and_caches_change_no_pixel_over_three_epochs(dataset, opts):
 
 def test_a_photo_drawn_twice_in_an_epoch_is_augmented_twice(dataset):
     data = loader_of(dataset).dataset
-    (first, _), (second, _), (again, _) = (data[Draw(0, position, 3)] for position in (1, 2, 1))
+    first, second, again = (data[Draw(0, position, 3)][0].pixels for position in (1, 2, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, second)
 
@@ -192,7 +218,7 @@ def test_a_bad_photo_is_one_line_with_its_path_from_any_worker(own, workers):
 
 def test_a_photo_that_vanishes_after_the_listing_is_named(own):
     split = scan_split(own, "val")
-    data = LeafDataset(split, split.photos, lambda image: torch.from_numpy(np.array(image)))
+    data = LeafDataset(split, split.photos, transform=np.array, finish=None)
     gone = own / "val" / split.photos[0].file
     gone.unlink()
     assert isinstance(data[0], DataError)

@@ -70,6 +70,17 @@ def test_two_ranks_train_and_score_like_one(tiny, dataset, tmp_path, targets):
     assert (two / "log.txt").read_text().count("EPOCH 0 training takes") == 1
 
 
+def test_two_ranks_are_examined_together(tiny, dataset, tmp_path):
+    """42 photos are five global batches of 4 on each rank; one rank talks, none writes."""
+    arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--batch-size", "4", "--check"]
+    result = torchrun("main.py", *arguments)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert result.stdout.count("ok   run folder: ") == 1
+    assert "a run would start 10 updates" in result.stdout
+    assert "2 update(s) of 8 images" in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
 GATHER = """
 import sys, numpy as np, torch
 from data.samplers import EvalBatches

@@ -191,7 +191,7 @@ def predict_split(
             rank=ranks.rank,
             world_size=ranks.world_size,
         )
-        batches = watch(batches_of(loader))
+        batches = watch(batches_of(loader, device))
         logits, truth = predict(member.model, batches, device, precision, len(ensemble.classes), VIEWS[ensemble.tta])
         total = total + logits / len(ensemble.members)
     return total, truth

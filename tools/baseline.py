@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes), test_size=config.TEST.IMG_SIZE)
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
     loader = build_eval_loader(split, preprocess, batch_size=data.BATCH_SIZE, workers=num_workers(data.NUM_WORKERS))
-    logits, truth = predict(model, batches_of(loader), device, NativePrecision("cpu", None), len(train.classes))
+    logits, truth = predict(model, batches_of(loader, device), device, NativePrecision("cpu", None), len(train.classes))
     combinations = [photo.classes for photo in train.photos]
     rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE, combinations, len(train.classes))
     untrained, histogram = (validation_scores(rule, z, truth) for z in (logits, fit_histograms(train, split)))

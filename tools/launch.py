@@ -4,6 +4,7 @@ Everything that can be refused is refused before the first file is written, whic
 """
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -49,6 +50,7 @@ from tools.run_data import Data, count_table, load_data, photos_of_updates
 from tools.schedules import build_schedule, scale_lr
 from tools.update import Learning
 
+StartWeights = Callable[[nn.Module, object], str]
 SELECT = {"single": "accuracy", "multi": "macro_f1"}  # what TRAIN.SELECT auto means
 
 
@@ -79,20 +81,12 @@ def launch(
     check_apart(config, folder)
     with sole_run(folder, ranks):
         start = starting_point(loaded, overwrite)
-        run = prepare(config, ranks, device)
+        run = prepare(config, load_data(config, ranks, device), ranks, device)
         plan, learner = run.plan, run.learner
-        check_agreement(ranks, config, run.data, start)
-        progress = Progress(micro_batch=config.DATA.BATCH_SIZE)
-        if start.path:
-            check_unchanged(start, config, run.data, plan, allowed)
-            if start.stored["step"] >= plan.last_step and start.stored["validated"] >= plan.last_step // plan.updates:
-                end = (
-                    "the end of a finished run" if plan.last_step == plan.total_steps else "where TRAIN.MAX_STEPS ends"
-                )
-                print(f"{start.path} is {end} ({start.stored['step']} steps): nothing left to do")
-                return 0
-            learner.restore(start.stored, load_strictly, str(start.path))
-            progress = restored_progress(start.stored, config.DATA.BATCH_SIZE)
+        progress = take_up(start, run, config, ranks, allowed)
+        if end := nothing_left(start, progress, plan):
+            print(end)
+            return 0
         with on_first_rank(ranks):
             check_room(folder, *checkpoint_bytes(learner))
         logger = open_folder(folder, loaded, argv, ranks, start)
@@ -110,10 +104,13 @@ def launch(
     return 0
 
 
-def prepare(config, ranks: Ranks, device: torch.device) -> Prepared:
-    """Photos, plan, model and optimizer of the config. Raises UserError for whatever cannot work; writes nothing."""
+def prepare(config, data: Data, ranks: Ranks, device: torch.device, weights: StartWeights | None = None) -> Prepared:
+    """Plan, model and optimizer of the config. Raises UserError for whatever cannot work; writes nothing.
+
+    Args:
+        weights: what puts pretrained weights into the model and says where they came from; `start_weights` by default.
+    """
     precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
-    data = load_data(config, ranks, device)
     plan = make_plan(config, len(data.train_loader.batch_sampler), ranks)
     torch.use_deterministic_algorithms(config.TRAIN.DETERMINISTIC)
     torch.backends.cudnn.benchmark = not config.TRAIN.DETERMINISTIC
@@ -125,19 +122,37 @@ def prepare(config, ranks: Ranks, device: torch.device) -> Prepared:
         config.TRAIN.USE_CHECKPOINT,
         config.TEST.IMG_SIZE,
     )
-    origin = start_weights(model, config)
+    origin = (weights or start_weights)(model, config)
     learner = make_learner(model, config, precision, device)
     share_weights(model)
     return Prepared(data, plan, learner, origin, [*filter(None, (notice, *data.train.notes, *data.val.notes))])
 
 
-def restored_progress(stored: dict, batch_size: int) -> Progress:
-    """Where a checkpoint stands."""
+def take_up(start: Start, run: Prepared, config, ranks: Ranks, allowed: list[str]) -> Progress:
+    """Puts the state of the checkpoint, if there is one, into the run's learner; where the run then stands.
+
+    Raises:
+        UserError: when ranks differ, or the checkpoint is of another config, other photos or another optimizer.
+    """
+    check_agreement(ranks, config, run.data, start)
+    if not start.path:
+        return Progress(micro_batch=config.DATA.BATCH_SIZE)
+    check_unchanged(start, config, run.data, run.plan, allowed)
+    stored = start.stored
+    run.learner.restore(stored, load_strictly, str(start.path))
     return Progress(
-        micro_batch=min(stored["micro_batch"], batch_size),
+        micro_batch=min(stored["micro_batch"], config.DATA.BATCH_SIZE),
         **{key: stored[key] for key in ("step", "skipped", "validated", "best")},
         sums=list(stored["sums"]),
     )
+
+
+def nothing_left(start: Start, progress: Progress, plan: Plan) -> str:
+    """A line that says why there is nothing to train any more; the empty string when there is something."""
+    if progress.step < plan.last_step or progress.validated < plan.last_step // plan.updates:
+        return ""
+    end = "the end of a finished run" if plan.last_step == plan.total_steps else "where TRAIN.MAX_STEPS ends"
+    return f"{start.path} is {end} ({progress.step} steps): nothing left to do"
 
 
 def how_to_go_on(argv: list[str], ranks: Ranks) -> str:
@@ -312,8 +327,8 @@ def make_run(
         fitted=fitted or fitted_state(rule, *(np.zeros((0, len(classes)), kind) for kind in (np.float32, bool))),
         num_classes=len(classes),
         select=SELECT[targets] if config.TRAIN.SELECT == "auto" else config.TRAIN.SELECT,
-        train_batches=partial(resume_batches, data.train_loader),
-        val_batches=partial(batches_of, data.val_loader),
+        train_batches=partial(resume_batches, data.train_loader, device=device),
+        val_batches=partial(batches_of, data.val_loader, device),
         print_freq=config.PRINT_FREQ,
         snapshots=config.TRAIN.SNAPSHOTS,
     )

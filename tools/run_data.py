@@ -111,7 +111,7 @@ def photos_of_updates(data: Data, updates: int, accumulation: int) -> Callable[[
         batches.epoch, update = divmod(step, updates)
         batches.first = update * accumulation
         taken = itertools.islice(batches, accumulation)
-        return [dataset.source.locate(dataset.samples[draw.index].file) for batch in taken for draw in batch]
+        return [data.train.source.locate(dataset.samples[draw.index].file) for batch in taken for draw in batch]
 
     return photos
 
