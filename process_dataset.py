@@ -41,6 +41,7 @@ def build_parser() -> cli.Parser:
         help="go on with up to N rows without a photo, and N photos without a row",
     )
     add("--max-bad", default=0, type=int, metavar="N", help="leave out up to N unreadable photos")
+    add("--follow-links", action="store_true", help="take photos that are links out of SRC")
     add("--overwrite", action="store_true", help="replace a DST that this command made")
     return parser
 
@@ -149,7 +150,7 @@ def main(argv: list[str]) -> int:
     from tools.folders import locked, publish, staging
 
     src, dst = Path(args.src), Path(args.dst)
-    raws = [read_pool(src)] if args.split else read_splits(src)
+    raws = [read_pool(src, args.follow_links)] if args.split else read_splits(src, args.follow_links)
     check_apart(src, dst, raws)
     check_rows(raws, args.max_missing, args.multi_label)
     settings = settings_of(args, raws)

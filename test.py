@@ -16,7 +16,17 @@ examples
   python test.py --resume a.pth b.pth --tta all               two checkpoints averaged, eight views a photo
   python test.py --split val --abstain-at 0.05                how many photos it can answer with 95 % right
 """
-FLAGS = ("--batch-size", "--data-path", "--zip", "--amp-opt-level", "--output", "--tag", "--tta", "--decide")
+FLAGS = (
+    "--batch-size",
+    "--data-path",
+    "--zip",
+    "--follow-links",
+    "--amp-opt-level",
+    "--output",
+    "--tag",
+    "--tta",
+    "--decide",
+)
 WORST = 24  # mistakes that are shown
 
 
@@ -56,14 +66,19 @@ def referee(loaded, args, run, ranks, device) -> int:
 
     from data.datasets import describe, scan_split
     from tools.assemble import find_checkpoints, load_ensemble, predict_split
+    from tools.files import check_output
     from tools.logger import progress
     from tools.referee import confidence_cut, judge
 
     config = loaded.config
     resume = args.resume or ([config.MODEL.RESUME] if config.MODEL.RESUME else [])
     paths, why = find_checkpoints(resume, config.OUTPUT, run)
+    folder = Path(args.to) if args.to else paths[0].parent / args.split
+    check_output("--to", folder, photos=config.DATA.DATA_PATH)
     ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE"), loaded.given("TEST.TTA"))
-    split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes)
+    split = scan_split(
+        config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS
+    )
     watch = partial(progress, description="scoring")
     logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device, watch)
     if not ranks.first:
@@ -82,7 +97,6 @@ def referee(loaded, args, run, ranks, device) -> int:
     if args.verbose:
         print_photos(split, verdict)
     print_scores(verdict, ensemble, abstaining)
-    folder = Path(args.to) if args.to else paths[0].parent / args.split
     write_results(folder, verdict, ensemble, split, {"tta": ensemble.tta, "data_digest": digest}, abstaining)
     print(f"written: {folder}/metrics.json, predictions.csv, report.html and its pictures")
     return 0

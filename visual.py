@@ -20,7 +20,7 @@ examples
   python visual.py --image a.jpg --compare epochs             over the run's snapshots (TRAIN.SNAPSHOTS)
   python visual.py --score lesion_boxes.csv --split val train --method gradcam layercam --layer "blocks[4]" "blocks[6]"
 """
-FLAGS = ("--batch-size", "--data-path", "--zip", "--resume", "--tta", "--output", "--tag")
+FLAGS = ("--batch-size", "--data-path", "--zip", "--follow-links", "--resume", "--tta", "--output", "--tag")
 METHODS = ("gradcam", "gradcam++", "layercam", "eigencam", "scorecam")  # of tools.cam, which would import torch
 COMPARISONS = ("blocks", "stages", "epochs", "targets")
 
@@ -135,7 +135,10 @@ def splits_of(config, args, predictor):
     from data.datasets import scan_split
 
     data = config.DATA
-    return [scan_split(data.DATA_PATH, name, data.ZIP_MODE, predictor.classes) for name in args.split]
+    return [
+        scan_split(data.DATA_PATH, name, data.ZIP_MODE, predictor.classes, follow=data.FOLLOW_LINKS)
+        for name in args.split
+    ]
 
 
 def find_predictors(loaded, args, run):
@@ -146,6 +149,7 @@ def find_predictors(loaded, args, run):
     from tools.assemble import find_checkpoints, load_predictor
     from tools.checkpoint import SNAPSHOTS
     from tools.distributed import choose_device, ranks_from_environment
+    from tools.files import check_output
 
     keep_freed_memory()
     device = choose_device(ranks_from_environment())
@@ -157,6 +161,7 @@ def find_predictors(loaded, args, run):
         if len(paths) == 1:
             raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOTS keeps some in training")
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
+    check_output("--to", folder, photos=config.DATA.DATA_PATH)
     return [load_predictor(each, device, args.weights) for each in paths], folder, why
 
 

@@ -19,6 +19,7 @@ _C.DATA.INTERPOLATION = "bicubic"  # bilinear, bicubic, lanczos
 _C.DATA.MEAN = []  # of RGB in [0, 1]; empty: the model's own (ImageNet's for Swin, timm's entry for the others)
 _C.DATA.STD = []
 _C.DATA.ZIP_MODE = False  # read <DATA_PATH>/<split>.zip instead of the folder
+_C.DATA.FOLLOW_LINKS = False  # take photos and class folders that are links out of their split
 _C.DATA.CACHE_MODE = "no"  # no; full: decoded, one file for all ranks; part: this rank's files in memory, encoded
 _C.DATA.PIN_MEMORY = True
 _C.DATA.NUM_WORKERS = -1  # loader processes a rank; -1: one a core that the rank may use, at most 8

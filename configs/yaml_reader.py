@@ -56,14 +56,15 @@ def read_yaml(path: Path) -> dict:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"config {path} is not a file")
-        raw = path.read_bytes() if path.stat().st_size <= MAX_BYTES else None
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise UsageError(f"config {path} does not exist; the configs of this project are in configs/") from None
     except (OSError, ValueError) as error:  # a NUL or a lone surrogate in the name is a ValueError
         raise UsageError(f"config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"config {path} is not a .yaml file")
-    if raw is None:
+    if len(raw) > MAX_BYTES:
         raise UsageError(f"config {path} is larger than {MAX_BYTES:,} bytes")
     try:
         text = raw.decode("utf-8-sig")

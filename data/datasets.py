@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.cache import Encoded
+from data.files import leads_out
 from data.images import EXTENSIONS, MAX_BYTES, is_photo, read_bytes
 from data.labels import is_made, label_name, origin_name
 from data.prepare import MANIFEST, read_manifest
@@ -30,7 +31,7 @@ from data.seeds import AUGMENT, seed_of, seeded
 from data.transforms import View
 from tools.errors import DataError, UserError, nearest
 
-_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, UnicodeError)
 ENDS = 32 << 10  # bytes at either end of a large file that its checksum is taken of
 
 
@@ -85,8 +86,8 @@ class Split:
 class FolderSource:
     """Files under a folder; `place` is where they lie, for both kinds of source."""
 
-    def __init__(self, root: Path):
-        self.root = root
+    def __init__(self, root: Path, follow: bool = False):
+        self.root, self.follow = root, follow
 
     @property
     def place(self) -> Path:
@@ -99,19 +100,25 @@ class FolderSource:
             raise DataError(f"{self.root} is not a folder; make it with process_dataset.py, or give --data-path")
         found, ignored = {}, 0
         for folder in sorted(os.scandir(self.root), key=lambda entry: entry.name):
-            if folder.name.startswith(".") or not folder.is_dir():
+            if folder.name.startswith(".") or not (folder.is_symlink() or folder.is_dir()):
                 ignored += 1
                 continue
-            if folder.is_symlink() and not Path(folder).resolve().is_relative_to(self.root.resolve()):
-                raise DataError(f"class folder {folder.path} is a link out of {self.root}")
+            self._check_link(folder, "class folder")
+            if not os.path.isdir(folder):
+                raise DataError(f"class folder {folder.path} is a link to no folder; remove it")
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             photos = [entry for entry in entries if is_photo(entry.name)]
             for entry in photos:
+                self._check_link(entry, "image")
                 if not (entry.is_file(follow_symlinks=False) or Path(entry).is_file()):
                     raise DataError(f"image {entry.path} is not a file, nor a link to one; remove it")
             found[folder.name] = [entry.name for entry in photos]
             ignored += len(entries) - len(photos)
         return found, ignored
+
+    def _check_link(self, entry: os.DirEntry, what: str) -> None:
+        if not self.follow and leads_out(entry, self.root):
+            raise DataError(f"{what} {entry.path} is a link out of {self.root}; remove it, or add --follow-links")
 
     def read(self, file: str) -> bytes:
         """The bytes of `code/name`."""
@@ -163,12 +170,14 @@ class ZipSource:
         """As `FolderSource.list_files`; a single leading folder named after the split is left out."""
         found: dict[str, list[str]] = {}
         ignored = 0
+        seen: set[str] = set()
         for info in self._open().infolist():
+            self._check_member(info, seen)
             if info.is_dir():
                 continue
             place, parts = info.filename[: len(self._inside)], info.filename[len(self._inside) :].split("/")
             foreign = place != self._inside or len(parts) != 2
-            if foreign or ".." in parts or parts[0].startswith(".") or not is_photo(parts[1]):
+            if foreign or parts[0].startswith(".") or not is_photo(parts[1]):
                 ignored += 1
                 continue
             found.setdefault(parts[0], []).append(parts[1])
@@ -209,6 +218,19 @@ class ZipSource:
         """Archive and member."""
         return f"{self.path}:{file}"
 
+    def _check_member(self, info: zipfile.ZipInfo, seen: set[str]) -> None:
+        """Raises DataError for a member that no archive of photos has; `seen`: the names before it."""
+        name = info.filename
+        for problem, holds in {
+            "leads out of the archive": name.startswith("/") or "\\" in name or ".." in name.split("/"),
+            "is there twice": name in seen,
+            "is encrypted": info.flag_bits & 1,
+            f"is larger than {MAX_BYTES:,} bytes": info.file_size > MAX_BYTES,
+        }.items():
+            if holds:
+                raise DataError(f"{self.path}: member {name} {problem}; make the archive anew")
+        seen.add(name)
+
     def _member(self, file: str) -> zipfile.ZipInfo:
         return self._open().getinfo(self._inside + file)
 
@@ -219,7 +241,8 @@ class ZipSource:
             try:
                 self._archive = (os.getpid(), zipfile.ZipFile(self.path))
             except _ZIP_FAULTS as error:
-                raise DataError(f"{self.path} cannot be read as a zip archive: {error}") from None
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(f"{self.path} cannot be read as a zip archive: {reason}") from None
             folder = f"{self.path.stem}/"
             deep = any(name.startswith(folder) and name.count("/") == 2 for name in self._archive[1].namelist())
             self._inside = folder if deep else ""
@@ -235,19 +258,21 @@ def scan_split(
     zip_mode: bool = False,
     classes: Sequence[str] | None = None,
     made: bool = False,
+    follow: bool = False,
 ) -> Split:
     """Lists the photos of a split.
 
     Args:
         classes: the class folders in order, from the training split or a checkpoint; None takes those found.
         made: also list the copies that process_dataset.py --balance made. Only training may ask for them.
+        follow: take what links out of the split lead to.
 
     Raises:
         DataError: for a missing split, an unknown or empty class folder, or files that changed since the tree was made.
     """
     root = Path(root)
     manifest = read_manifest(root) if root.is_dir() else None
-    source = ZipSource(root / f"{name}.zip") if zip_mode else FolderSource(root / name)
+    source = ZipSource(root / f"{name}.zip") if zip_mode else FolderSource(root / name, follow)
     where = source.locate("").rstrip("/:")
     found, ignored = source.list_files()
     if not found:

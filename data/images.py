@@ -1,11 +1,14 @@
 """THE image reader: every command decodes through `inspect`, so a bad photo gets the same verdict everywhere.
 
 The rules: at most 100 megapixels and 20:1, decided from the header before anything is decoded; the first frame of an
-animation; EXIF orientation applied; 16-bit grey divided by 257; transparency dropped; CMYK, palette and grey made RGB.
+animation; EXIF orientation applied; 16-bit grey divided by 257, wider pixels refused; transparency dropped; CMYK,
+palette and grey made RGB. Decoders are silent: what is wrong with a photo is said once, by whoever asked for it.
 """
 
 import contextlib
+import ctypes
 import io
+import logging
 import os
 import warnings
 from collections.abc import Iterator
@@ -14,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from data.files import read_regular
 from tools.errors import DataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "MPO")
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # Pillow opens an MPO as a JPEG
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
 MAX_BYTES = 200_000_000
@@ -33,6 +36,11 @@ _TO_UPRIGHT = {  # EXIF orientation -> what undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken metadata; for good, as catch_warnings confuses threads
+logging.getLogger("PIL").addHandler(logging.NullHandler())
+with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one whose symbols are hidden
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # which would print beside our own line
 
 
 def is_photo(name: str) -> bool:
@@ -110,18 +118,20 @@ def read_size(raw: bytes, name: object) -> tuple[int, int]:
 def _opened(raw: bytes, name: object) -> Iterator[Image.Image]:
     """The image before its pixels are decoded; whatever is wrong with it, inside too, becomes a DataError."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # broken metadata, and Pillow's milder size limit
-            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-                _check_size(image, name)
-                yield image
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+            _check_size(image, name)
+            yield image
     except DataError:
         raise
     except MemoryError:
         raise
+    except UnidentifiedImageError:
+        what = (
+            "empty file" if not raw else f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}, or damaged at its start"
+        )
+        raise DataError(f"image {name} cannot be decoded: {what}") from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
-        reason = "empty file" if not raw else str(error).replace("<_io.BytesIO object", "<the file")
-        raise DataError(f"image {name} cannot be decoded: {reason or type(error).__name__}") from None
+        raise DataError(f"image {name} cannot be decoded: {str(error) or type(error).__name__}") from None
 
 
 def read_image(path: Path) -> Image.Image:
@@ -199,6 +209,10 @@ def _is_animated(image: Image.Image) -> bool:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips everything above 255 to white
-        grey = (np.asarray(image, dtype=np.float64).clip(0, 65535) / 257).round().astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
+        grey = np.asarray(image, dtype=np.float64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise ValueError("its pixels have more than 16 bits")
+        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, of which nobody says how bright they are")
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data.audit import Photo, Progress, facts, in_parallel
 from data.balance import make_copy, plan_copies
+from data.files import read_regular
 from data.images import encode, read_image
 from data.labels import CODE_OF, NAME_OF, SPLITS, made_name, write_one_hot
 from data.raw import placed
@@ -23,6 +24,7 @@ from tools.errors import DataError, UsageError, listing
 
 MANIFEST, REPORT = "manifest.json", "report.html"
 FORMAT = 2
+MAX_BYTES = 500_000_000  # of the manifest: some 150 bytes a photo
 _SPLIT_ENTRIES = [("", ""), ("OneHot-", "_label.csv"), ("", ".pixels")]  # the last is of data/cache.py
 _OURS = {MANIFEST, REPORT, *(f"{before}{split}{after}" for split in SPLITS for before, after in _SPLIT_ENTRIES)}
 
@@ -75,10 +77,10 @@ def write_tree(photos: Sequence[Photo], root: Path, known: dict, progress: Progr
 def read_manifest(root: Path) -> dict | None:
     """The manifest of a prepared tree, or None for a tree that somebody else made."""
     path = root / MANIFEST
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(read_regular(path, "manifest", MAX_BYTES))
         if manifest["format"] != FORMAT or not _is_sound(manifest):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):

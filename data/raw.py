@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from data.files import leads_out
 from data.images import is_photo
 from data.labels import SPLITS, Row, read_labels
 from tools.errors import DataError, listing
@@ -45,8 +46,11 @@ class RawSplit:
         return notes
 
 
-def read_splits(src: Path) -> list[RawSplit]:
+def read_splits(src: Path, follow: bool = False) -> list[RawSplit]:
     """The splits under `src`, one or more of train, val and test.
+
+    Args:
+        follow: take what links out of `src` lead to.
 
     Raises:
         DataError: when there is none, or a label file is wrong.
@@ -58,11 +62,14 @@ def read_splits(src: Path) -> list[RawSplit]:
             f"--src {src} has none of the folders {', '.join(SPLITS)}, each with images/ and a label CSV; "
             "for one folder and one CSV give --split 0.8 0.1 0.1"
         )
-    return [_read_split(src, name) for name in names]
+    return [_read_split(src, name, follow) for name in names]
 
 
-def read_pool(src: Path) -> RawSplit:
+def read_pool(src: Path, follow: bool = False) -> RawSplit:
     """The photos and the CSV of a `src` that has no splits yet; the pool bears the name of its image folder.
+
+    Args:
+        follow: see `read_splits`.
 
     Raises:
         DataError: when photos or CSV are not to be found, or the label file is wrong.
@@ -75,7 +82,7 @@ def read_pool(src: Path) -> RawSplit:
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "no CSV"
         raise DataError(f"--src {src}: looked for train.csv or a single CSV, found {found}; needed by --split")
-    return _match(folders[0].resolve().name, folders[0], folders[0], tables[0])
+    return _match(folders[0].resolve().name, folders[0], folders[0], tables[0], None if follow else src)
 
 
 def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
@@ -111,18 +118,23 @@ def placed(row: Row, multi_label: str) -> Row:
     return replace(row, labels=row.labels[:1]) if multi_label == "first" else row
 
 
-def _read_split(src: Path, name: str) -> RawSplit:
+def _read_split(src: Path, name: str, follow: bool) -> RawSplit:
     folder = src / name
     if not (folder / "images").is_dir():
         raise DataError(f"{folder / 'images'} is not a folder")
     beside, above = folder / f"{name}_label.csv", src / f"{name}_label.csv"
-    return _match(name, folder, folder / "images", above if above.exists() and not beside.exists() else beside)
+    table = above if above.exists() and not beside.exists() else beside
+    return _match(name, folder, folder / "images", table, None if follow else src)
 
 
-def _match(name: str, folder: Path, images: Path, table: Path) -> RawSplit:
-    """Brings the rows of a CSV and the entries of a folder together."""
+def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None) -> RawSplit:
+    """Brings the rows of a CSV and the entries of a folder together; no link may lead out of `root`."""
     labels = read_labels(table)
-    present = {entry.name for entry in os.scandir(images)} - ({table.name} if table.parent == images else set())
+    entries = list(os.scandir(images))
+    out = [entry.path for entry in entries if root and leads_out(entry, root)]
+    if out:
+        raise DataError(f"image {min(out)} is a link out of {root}; remove it, or add --follow-links")
+    present = {entry.name for entry in entries} - ({table.name} if table.parent == images else set())
     listed = {row.image for row in labels.rows}
     stray = sorted(name for name in present - listed if is_photo(name))
     return RawSplit(

@@ -1,5 +1,7 @@
 """Tiny real data and a tiny Swin, shared by the tests; the machine's own environment kept out of them."""
 
+import contextlib
+import ctypes
 import os
 import signal
 from pathlib import Path
@@ -73,6 +75,49 @@ def refused(capsys):
             assert str(word) in lines[0]
 
     return check
+
+
+@pytest.fixture
+def fault(capfd, tmp_path, monkeypatch, dataset):
+    """`refused`, with what C libraries print counted too, and nothing made, touched or deleted by it.
+
+    Runs in `tmp_path`, as somebody to whom the modes of files matter.
+    """
+    monkeypatch.chdir(tmp_path)
+
+    def check(command, argv, exit_code, *words):
+        capfd.readouterr()
+        before = snapshot(tmp_path), snapshot(dataset)
+        with without_privileges():
+            code = command([str(a) for a in argv])
+        err = capfd.readouterr().err
+        assert code == exit_code, err
+        assert err.startswith("error: ")
+        assert err.endswith("\n")
+        assert err.count("\n") == 1, err
+        assert not [word for word in words if str(word) not in err], err
+        assert (snapshot(tmp_path), snapshot(dataset)) == before
+
+    return check
+
+
+def snapshot(folder: Path) -> dict:
+    """Everything under a folder: kind and mode, size, time of change."""
+    return {path: (s.st_mode, s.st_size, s.st_mtime_ns) for path in folder.rglob("*") for s in [path.lstat()]}
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """Inside, this thread may open what the modes of files allow, also when root runs the tests (capabilities(7))."""
+    libc, header, kept = ctypes.CDLL(None), (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, kept)
+    less = (ctypes.c_uint32 * 6)(*kept)
+    less[0] = less[3] = 0  # the effective ones; those that are permitted can be taken back
+    libc.capset(header, less)
+    try:
+        yield
+    finally:
+        libc.capset(header, kept)
 
 
 @pytest.fixture(autouse=True)

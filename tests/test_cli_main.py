@@ -330,32 +330,6 @@ def test_a_finished_run_says_so(trained, tiny, dataset, capsys):
     assert (trained / "last.pth").stat().st_mtime_ns == before
 
 
-def test_refusals_leave_no_trace(refused, tiny, dataset, tmp_path):
-    out = tmp_path / "never"
-    base = ["--cfg", tiny, "--output", out, "--data-path"]
-    own = shutil.copytree(dataset, tmp_path / "own", ignore=shutil.ignore_patterns("*.json"))
-    refused(main.main, [*base, tmp_path / "nowhere"], 3, "nowhere/train", "process_dataset.py")
-    refused(main.main, [*base, dataset, "--opts", "MODEL.NUM_CLASSES", "5"], 3, "class mismatch", "MODEL.NUM_CLASSES 6")
-    refused(main.main, [*base, dataset, "--batch-size", "64"], 2, "do not fill one batch")
-    refused(main.main, [*base, dataset, "--accumulation-steps", "9"], 2, "more than the 5 batches")
-    refused(main.main, [*base, dataset, "--pretrained", tmp_path / "no.pth"], 4, "does not exist")
-    refused(main.main, [*base, dataset, "--opts", "TRAIN.FREEZE", "[layer.0]"], 2, "no such part")
-    refused(main.main, [*base, dataset, "--eval"], 2, "--resume FILE")
-    refused(main.main, ["--cfg", tiny, "--data-path", own, "--output", own / "train"], 2, "within each other")
-    refused(main.main, ["--cgf", tiny], 2, "did you mean --cfg?")
-    refused(main.main, ["--cfg", tiny, "--batch", "4"], 2, "unrecognized", "--batch-size")
-    for number in ("x", "1_0", "\N{FULLWIDTH DIGIT FOUR}", " 4 ", "9" * 5000):
-        refused(main.main, ["--cfg", tiny, "--batch-size", number], 2, "invalid int")
-    refused(main.main, ["--cfg", tiny, "--allow-change", "TRAIN.EPOCH"], 2, "no config key; did you mean TRAIN.EPOCHS?")
-    shutil.rmtree(own / "val")
-    refused(main.main, [*base, own], 3, "own/val")
-    assert not out.exists()
-    (tmp_path / "file").touch()
-    refused(
-        main.main, ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "file"], 2, "file is not a folder"
-    )
-
-
 def test_a_bad_photo_stops_the_run_with_its_name(refused, tiny, dataset, tmp_path):
     own = shutil.copytree(dataset, tmp_path / "own", ignore=shutil.ignore_patterns("*.json"))
     victim = next((own / "train" / "000001").iterdir())

@@ -9,7 +9,6 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import written
 from PIL import Image
 
 import test as referee
@@ -19,7 +18,6 @@ from data.images import read_image
 from data.labels import CODE_OF
 from tools.assemble import load_predictor
 from tools.baseline import fit_histograms
-from tools.checkpoint import read
 
 
 @pytest.fixture
@@ -106,42 +104,6 @@ def test_a_single_target_run_is_scored_by_its_own_rule(tiny, dataset, tmp_path, 
     assert (
         json.loads((tmp_path / "o" / "tiny" / "default" / "test" / "metrics.json").read_text())["targets"] == "single"
     )
-
-
-def test_refusals(run_folder, dataset, refused, tmp_path):
-    best = run_folder / "best.pth"
-    refused(referee.main, ["--resume", best, "--data-path", tmp_path / "no"], 3, "no/test")
-    refused(referee.main, ["--resume", tmp_path / "no.pth", "--data-path", dataset], 4, "does not exist")
-    refused(referee.main, ["--output", tmp_path / "empty"], 4, "no trained run", "--resume FILE")
-    refused(referee.main, ["--resume", best, "--accumulation-steps", "2"], 2, "unrecognized")
-    refused(visual.main, ["--resume", best], 2, "--image FILE")
-    photo = next((dataset / "test" / "000001").iterdir())
-    refused(visual.main, ["--resume", best, "--image", photo, "--target", "scrab"], 2, "scrab", "000001 scab")
-    refused(visual.main, ["--resume", best, "--image", photo, "--layer", "layers[7]"], 2, "has no [7]")
-    refused(visual.main, ["--resume", best, "--image", tmp_path / "no.jpg"], 3, "no.jpg")
-    (tmp_path / "bad.jpg").write_bytes(photo.read_bytes()[:300])
-    refused(visual.main, ["--resume", best, "--image", tmp_path / "bad.jpg"], 3, "bad.jpg", "cannot be decoded")
-    assert not (run_folder / "heatmaps").exists()
-    for command in (referee.main, visual.main):
-        refused(command, ["--tag", "nosuch"] + ["--examples", "1"] * (command is visual.main), 2, "give --cfg FILE")
-    refused(visual.main, ["--resume", best, "--image", photo, "--layer", ""], 2, "not a path")
-    refused(visual.main, ["--resume", best, "--image", photo, tmp_path / "bad.jpg"], 3, "bad.jpg")
-    assert not (run_folder / "heatmaps").exists()
-    content = read(best)
-    for change, words in (
-        ({"classes": content["classes"][:5]}, "does not fit"),
-        ({"preprocess": {"size": 3}}, "hang together: preprocess must be"),
-        ({"combinations": [[7]]}, "hang together"),
-        ({"thresholds": [0.5] * 5}, "not 6"),
-        ({"preprocess": content["preprocess"] | {"size": 48}}, "cannot take 48"),
-        ({"config": "TRAIN: !!int x"}, "hang together"),
-        ({"config": "TRAIN: {EPOCH: 1}"}, "hang together"),
-    ):
-        written(tmp_path / "x.pth", content | change)
-        refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, words)
-    content["model"]["norm.weight"][0] = float("nan")
-    written(tmp_path / "x.pth", content)
-    refused(referee.main, ["--resume", tmp_path / "x.pth", "--data-path", dataset], 4, "non-finite model.norm.weight")
 
 
 @pytest.mark.parametrize(

@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     from tools.run import validation_scores
 
     data, device = config.DATA, torch.device("cpu")
-    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE)
-    split = scan_split(data.DATA_PATH, args.split, data.ZIP_MODE, train.classes)
+    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, follow=data.FOLLOW_LINKS)
+    split = scan_split(data.DATA_PATH, args.split, data.ZIP_MODE, train.classes, follow=data.FOLLOW_LINKS)
     torch.manual_seed(seed_of(config.SEED, INIT))
     model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes), test_size=config.TEST.IMG_SIZE)
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))

@@ -149,7 +149,7 @@ def find_layer(model: nn.Module, path: str) -> nn.Module:
     Raises:
         UsageError: when the path is malformed or leads nowhere.
     """
-    if not re.fullmatch(r"\w+(\[-?\d+\]|\.\w+)*", path):
+    if not re.fullmatch(r"\w+(\[-?[0-9]{1,4}\]|\.\w+)*", path):
         raise UsageError(f"--layer {path!r} is not a path like layers[-1].blocks[-1].norm1")
     module, walked = model, "model"
     for name, index in re.findall(r"(\w+)(?=\.|\[|$)|\[(-?\d+)\]", path):

@@ -22,6 +22,7 @@ CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
     "--folds": ("DATA.FOLDS", int, "cut the training photos into N parts, twins kept together, and validate on one"),
     "--fold": ("DATA.FOLD", int, "the part to validate on, from 0"),
     "--zip": ("DATA.ZIP_MODE", bool, "read <data-path>/<split>.zip instead of the folders"),
+    "--follow-links": ("DATA.FOLLOW_LINKS", bool, "take photos and class folders that are links out of their split"),
     "--cache-mode": ("DATA.CACHE_MODE", str, "keep photos: no, full (decoded, on disk) or part (files, in memory)"),
     "--pretrained": ("MODEL.PRETRAINED", str, "weights to start from: FILE, auto or none"),
     "--resume": ("MODEL.RESUME", str, "checkpoint to continue from (with --eval: to score)"),

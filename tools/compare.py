@@ -76,14 +76,15 @@ def read_run(name: str, loaded, args) -> Run:
     """The run called `name`: a predictions.csv as it is, a run folder or a checkpoint after scoring it."""
     from pathlib import Path
 
+    from data.files import read_regular
     from tools import checkpoint
-    from tools.predictions import read_predictions
+    from tools.predictions import MAX_BYTES, read_predictions
 
     path = Path(name)
     if not path.exists():
         raise DataError(f"{path} does not exist; give run folders, checkpoints or predictions.csv files")
     if path.suffix == ".csv":
-        return Run(name, read_predictions(path, course_labels()))
+        return Run(name, read_predictions(read_regular(path, "predictions", MAX_BYTES), path, course_labels()))
     return scored(name, path / checkpoint.BEST if path.is_dir() else path, loaded, args)
 
 
@@ -107,7 +108,9 @@ def scored(name: str, path, loaded, args) -> Run:
     device, config = choose_device(Ranks()), loaded.config
     ensemble = load_ensemble([path], device, decide=loaded.given("TEST.DECIDE"), tta=loaded.given("TEST.TTA"))
     member = ensemble.members[0]
-    split = scan_split(config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes)
+    split = scan_split(
+        config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS
+    )
     watch = partial(progress, description=str(path))
     logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, watch)
     verdict = judge(ensemble.rule, logits, truth, split.digest() == member.data_digest[1])

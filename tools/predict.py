@@ -5,7 +5,7 @@ from functools import partial
 
 from configs.load import load
 from tools import cli
-from tools.errors import DataError
+from tools.errors import DataError, UsageError
 
 EPILOG = """
 examples
@@ -37,6 +37,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable photos")
     cli.add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
+    if args.max_bad < 0:
+        raise UsageError(f"--max-bad {args.max_bad} is below 0")
     loaded = load(None, None, cli.overrides(args))
     return predict(loaded, args)
 
@@ -49,6 +51,7 @@ def predict(loaded, args) -> int:
     from tools.allocator import keep_freed_memory
     from tools.assemble import find_checkpoints, load_ensemble, predict_split
     from tools.distributed import Ranks, choose_device
+    from tools.files import check_output
     from tools.logger import progress
     from tools.predictions import Predictions, to_csv
     from tools.referee import confidence_cut
@@ -56,7 +59,10 @@ def predict(loaded, args) -> int:
     keep_freed_memory()
     device = choose_device(Ranks())
     paths, why = find_checkpoints(args.resume, loaded.config.OUTPUT)
-    photos, bad = readable(find_photos(args.photos), args.max_bad)
+    found = find_photos(args.photos)
+    for flag, target in (("--csv", args.csv), ("--json", args.json)):
+        check_output(flag, target, [*paths, *found])
+    photos, bad = readable(found, args.max_bad)
     ensemble = load_ensemble(paths, device, decide=loaded.given("TEST.DECIDE"), tta=loaded.given("TEST.TTA"))
     rule, labels = ensemble.rule, ensemble.labels
     config, watch = loaded.config, partial(progress, description="predicting")

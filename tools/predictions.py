@@ -6,6 +6,7 @@ images,truth,p_scab,...,p_complex,decision,confidence
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 
 from tools.errors import DataError, nearest
 
+MAX_BYTES = 256_000_000
 IMAGE_COLUMNS = ("images", "image", "image_id", "file")
 
 
@@ -73,8 +75,8 @@ def names(labels: Sequence[str], row: np.ndarray) -> str:
     return " ".join(label for label, given in zip(labels, row, strict=True) if given)
 
 
-def read_predictions(path: Path, labels: Sequence[str]) -> Predictions:
-    """Reads a file of ours or of anybody who names the photo in the first column.
+def read_predictions(raw: bytes, path: Path, labels: Sequence[str]) -> Predictions:
+    """Reads the bytes of a file (`path` in errors) of ours, or of anybody who names the photo in the first column.
 
     Understood are a column `decision` or `labels` with label names separated by spaces, and a column a label (called
     `<label>`, `label_<label>` or `p_<label>`) that holds 0 and 1, or probabilities; then, without a decision column,
@@ -84,21 +86,22 @@ def read_predictions(path: Path, labels: Sequence[str]) -> Predictions:
         DataError: naming the row, for whatever is not that.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = raw.decode("utf-8-sig")
         header, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a CSV: {getattr(error, 'strerror', None) or error}") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read as a CSV: {error}") from None
     header = [column.strip() for column in header]
     if not header or header[0] not in IMAGE_COLUMNS or not rows:
         raise DataError(f"{path}: wanted a first column 'images' and at least one row under it")
+    if twice := _repeated(header):
+        raise DataError(f"{path}: the header has {twice!r} twice")
     for number, row in enumerate(rows, 2):
         if len(row) != len(header):
             raise DataError(f"{path}, row {number}: {len(row)} fields where the header has {len(header)}")
     columns = dict(zip(header, zip(*rows, strict=True), strict=True))
     images = [name.strip() for name in columns[header[0]]]
-    twice = {name for name in images if images.count(name) > 1} if len(set(images)) < len(images) else set()
-    if twice:
-        raise DataError(f"{path}: {sorted(twice)[0]} is there twice")
+    if twice := _repeated(images):
+        raise DataError(f"{path}: {twice} is there twice")
     shares = _shares(columns, labels, path)
     spelt = next((columns[key] for key in ("decision", "labels") if key in columns), None)
     if shares is None and spelt is None:
@@ -112,6 +115,11 @@ def read_predictions(path: Path, labels: Sequence[str]) -> Predictions:
             decision |= (shares == shares.max(axis=1, keepdims=True)) & ~decision.any(axis=1, keepdims=True)
     truth = _spelt(columns["truth"], labels, path) if "truth" in columns else None
     return Predictions(images, tuple(labels), None if binary else shares, decision, truth)
+
+
+def _repeated(names: Sequence[str]) -> str:
+    """The first name that comes more than once; the empty string when none does."""
+    return next((name for name, count in Counter(names).items() if count > 1), "")
 
 
 def _shares(columns: dict[str, Sequence[str]], labels: Sequence[str], path: Path) -> np.ndarray | None:

@@ -85,7 +85,7 @@ def start_worker(_number: int) -> None:
 def scan_splits(config) -> tuple[Split, Split]:
     """The photos that a run of this config trains on, made copies included, and those that it is validated on."""
     data = config.DATA
-    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, made=True)
+    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, made=True, follow=data.FOLLOW_LINKS)
     if not data.FOLDS:
         return train, validation_split(config, train.classes)
     manifest = read_manifest(Path(data.DATA_PATH))
@@ -96,7 +96,11 @@ def scan_splits(config) -> tuple[Split, Split]:
 def validation_split(config, classes: tuple[str, ...]) -> Split:
     """The photos that a run of this config is validated on; the training photos are looked at for folds only."""
     data = config.DATA
-    return scan_splits(config)[1] if data.FOLDS else scan_split(data.DATA_PATH, "val", data.ZIP_MODE, classes)
+    return (
+        scan_splits(config)[1]
+        if data.FOLDS
+        else scan_split(data.DATA_PATH, "val", data.ZIP_MODE, classes, follow=data.FOLLOW_LINKS)
+    )
 
 
 def photos_of_updates(data: Data, updates: int, accumulation: int) -> Callable[[int], list[str]]:

@@ -67,7 +67,7 @@ INFERENCE: Schema = {
     "step": (_whole(0), "a whole number from 0"),
     "epoch": (_whole(0), "a whole number from 0"),
     "config": (_text, "text"),
-    "classes": (lambda v: _list(_text, _CLASSES)(v) and len(set(v)) == len(v), "a list of different names"),
+    "classes": (lambda v: _list(_text, _CLASSES)(v) and sorted(set(v)) == v, "a sorted list of names"),
     "preprocess": (_preprocess, "size, crop, interpolation, mean and std within bounds"),
     "targets": (lambda v: _text(v) and v in ("single", "multi"), "single or multi"),
     "thresholds": (_list(_number(0, 1), _CLASSES), "a list of numbers between 0 and 1"),

@@ -25,16 +25,18 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
+    from data.files import read_regular
     from data.labels import CODE_OF, NAME_OF, read_labels
-    from tools.files import write_bytes
+    from tools.files import check_output, write_bytes
     from tools.metrics import OVERALL, PER_CLASS
-    from tools.predictions import aligned, read_predictions
+    from tools.predictions import MAX_BYTES, aligned, read_predictions
     from tools.referee import DECISION_FIGURES, class_rows, figures_of, overall_rows
 
     labels = [NAME_OF[code] for code in sorted(CODE_OF.values())]
     rows = read_labels(Path(args.labels)).rows
     path = Path(args.predictions)
-    everything = read_predictions(path, labels)
+    check_output("--json", args.json, [path, args.labels])
+    everything = read_predictions(read_regular(path, "predictions", MAX_BYTES), path, labels)
     said = aligned(everything, [row.image for row in rows], path)
     truth = np.array([[label in row.labels for label in labels] for row in rows])
     ranked = said.probability is not None

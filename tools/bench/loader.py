@@ -120,7 +120,7 @@ def _ours(root: Path, workers: int, args, opts: list[str]) -> Callable[[], objec
 
     config = _config(workers, args, opts)
     preprocess = build_preprocess(config.DATA, config.TEST, MEAN, STD)
-    split = scan_split(root, "train", config.DATA.ZIP_MODE)
+    split = scan_split(root, "train", config.DATA.ZIP_MODE, follow=config.DATA.FOLLOW_LINKS)
     loader = build_train_loader(config.DATA, config.AUG, split, preprocess, seed=0)
     epochs = itertools.count()
     return lambda: _count(resume_batches(loader, next(epochs), 0))
