@@ -24,6 +24,19 @@ def with_a_limit(size, argv):
     return main.main(argv)
 
 
+def test_files_that_may_not_grow_keep_the_older_checkpoint(recipe, undisturbed, tmp_path):
+    assert warm(tmp_path, main.main, [*recipe, "TRAIN.MAX_STEPS", "7"]).wait() == 0
+    before = {name: (tmp_path / RUN / name).read_bytes() for name in ("last.pth", "previous.pth", "best.pth")}
+    run = warm(tmp_path, with_a_limit, len(before["last.pth"]) - 1, recipe)
+    assert run.wait() == 5
+    assert len(run.errors) == 1
+    assert "last.pth cannot be written: File too large; the older one, if any, is untouched" in run.errors[0]
+    assert before == {name: (tmp_path / RUN / name).read_bytes() for name in before}
+    assert not leftovers(tmp_path)
+    assert warm(tmp_path, main.main, recipe).wait() == 0
+    assert digest(tmp_path / RUN) == undisturbed
+
+
 def on_a_small_disk(size, argv):
     """main.py with a file system of its own at its --output, of which it says at the end what is left there."""
     libc = ctypes.CDLL(None, use_errno=True)

@@ -46,6 +46,19 @@ def test_signals_at_random_moments_and_the_printed_command(recipe, undisturbed, 
     assert not leftovers(tmp_path)
 
 
+def test_a_second_ctrl_c_leaves_at_once(recipe, tmp_path):
+    """With no limit to the update under way; the older checkpoint stays as it was."""
+    run = warm(tmp_path, main.main, [*recipe, *SLOW, "TRAIN.GRACE_SECONDS", "0"])
+    assert run.wait_for(UPDATE, times=2)
+    run.signal(signal.SIGINT)
+    time.sleep(0.2)  # two of a kind are one while the first has not been delivered
+    run.signal(signal.SIGINT)
+    assert run.wait() == 130
+    assert run.errors == ["error: interrupted"]
+    assert step_of(tmp_path) in (1, 2, 3)
+    assert not leftovers(tmp_path)
+
+
 def test_sigusr1_saves_and_the_run_goes_on(recipe, undisturbed, tmp_path):
     run = warm(tmp_path, main.main, [*recipe, "TRAIN.SAVE_EVERY_STEPS", "0"])
     assert run.wait_for(UPDATE, times=2)
