@@ -78,6 +78,8 @@ def requests(grace_seconds: float) -> Iterator[Requests]:
     """
     asked = Requests(grace_seconds)
     handlers = dict.fromkeys(_ENDINGS, asked.note)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        del handlers[signal.SIGHUP]
     handlers |= {signal.SIGUSR1: asked.note_save, signal.SIGALRM: asked.note_overdue}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:

@@ -93,3 +93,16 @@ def test_what_takes_longer_than_the_grace_is_dropped(recipe, tmp_path, times):
     whole.mkdir()
     assert warm(whole, main.main, argv).wait() == 0
     assert digest(tmp_path / RUN) == digest(whole / RUN)
+
+
+def ignoring_hangups(argv):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does before it starts a command
+    return main.main(argv)
+
+
+def test_nohup_keeps_its_meaning(recipe, undisturbed, tmp_path):
+    run = warm(tmp_path, ignoring_hangups, recipe)
+    assert run.wait_for(UPDATE, times=2)
+    run.signal(signal.SIGHUP)
+    assert run.wait() == 0, run.errors
+    assert digest(tmp_path / RUN) == undisturbed
