@@ -1,5 +1,7 @@
 """Signals: every one that ends a run costs at most the update under way, and leaves nothing running."""
 
+import contextlib
+import os
 import random
 import re
 import shlex
@@ -44,6 +46,17 @@ def test_signals_at_random_moments_and_the_printed_command(recipe, undisturbed, 
     assert warm(tmp_path, main.main, argv).wait() == 0
     assert digest(tmp_path / RUN) == undisturbed
     assert not leftovers(tmp_path)
+
+
+def test_a_signal_to_the_whole_group_ends_no_loader_before_its_time(recipe, tmp_path):
+    """What Ctrl-C, systemd and batch systems do."""
+    run = warm(tmp_path, main.main, [*recipe, "DATA.NUM_WORKERS", "2"])
+    assert run.wait_for(UPDATE, times=2)
+    group = [*children(run.pid), run.pid]
+    for pid in group:
+        os.kill(pid, signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM, run.errors
+    assert len(run.errors) == 1
 
 
 def test_a_second_ctrl_c_leaves_at_once(recipe, tmp_path):
@@ -93,6 +106,24 @@ def test_what_takes_longer_than_the_grace_is_dropped(recipe, tmp_path, times):
     whole.mkdir()
     assert warm(whole, main.main, argv).wait() == 0
     assert digest(tmp_path / RUN) == digest(whole / RUN)
+
+
+def test_a_loader_that_hangs_does_not_keep_the_run_from_ending(recipe, tmp_path):
+    run = warm(tmp_path, main.main, [*recipe, "TRAIN.GRACE_SECONDS", "1"])
+    assert run.wait_for(UPDATE, times=2)
+    workers = children(run.pid)
+    ends = Watched(workers)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    run.signal(signal.SIGTERM)
+    run.patience = 60
+    try:
+        assert run.wait() == 143, run.errors
+    finally:
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert ends.gone()
 
 
 def ignoring_hangups(argv):
