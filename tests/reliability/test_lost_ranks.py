@@ -106,6 +106,16 @@ def test_a_nan_on_one_rank_ends_both_at_that_step(of_two, tmp_path):
     assert (content["step"], non_finite(content), faults) == (6, "", {})
 
 
+def test_a_run_folder_that_vanishes_ends_both(of_two, tmp_path):
+    argv, _ = of_two
+    ranks = warm_ranks(tmp_path, argv, argv)
+    assert ranks[0].wait_for(UPDATE, times=2)
+    (tmp_path / "output").rename(tmp_path / "gone")
+    codes, errors = ends(ranks)
+    assert codes == [5, 5]
+    assert str(RUN) in errors[0]
+
+
 def test_ranks_that_were_not_told_the_same_do_not_begin(of_two, dataset, tmp_path):
     argv, _ = of_two
     fewer = shutil.copytree(dataset, tmp_path / "fewer", ignore=shutil.ignore_patterns("*.json"))

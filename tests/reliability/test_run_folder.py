@@ -74,11 +74,35 @@ def test_no_room_is_said_before_anything_is_written(recipe, tmp_path):
     assert run.said[-1] == "left: step None, faults {}, temporary [], []"
 
 
+def test_a_folder_that_is_removed_during_a_run_ends_it(recipe, tmp_path):
+    run = warm(tmp_path, main.main, recipe)
+    assert run.wait_for(UPDATE, times=2)
+    (tmp_path / RUN).rename(tmp_path / "gone")
+    assert run.wait() == 5
+    assert run.errors == [f"error: {RUN} was removed or replaced under the run; put it back, or start anew"]
+    assert not (tmp_path / RUN).exists()
+
+
 def as_anybody(argv):
     """main.py without root's right to write where the rights of a folder forbid it."""
     header, none = (ctypes.c_uint32 * 2)(CAPABILITIES, 0), (ctypes.c_uint32 * 6)()
     assert ctypes.CDLL(None).capset(header, none) == 0
     return main.main(argv)
+
+
+def test_a_folder_that_becomes_read_only_ends_the_run(recipe, tmp_path):
+    run, folder = warm(tmp_path, as_anybody, recipe), tmp_path / RUN
+    assert run.wait_for(UPDATE, times=2)
+    for place in (folder, folder.parent):
+        place.chmod(0o555)
+    code = run.wait()
+    for place in (folder.parent, folder):
+        place.chmod(0o755)
+    assert code == 5
+    assert len(run.errors) == 1
+    assert f"{RUN}/" in run.errors[0]
+    assert "Permission denied" in run.errors[0]
+    assert checkpoint.newest(folder)[2] == {}
 
 
 def test_a_read_only_output_is_refused_before_the_run(recipe, tmp_path):
