@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 RUN     = $(BIN)/python
 
-.PHONY: demo test lint clean
+.PHONY: demo test soak lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PlantSwin needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -22,6 +22,9 @@ demo: $(VENV)/.installed  ## The whole job on drawn leaves: draw, prepare, train
 
 test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
 	$(RUN) -m pytest
+
+soak: $(VENV)/.installed  ## Kills, signals, damage and full disks in numbers; docs/reliability.md has the table.
+	$(RUN) -m pytest --soak -rP tests/reliability
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

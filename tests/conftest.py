@@ -22,6 +22,23 @@ TRAIN: {EPOCHS: 2, WARMUP_EPOCHS: 0.5, BASE_LR: 3.2e-2}
 """
 
 
+def pytest_addoption(parser):
+    parser.addoption("--soak", action="store_true", help="tests/reliability in full numbers, which takes minutes")
+
+
+@pytest.fixture(scope="session")
+def times(request):
+    """(how often in `make test`, how often in `make soak`) -> how often now. Nought skips the test."""
+
+    def choose(few: int, many: int) -> int:
+        count = many if request.config.getoption("--soak") else few
+        if not count:
+            pytest.skip("make soak runs this")
+        return count
+
+    return choose
+
+
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory) -> Path:
     """A drawn data set in the raw course layout."""
@@ -59,6 +76,38 @@ def trained(dataset, tiny, tmp_path_factory) -> Path:
     arguments = ["--cfg", str(tiny), "--data-path", str(dataset), "--output", str(output)]
     assert main.main([*arguments, "--opts", "DATA.TARGETS", "multi"]) == 0
     return output / "tiny" / "default"
+
+
+@pytest.fixture(scope="session")
+def recipe(dataset, tiny, times) -> list[str]:
+    """Flags of a run with every kind of randomness (mixup and drop path are on anyway) that saves all the time."""
+    opts = {"DATA.TARGETS": "multi", "DATA.NUM_WORKERS": 1, "MODEL.DROP_RATE": 0.1, "PRINT_FREQ": 1}
+    opts |= {"TRAIN.EPOCHS": times(3, 12), "TRAIN.EMA_DECAY": 0.9, "TRAIN.SAVE_EVERY_STEPS": 1}
+    words = [str(word) for pair in opts.items() for word in pair]
+    return ["--cfg", str(tiny), "--data-path", str(dataset), "--opts", *words]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(recipe, tmp_path_factory) -> str:
+    """What a run of the recipe comes to when nothing happens to it."""
+    from runs import RUN, digest, warm
+
+    import main
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    run = warm(folder, main.main, recipe)
+    assert run.wait() == 0, run.errors
+    return digest(folder / RUN)
+
+
+@pytest.fixture(scope="session")
+def of_two(recipe, tmp_path_factory) -> tuple[list[str], str]:
+    """Flags of the same run on two ranks, and what it comes to when nothing happens to it."""
+    from runs import RUN, digest, warm_ranks
+
+    argv, folder = [*recipe, "--batch-size", "4"], tmp_path_factory.mktemp("two")
+    assert [run.wait() for run in warm_ranks(folder, argv, argv)] == [0, 0]
+    return argv, digest(folder / RUN)
 
 
 @pytest.fixture

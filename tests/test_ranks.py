@@ -87,6 +87,7 @@ from data.samplers import EvalBatches
 from tools.amp import NativePrecision
 from tools.distributed import process_group, ranks_from_environment
 from tools.engine import predict
+from tools.metrics import score
 device, ranks, results = torch.device("cpu"), ranks_from_environment(), {}
 with process_group(ranks, "gloo", device, 60):
     for n in range(1, 41):
@@ -94,24 +95,42 @@ with process_group(ranks, "gloo", device, 60):
         logits, truth = (torch.tensor(rng.random((n, 6)), dtype=torch.float32) for _ in range(2))
         mine = EvalBatches(n, 4, ranks.rank, ranks.world_size)
         batches = [(logits[i][..., None, None], truth[i] > 0.7) for i in mine]
-        results[str(n)] = predict(torch.nn.Flatten(), batches, device, NativePrecision("cpu", None), 6)
-arrays = {f"{n}{k}": v for n, pair in results.items() for k, v in enumerate(pair)}
+        found, truth = predict(torch.nn.Flatten(), batches, device, NativePrecision("cpu", None), 6)
+        counts = [[row["n"], row["right"]] for row in score(found, found > 0.5, truth)["per_class"]]
+        results[str(n)] = found, truth, counts
+arrays = {f"{n}{k}": v for n, parts in results.items() for k, v in enumerate(parts)}
 np.savez(f"{sys.argv[1]}/rank{ranks.rank}.npz", **arrays)
 """
 
 
+def counted(logits, truth):
+    """Copies of every class, and right ones, in the plainest way."""
+    top = [max(range(6), key=list(row).__getitem__) for row in logits]
+    return [
+        [sum(t[c] for t in truth), sum(t[c] and best == c for t, best in zip(truth, top, strict=True))]
+        for c in range(6)
+    ]
+
+
 def test_one_to_forty_photos_come_back_whole_and_in_order_on_both_ranks(tmp_path):
+    """The logits, and what is counted of them for every class; on one rank as well."""
     (tmp_path / "gather.py").write_text(GATHER)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    subprocess.run([*command, tmp_path / "gather.py", tmp_path], cwd=ROOT, check=True, timeout=300, env=env)
-    for rank in range(2):
-        found = np.load(tmp_path / f"rank{rank}.npz")
+    for folder, launcher in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]),
+    ):
+        (tmp_path / folder).mkdir()
+        command = [sys.executable, *launcher, tmp_path / "gather.py", tmp_path / folder]
+        subprocess.run(command, cwd=ROOT, check=True, timeout=300, env=env)
+    for name in ("one/rank0", "two/rank0", "two/rank1"):
+        found = np.load(tmp_path / f"{name}.npz")
         for n in range(1, 41):
             rng = np.random.default_rng(n)
             logits, truth = rng.random((n, 6)).astype(np.float32), rng.random((n, 6)).astype(np.float32) > 0.7
             assert (found[f"{n}0"] == logits).all()
             assert (found[f"{n}1"] == truth).all()
+            assert found[f"{n}2"].tolist() == counted(logits, truth)
 
 
 def test_the_referee_says_the_same_with_two_ranks(trained, dataset, tmp_path):

@@ -64,7 +64,10 @@ def write(path: Path, content: dict) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     with os.fdopen(descriptor, "wb") as file:
         archive = SealingWriter(file)
-        torch.save(content, archive)
+        try:
+            torch.save(content, archive)
+        except RuntimeError as error:  # of half an archive, which hides what cut it short: a full disk, Ctrl-C
+            raise error.__context__ or error from None
         archive.seal()
         os.fsync(descriptor)
         if hasattr(os, "posix_fadvise"):  # so that reading back asks the disk

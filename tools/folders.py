@@ -39,7 +39,8 @@ def locked(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still ours
+        with contextlib.suppress(OSError):  # gone, or we may write there no more
+            path.unlink()  # while it is still ours
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to processes forked meanwhile
         os.close(descriptor)
         for folder in made:

@@ -48,6 +48,7 @@ from tools.resume import (
 from tools.run import Learner, Plan, Run, fitted_state, record_start
 from tools.run_data import Data, count_table, load_data, photos_of_updates
 from tools.schedules import build_schedule, scale_lr
+from tools.signals import children_end
 from tools.update import Learning
 
 StartWeights = Callable[[nn.Module, object], str]
@@ -79,7 +80,7 @@ def launch(
     """
     config, folder = loaded.config, loaded.run_folder
     check_apart(config, folder)
-    with sole_run(folder, ranks):
+    with sole_run(folder, ranks), children_end():
         start = starting_point(loaded, overwrite)
         run = prepare(config, load_data(config, ranks, device), ranks, device)
         plan, learner = run.plan, run.learner

@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import os
 import signal
 import sys
 import time
@@ -21,7 +22,7 @@ from tools import checkpoint
 from tools.decisions import DecisionRule, fit
 from tools.distributed import Ranks, on_first_rank, share_weights
 from tools.engine import Progress, Update, peak_memory, predict, train_one_epoch, validation_loss
-from tools.errors import CheckpointError, Interrupted
+from tools.errors import CheckpointError, Interrupted, ResourceError
 from tools.figures import draw_curves
 from tools.files import write_bytes
 from tools.history import FIELDS, HISTORY, add_row
@@ -140,6 +141,7 @@ class Run:
     print_freq: int
     snapshots: list[int]
     _status: dict = field(default_factory=dict, init=False)
+    _began_in: os.stat_result | None = field(default=None, init=False)
     _saved_at: float = field(default_factory=time.monotonic, init=False)
 
     def fit(self) -> None:
@@ -150,6 +152,7 @@ class Run:
         """
         begun = started = time.monotonic()
         plan, progress = self.plan, self.progress
+        self._began_in = self.folder.stat() if self.ranks.first else None
         with requests(plan.grace_seconds) as asked:
             while True:
                 if progress.validated < progress.step // plan.updates:
@@ -196,7 +199,8 @@ class Run:
                 bar.update()
                 done = progress.step - epoch * plan.updates
                 if (done - 1) % self.print_freq == 0 or done == plan.updates:
-                    self._log_update(epoch, done, update, (time.monotonic() - started) / (done - first))
+                    with on_first_rank(self.ranks):
+                        self._log_update(epoch, done, update, (time.monotonic() - started) / (done - first))
                 self._answer(asked, epoch)
                 if progress.step == plan.last_step:
                     break
@@ -284,14 +288,15 @@ class Run:
         with on_first_rank(self.ranks):
             if self.ranks.first:
                 self._keep_weights(epoch, better, scores)
-                rows = add_row(self.folder / HISTORY, row)
+                rows = add_row(self._own_folder() / HISTORY, row)
                 write_bytes(self.folder / "curves.png", draw_curves(rows))
 
     def _keep_weights(self, epoch: int, better: bool, scores: dict) -> None:
         """Writes best.pth, and the snapshot that was asked for after this epoch."""
-        paths = [self.folder / checkpoint.BEST] if better else []
+        folder = self._own_folder()
+        paths = [folder / checkpoint.BEST] if better else []
         if epoch + 1 in self.snapshots:
-            paths.append(self.folder / checkpoint.SNAPSHOTS / f"epoch_{epoch + 1:03d}.pth")
+            paths.append(folder / checkpoint.SNAPSHOTS / f"epoch_{epoch + 1:03d}.pth")
         overall = {key: value for key, value in scores.items() if key != "per_class"}
         for path in paths:
             path.parent.mkdir(exist_ok=True)
@@ -305,9 +310,20 @@ class Run:
         with on_first_rank(self.ranks):
             if self.ranks.first:
                 state = self.learner.state() | self.progress.state()
-                last, previous = self.folder / checkpoint.LAST, self.folder / checkpoint.PREVIOUS
+                folder = self._own_folder()
+                last, previous = folder / checkpoint.LAST, folder / checkpoint.PREVIOUS
                 checkpoint.save(last, self._header(epoch) | state, previous)
         self._saved_at = time.monotonic()
+
+    def _own_folder(self) -> Path:
+        """The run folder, if it is still the one of the start: another would get half a run, or be somebody else's."""
+        try:
+            same = os.path.samestat(self.folder.stat(), self._began_in)
+        except OSError:
+            same = False
+        if not same:
+            raise ResourceError(f"{self.folder} was removed or replaced under the run; put it back, or start anew")
+        return self.folder
 
     def _log_update(self, epoch: int, done: int, update: Update, pace: float) -> None:
         """The course project's line. In brackets the epoch's mean."""
@@ -329,7 +345,7 @@ class Run:
             now = {"state": state, "at": datetime.now(UTC).isoformat(), "command": self.command}
             steps = {"step": progress.step, "total_steps": plan.total_steps, "updates_an_epoch": plan.updates}
             self._status |= now | steps | {"select": self.select, "best": progress.best} | more
-            write_bytes(self.folder / STATUS, (json.dumps(self._status) + "\n").encode())
+            write_bytes(self._own_folder() / STATUS, (json.dumps(self._status) + "\n").encode())
 
 
 def validation_scores(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:

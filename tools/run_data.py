@@ -22,7 +22,7 @@ from models.build import normalization
 from tools.distributed import Ranks
 from tools.errors import DataError
 from tools.losses import class_weights
-from tools.signals import die_with_parent
+from tools.signals import start_worker
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,6 @@ def load_data(config, ranks: Ranks, device: torch.device) -> Data:
         worker_init=start_worker,
     )
     return Data(train, val, preprocess, train_loader, val_loader)
-
-
-def start_worker(_number: int) -> None:
-    """Run by every loader process: it must never outlive the run, which may be killed at any time."""
-    die_with_parent()
 
 
 def scan_splits(config) -> tuple[Split, Split]:

@@ -1,6 +1,8 @@
 """Signals that ask something of a run: noted at once, answered between two updates."""
 
 import ctypes
+import multiprocessing
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -12,6 +14,7 @@ from tools.distributed import sum_across_ranks
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_PATIENCE = 5  # seconds for a killed process to be gone
 
 
 class UpdateDropped(Exception):
@@ -78,6 +81,8 @@ def requests(grace_seconds: float) -> Iterator[Requests]:
     """
     asked = Requests(grace_seconds)
     handlers = dict.fromkeys(_ENDINGS, asked.note)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        del handlers[signal.SIGHUP]
     handlers |= {signal.SIGUSR1: asked.note_save, signal.SIGALRM: asked.note_overdue}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -86,6 +91,33 @@ def requests(grace_seconds: float) -> Iterator[Requests]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def children_end() -> Iterator[None]:
+    """The processes that are started inside end with it: also one that hangs, for which Python's own exit waits."""
+    earlier = multiprocessing.active_children()
+    try:
+        yield
+    finally:
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's own raises an error when a loader is killed
+        for process in multiprocessing.active_children():
+            if process not in earlier:
+                process.kill()
+                process.join(_PATIENCE)
+        signal.signal(signal.SIGCHLD, before)
+
+
+def start_worker(_number: int) -> None:
+    """Run first thing by every loader process: it ends with the run, which may be killed at any time, and not before.
+
+    Ctrl-C, systemd and batch systems signal every process of a run, whose last update still needs its loaders.
+    """
+    for number in _ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
+    die_with_parent()
+    if not multiprocessing.parent_process().is_alive():  # it was killed before we could ask for its death
+        os._exit(1)
 
 
 def die_with_parent(number: int = signal.SIGKILL) -> None:

@@ -1,0 +1,139 @@
+"""Signals: every one that ends a run costs at most the update under way, and leaves nothing running."""
+
+import contextlib
+import os
+import random
+import re
+import shlex
+import signal
+import time
+
+from runs import RUN, UPDATE, Watched, children, digest, leftovers, warm
+
+import main
+from tools import checkpoint
+
+ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# Some seconds an update, three updates an epoch.
+SLOW = ("MODEL.SWIN.EMBED_DIM", "96", "DATA.IMG_SIZE", "64", "TRAIN.ACCUMULATION_STEPS", "2")
+
+
+def command_of(run):
+    """argv of the command that the last line of a stopped run tells."""
+    words = shlex.split(re.search("go on with: (.*)", run.errors[-1])[1])
+    assert words[:2] == ["python", "main.py"]
+    return words[2:]
+
+
+def step_of(folder):
+    return checkpoint.newest(folder / RUN)[1]["step"]
+
+
+def test_signals_at_random_moments_and_the_printed_command(recipe, undisturbed, tmp_path, times):
+    random.seed(3)
+    argv = [*recipe, "TRAIN.SAVE_EVERY_STEPS", "0"]
+    for number in ENDINGS * times(1, 5):
+        run = warm(tmp_path, main.main, argv)
+        assert run.wait_for(UPDATE, times=2), run.errors
+        time.sleep(random.uniform(0, 0.3))
+        workers = Watched(children(run.pid))
+        run.signal(number)
+        assert run.wait() == 128 + number, run.errors
+        assert workers.gone()
+        assert len(run.errors) == 1
+        assert run.errors[0].startswith(f"error: stopped by {number.name} at step {step_of(tmp_path)} of ")
+        argv = command_of(run)
+    assert warm(tmp_path, main.main, argv).wait() == 0
+    assert digest(tmp_path / RUN) == undisturbed
+    assert not leftovers(tmp_path)
+
+
+def test_a_signal_to_the_whole_group_ends_no_loader_before_its_time(recipe, tmp_path):
+    """What Ctrl-C, systemd and batch systems do."""
+    run = warm(tmp_path, main.main, [*recipe, "DATA.NUM_WORKERS", "2"])
+    assert run.wait_for(UPDATE, times=2)
+    group = [*children(run.pid), run.pid]
+    for pid in group:
+        os.kill(pid, signal.SIGTERM)
+    assert run.wait() == 128 + signal.SIGTERM, run.errors
+    assert len(run.errors) == 1
+
+
+def test_a_second_ctrl_c_leaves_at_once(recipe, tmp_path):
+    """With no limit to the update under way; the older checkpoint stays as it was."""
+    run = warm(tmp_path, main.main, [*recipe, *SLOW, "TRAIN.GRACE_SECONDS", "0"])
+    assert run.wait_for(UPDATE, times=2)
+    run.signal(signal.SIGINT)
+    time.sleep(0.2)  # two of a kind are one while the first has not been delivered
+    run.signal(signal.SIGINT)
+    assert run.wait() == 130
+    assert run.errors == ["error: interrupted"]
+    assert step_of(tmp_path) in (1, 2, 3)
+    assert not leftovers(tmp_path)
+
+
+def test_sigusr1_saves_and_the_run_goes_on(recipe, undisturbed, tmp_path):
+    run = warm(tmp_path, main.main, [*recipe, "TRAIN.SAVE_EVERY_STEPS", "0"])
+    assert run.wait_for(UPDATE, times=2)
+    assert not (tmp_path / RUN / "last.pth").exists()
+    run.signal(signal.SIGUSR1)
+    assert run.wait_for(UPDATE, times=2)
+    assert 2 <= step_of(tmp_path) <= 4
+    assert run.wait() == 0, run.errors
+    assert digest(tmp_path / RUN) == undisturbed
+
+
+def test_what_takes_longer_than_the_grace_is_dropped(recipe, tmp_path, times):
+    """Signals in the middle of a validation and of updates, until one of each was dropped: nothing is lost by it."""
+    times(0, 1)
+    argv = [*recipe, *SLOW, "TRAIN.SAVE_EVERY_STEPS", "0", "TRAIN.GRACE_SECONDS", "0.01"]
+    whole, dropped, goes_on = tmp_path / "whole", 0, argv
+    for moment in ("training takes", *[UPDATE] * 6):
+        run = warm(tmp_path, main.main, goes_on)
+        seen = run.wait_for(moment)
+        time.sleep(0.05)  # so that it does not come between two updates
+        run.signal(signal.SIGTERM)
+        assert run.wait() == 143, run.errors
+        overdue = any("did not end within TRAIN.GRACE_SECONDS 0.01" in line for line in run.said)
+        done = 3 if moment != UPDATE else 3 * int(seen[1]) + int(seen[2]) + 1
+        assert step_of(tmp_path) == done or (not overdue and step_of(tmp_path) == done + 1)
+        goes_on, dropped = command_of(run), dropped + overdue
+        if dropped == 2:
+            break
+        assert dropped, "the validation was not dropped"
+    assert dropped == 2
+    assert warm(tmp_path, main.main, goes_on).wait() == 0
+    whole.mkdir()
+    assert warm(whole, main.main, argv).wait() == 0
+    assert digest(tmp_path / RUN) == digest(whole / RUN)
+
+
+def test_a_loader_that_hangs_does_not_keep_the_run_from_ending(recipe, tmp_path):
+    run = warm(tmp_path, main.main, [*recipe, "TRAIN.GRACE_SECONDS", "1"])
+    assert run.wait_for(UPDATE, times=2)
+    workers = children(run.pid)
+    ends = Watched(workers)
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    run.signal(signal.SIGTERM)
+    run.patience = 60
+    try:
+        assert run.wait() == 143, run.errors
+    finally:
+        for pid in workers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+    assert ends.gone()
+
+
+def ignoring_hangups(argv):
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what nohup does before it starts a command
+    return main.main(argv)
+
+
+def test_nohup_keeps_its_meaning(recipe, undisturbed, tmp_path):
+    run = warm(tmp_path, ignoring_hangups, recipe)
+    assert run.wait_for(UPDATE, times=2)
+    run.signal(signal.SIGHUP)
+    assert run.wait() == 0, run.errors
+    assert digest(tmp_path / RUN) == undisturbed
