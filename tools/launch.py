@@ -96,6 +96,7 @@ def launch(
         config.MODEL.NUM_CLASSES,
         config.TRAIN.USE_CHECKPOINT,
         config.TEST.IMG_SIZE,
+        config.TRAIN.LEAN,
     )
     origin = f"weights of {resume}" if stored else start_weights(model, config)
     learner = make_learner(model, config, precision, ranks, device)
