@@ -1,10 +1,11 @@
 """The MODEL node -> keyword arguments -> a model; and where pretrained weights of a name are found."""
 
+import contextlib
 import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,9 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 HUB_SECONDS = 3
 
 
-def build_model(node, img_size: int, num_classes: int, use_checkpoint: bool = False, test_size: int = 0) -> nn.Module:
+def build_model(
+    node, img_size: int, num_classes: int, use_checkpoint: bool = False, test_size: int = 0, lean: bool = False
+) -> nn.Module:
     """Builds the model of a MODEL node with fresh weights, for photos of `img_size` and of `test_size` (0: the same).
 
     Raises:
@@ -30,7 +33,9 @@ def build_model(node, img_size: int, num_classes: int, use_checkpoint: bool = Fa
     if node.TYPE == "swin":
         if test_size not in (0, img_size):
             raise UsageError(f"a Swin that was built for {img_size} pixels cannot take {test_size}")
-        return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint))
+        return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint, lean))
+    if lean:
+        raise UsageError("TRAIN.LEAN is for our own Swin (MODEL.TYPE swin); --use-checkpoint spares memory in all")
     _check_timm_name(node.NAME)
     try:
         model = timm.create_model(node.NAME, **timm_arguments(node, num_classes))
@@ -45,7 +50,36 @@ def build_model(node, img_size: int, num_classes: int, use_checkpoint: bool = Fa
     return model.to(memory_format=torch.channels_last)
 
 
-def swin_arguments(node, img_size: int, num_classes: int, use_checkpoint: bool) -> dict:
+def compiled(
+    forward: nn.Module, inputs: Sequence[torch.Tensor], autocast: Callable = contextlib.nullcontext
+) -> tuple[nn.Module, str]:
+    """What TRAIN.COMPILE asks for: (`forward` compiled by torch, ""), or (`forward` as it is, why it stays so).
+
+    torch compiles at the first call, so it is tried on `inputs`, there and back, with buffers and gradients restored.
+
+    Args:
+        inputs: arguments as in training, on the model's device.
+        autocast: makes the context of the forward pass.
+    """
+    buffers = [buffer.clone() for buffer in forward.buffers()]
+    fast = torch.compile(forward)
+    try:
+        with autocast():
+            total = fast(*inputs).float().sum()
+        total.backward()
+    except Exception as error:  # compilers, linkers and torch itself raise many kinds
+        torch.compiler.reset()
+        reason = str(error).strip().splitlines()[0]
+        return forward, f"TRAIN.COMPILE: torch.compile does not work here and is left out: {reason}"
+    finally:
+        forward.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, before in zip(forward.buffers(), buffers, strict=True):
+                buffer.copy_(before)
+    return fast, ""
+
+
+def swin_arguments(node, img_size: int, num_classes: int, use_checkpoint: bool, lean: bool = False) -> dict:
     """Keyword arguments of `SwinTransformer`."""
     swin = node.SWIN
     return {
@@ -65,6 +99,7 @@ def swin_arguments(node, img_size: int, num_classes: int, use_checkpoint: bool) 
         "ape": swin.APE,
         "patch_norm": swin.PATCH_NORM,
         "use_checkpoint": use_checkpoint,
+        "lean": lean,
     }
 
 

@@ -5,6 +5,8 @@ window, nW windows of an image. Tokens are `[B, L, C]` in raster order at every 
 `norm1` or `norm2` sees the image and not a shuffled copy of it.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -53,6 +55,31 @@ def shifted_window_mask(height: int, width: int, window_size: int, shift_size: i
     return torch.where(windows[:, None, :] == windows[:, :, None], 0.0, -100.0)
 
 
+def window_order(side: int, window_size: int, shift_size: int) -> Tensor:
+    """For every token of the shifted windows, window by window, its place in the raster: `[side * side]` int64."""
+    raster = torch.arange(side * side).view(1, side, side, 1)
+    return window_partition(torch.roll(raster, (-shift_size, -shift_size), (1, 2)), window_size).flatten()
+
+
+class Reorder(torch.autograd.Function):
+    """`[B, L, C]` with its tokens in another order. The gradient is gathered back, which autograd's own would scatter.
+
+    Args:
+        order: `[L]`, where each token of the result comes from.
+        inverse: `[L]`, its inverse.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(order, inverse)
+        return x.index_select(1, order)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        order, inverse = ctx.saved_tensors
+        return Reorder.apply(grad, inverse, order), None, None
+
+
 def add_branch(x: Tensor, branch: nn.Module, keep: Tensor | None) -> Tensor:
     """`x + branch(x)`, with stochastic depth (Huang et al., arXiv 1603.09382) over the images.
 
@@ -60,36 +87,53 @@ def add_branch(x: Tensor, branch: nn.Module, keep: Tensor | None) -> Tensor:
 
     Args:
         x: `[B, ...]`.
-        keep: `[B]`, 0 for a dropped image and 1/(1-p) for a kept one; None keeps all.
+        keep: `[B]` on the CPU, 0 for a dropped image and 1/(1-p), one number, for a kept one; None keeps all.
     """
     if keep is None:
         return x + branch(x)
     if torch.compiler.is_compiling():  # a shape that changes every step would recompile every step
         return x + branch(x) * keep.to(x).view(-1, *[1] * (x.ndim - 1))
-    kept = keep.nonzero()[:, 0]  # on the CPU, where masks are drawn: no synchronisation
-    scale = keep[kept].to(x.device, non_blocking=True)
+    kept, scale = keep.nonzero()[:, 0], keep.max().item()  # on the CPU, where masks are drawn: no synchronisation
+    if len(kept) == len(keep):
+        return torch.add(x, branch(x), alpha=scale)
     kept = kept.to(x.device, non_blocking=True)
     # With nobody kept the branch runs on zero rows: its parameters get a zero gradient, which DDP waits for.
-    out = branch(x.index_select(0, kept)).to(x.dtype)
-    return x.index_add(0, kept, out * scale.to(out.dtype).view(-1, *[1] * (x.ndim - 1)))
+    return x.index_add(0, kept, branch(x.index_select(0, kept)).to(x.dtype), alpha=scale)
+
+
+def run(part: nn.Module, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """`function(*inputs)`. Where `part` is lean and trains, backward computes its inner results again.
+
+    The recomputation ends at the last result that backward needs: a last matrix product is not repeated.
+    """
+    if part.lean and part.training and torch.is_grad_enabled():
+        return checkpoint(function, *inputs, use_reentrant=False)
+    return function(*inputs)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear on `[..., C]`."""
+    """Linear, GELU, Linear on `[..., C]`; `lean` computes GELU again in backward."""
 
-    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0):
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0, lean: bool = False):
         super().__init__()
+        self.lean = lean
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
         self.drop = nn.Dropout(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return run(self, self._project, self.fc1(x))
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(x))))
 
 
 class WindowAttention(nn.Module):
-    """Multi-head self-attention within windows, with a learned bias for every relative position (equation 4)."""
+    """Multi-head self-attention within windows, with a learned bias for every relative position (equation 4).
+
+    `lean` computes scores and softmax again in backward.
+    """
 
     def __init__(
         self,
@@ -99,9 +143,10 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         drop: float = 0.0,
+        lean: bool = False,
     ):
         super().__init__()
-        self.dim, self.window_size, self.num_heads = dim, window_size, num_heads
+        self.dim, self.window_size, self.num_heads, self.lean = dim, window_size, num_heads, lean
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
@@ -117,18 +162,33 @@ class WindowAttention(nn.Module):
             x: `[B*nW, N, C]`.
             mask: `[nW, N, N]`, added to the scores; None where windows were not shifted.
         """
-        windows, n, c = x.shape
-        qkv = self.qkv(x).view(windows, n, 3, self.num_heads, c // self.num_heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.unbind(0)  # each [B*nW, heads, N, C/heads]
-        bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
-        bias = bias.view(n, n, -1).permute(2, 0, 1)  # [heads, N, N]
-        if mask is not None:
-            bias = bias + mask[:, None]  # [nW, heads, N, N]
-        scores = (q * self.scale) @ k.transpose(-2, -1)  # [B*nW, heads, N, N]
-        scores = scores.view(-1, *bias.shape) + bias  # [B*nW, heads, N, N], or [B, nW, heads, N, N] with a mask
-        attention = scores.softmax(dim=-1).view(windows, self.num_heads, n, n).to(v.dtype)
-        x = (attention @ v).transpose(1, 2).reshape(windows, n, c)
-        return self.proj_drop(self.proj(x))
+        return self.proj_drop(self.proj(run(self, self._attend, self.qkv(x), mask)))
+
+    def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
+        """`[B*nW, N, 3C]` -> `[B*nW, N, C]`."""
+        windows, n = qkv.shape[:2]
+        qkv = qkv.view(windows, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.contiguous().unbind(0)  # each [B*nW, heads, N, C/heads]; one copy here, or three in the products
+        # A GPU's fused kernels never write the scores down; on a CPU plain products are twice as fast.
+        attend = self._fused if qkv.is_cuda and windows else self._plain
+        return attend(q, k, v, self._bias(mask)).transpose(1, 2).reshape(windows, n, self.dim)
+
+    def _plain(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        scores = q @ k.transpose(-2, -1)
+        scores = torch.add(bias, scores.view(-1, *bias.shape), alpha=self.scale)
+        return scores.softmax(dim=-1).view(*q.shape[:3], -1).to(v.dtype) @ v
+
+    def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        bias = bias.to(q.dtype).expand(len(q) // (len(bias) if bias.ndim == 4 else 1), *bias.shape)
+        bias = bias.flatten(0, -4)  # [B*nW, heads, N, N]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+
+    def _bias(self, mask: Tensor | None) -> Tensor:
+        """What is added to the scores: `[heads, N, N]`, or with a mask `[nW, heads, N, N]`."""
+        n = self.window_size**2
+        bias = self.relative_position_bias_table.t().index_select(1, self.relative_position_index.flatten())
+        bias = bias.view(-1, n, n)
+        return bias if mask is None else bias + mask[:, None]
 
     def extra_repr(self) -> str:
         return f"dim={self.dim}, window_size={self.window_size}, num_heads={self.num_heads}"
@@ -153,17 +213,21 @@ class SwinTransformerBlock(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         drop: float = 0.0,
+        lean: bool = False,
     ):
         super().__init__()
         if resolution <= window_size:  # one window holds the whole grid: nothing to shift
             window_size, shift_size = resolution, 0
         self.dim, self.resolution, self.window_size, self.shift_size = dim, resolution, window_size, shift_size
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, drop)
+        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, drop, lean)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, lean)
         mask = shifted_window_mask(resolution, resolution, window_size, shift_size) if shift_size else None
         self.register_buffer("attn_mask", mask, persistent=False)
+        order = window_order(resolution, window_size, shift_size)
+        self.register_buffer("window_order", order, persistent=False)
+        self.register_buffer("raster_order", order.argsort(), persistent=False)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
         """`[B, L, C]` -> `[B, L, C]`; `keep` `[2, B]` holds the stochastic depth of attention and MLP."""
@@ -172,17 +236,11 @@ class SwinTransformerBlock(nn.Module):
         return add_branch(x, self._mix, keep_mlp)
 
     def _attend(self, x: Tensor) -> Tensor:
-        side, shift, window = self.resolution, self.shift_size, self.window_size
+        """Tokens to (shifted) windows, attention, and back: one gather each way, where rolling and cutting are two."""
         shape = x.shape
-        x = self.norm1(x).view(-1, side, side, self.dim)
-        if shift:
-            x = torch.roll(x, (-shift, -shift), (1, 2))
-        windows = window_partition(x, window).flatten(1, 2)  # [B*nW, N, C]
-        windows = self.attn(windows, self.attn_mask)
-        x = window_reverse(windows, window, side, side)
-        if shift:
-            x = torch.roll(x, (shift, shift), (1, 2))
-        return x.view(shape)
+        x = Reorder.apply(self.norm1(x), self.window_order, self.raster_order)
+        windows = self.attn(x.view(-1, self.window_size**2, self.dim), self.attn_mask)
+        return Reorder.apply(windows.view(shape), self.raster_order, self.window_order)
 
     def _mix(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
@@ -274,6 +332,7 @@ class SwinTransformer(nn.Module):
         ape: adds a learned absolute position embedding.
         patch_norm: norm after the patch embedding.
         use_checkpoint: recompute each block in backward.
+        lean: recompute GELU and attention scores in backward, which costs little and spares a third of the memory.
     """
 
     def __init__(
@@ -295,6 +354,7 @@ class SwinTransformer(nn.Module):
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
+        lean: bool = False,
     ):
         super().__init__()
         depths, num_heads = tuple(depths), tuple(num_heads)
@@ -317,6 +377,7 @@ class SwinTransformer(nn.Module):
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,
                 drop=drop_rate,
+                lean=lean,
             )
             for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True))
         )

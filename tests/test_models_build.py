@@ -92,3 +92,41 @@ def test_trying_a_model_out_changes_nothing():
     assert torch.equal(torch.rand(1), drawn)
     assert weights_digest(model) == weights_digest(plain)
     assert model.training
+
+
+def test_a_lean_swin_is_asked_for_by_the_config_and_timm_has_none():
+    config = load("configs/sample.yaml", ["TRAIN.LEAN", "true"]).config
+    model = build.build_model(config.MODEL, 96, 6, lean=config.TRAIN.LEAN)
+    assert all(block.mlp.lean and block.attn.lean for stage in model.layers for block in stage.blocks)
+    node = load("configs/tf_efficientnet_lite0.yaml").config.MODEL
+    with pytest.raises(UsageError, match=r"TRAIN\.LEAN"):
+        build.build_model(node, 64, 6, lean=True)
+
+
+def test_where_nothing_can_be_compiled_training_goes_on_without(monkeypatch):
+    """No C++ compiler, as on most users' machines: the model itself comes back, untouched, with a reason."""
+    config = pytest.importorskip("torch._inductor.config")
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    forward, note = build.compiled(model, [torch.randn(3, 5)])
+    assert forward is model
+    assert note.startswith("TRAIN.COMPILE: torch.compile does not work here and is left out: ")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_traced_swin_gives_the_same_gradients():
+    """With what precedes a compiler: the graphs that torch.compile makes of it, lean or not."""
+    torch.manual_seed(0)
+    model = SwinTransformer(img_size=32, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, lean=True).train()
+    images, keep = torch.randn(3, 3, 32, 32), model.draw_drop_path(3)
+    results = []
+    for forward in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        forward(images, keep).square().sum().backward()
+        results.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.compiler.reset()
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager, atol=1e-5, rtol=1e-4)

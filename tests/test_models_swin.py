@@ -8,10 +8,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from models.swin_transformer import (
     VARIANTS,
     PatchMerging,
+    Reorder,
     SwinTransformer,
+    WindowAttention,
     add_branch,
     relative_position_index,
     shifted_window_mask,
+    window_order,
     window_partition,
     window_reverse,
 )
@@ -96,6 +99,46 @@ def test_checkpointing_gives_the_same_gradients_with_stochastic_depth():
         gradients.append([p.grad.clone() for p in model.parameters()])
     for plain, recomputed in zip(*gradients, strict=True):
         assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("use_checkpoint", [False, True])
+def test_the_lean_model_has_the_same_logits_and_gradients(dtype, use_checkpoint):
+    torch.manual_seed(0)
+    images, results = torch.randn(4, 3, 64, 64), []
+    weights = SwinTransformer(**SMALL).state_dict()
+    for options in ({}, {"lean": True, "use_checkpoint": use_checkpoint}):
+        model = SwinTransformer(drop_path_rate=0.2, drop_rate=0.1, **SMALL, **options).train()
+        model.load_state_dict(weights)
+        keep = model.draw_drop_path(4, torch.Generator().manual_seed(3))
+        torch.manual_seed(5)  # of dropout
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            logits = model(images, keep)
+        logits.float().square().sum().backward()
+        results.append([logits, *(p.grad for p in model.parameters())])
+    for plain, lean in zip(*results, strict=True):
+        assert torch.equal(plain, lean)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_fused_attention_of_gpus_equals_the_plain_products(masked):
+    torch.manual_seed(0)
+    layer = WindowAttention(24, 4, 3)
+    q, k, v = torch.randn(3, 8, 3, 16, 8).unbind(0)  # two images of four windows
+    bias = layer._bias(shifted_window_mask(8, 8, 4, 2) if masked else None)
+    torch.testing.assert_close(layer._fused(q, k, v, bias), layer._plain(q, k, v, bias))
+
+
+def test_windows_are_taken_and_put_back_by_one_order():
+    """Against rolling and cutting; and the gradient against autograd's own for a gather."""
+    x = torch.randn(2, 64, 3, requires_grad=True)
+    order = window_order(8, 4, 2)
+    rolled = torch.roll(x.view(2, 8, 8, 3), (-2, -2), (1, 2))
+    got = Reorder.apply(x, order, order.argsort())
+    assert torch.equal(got, window_partition(rolled, 4).reshape(2, 64, 3))
+    weight = torch.randn_like(got)
+    ours, autograds = (torch.autograd.grad(y, x, weight)[0] for y in (got, x.index_select(1, order)))
+    assert torch.equal(ours, autograds)
 
 
 def test_checkpointing_without_given_masks_still_draws_them_once():

@@ -120,3 +120,23 @@ def test_sgd_has_a_state_only_with_momentum(model):
         optimizer = moved(model, "sgd", momentum=momentum)
         restore_state(optimizer, optimizer.state_dict(), "x.pth", moved=True)
         assert bool(optimizer.state) == (momentum > 0)
+
+
+def test_the_fused_kernel_moves_weights_as_the_loop_over_them_does(model):
+    """Against torch's loop: three steps of AdamW and of SGD."""
+    start = {name: value.clone() for name, value in model.state_dict().items()}
+    for name in ("adamw", "sgd"):
+        ends = []
+        for fused in (True, False):
+            model.load_state_dict(start)
+            groups = parameter_groups(model, weight_decay=0.1)
+            optimizer = build_optimizer(groups, name, lr=0.01, eps=1e-8, betas=(0.9, 0.999), momentum=0.9)
+            assert optimizer.defaults["fused"], "CPUs have one"
+            for group in optimizer.param_groups:
+                group["fused"] = fused
+            for step in range(3):
+                for p in model.parameters():
+                    p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(step))
+                optimizer.step()
+            ends.append([p.detach().clone() for p in model.parameters()])
+        torch.testing.assert_close(*ends, atol=1e-6, rtol=1e-5)

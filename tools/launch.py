@@ -122,6 +122,7 @@ def prepare(config, data: Data, ranks: Ranks, device: torch.device, weights: Sta
         config.MODEL.NUM_CLASSES,
         config.TRAIN.USE_CHECKPOINT,
         config.TEST.IMG_SIZE,
+        config.TRAIN.LEAN,
     )
     origin = (weights or start_weights)(model, config)
     learner = make_learner(model, config, precision, device)
