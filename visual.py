@@ -87,35 +87,49 @@ def check(args) -> None:
 
 
 def draw(loaded, args, run) -> int:
-    """Explains photos, a batch at a time. All of them are decoded before the first picture is written."""
+    """Explains photos, a batch at a time. All of them are decoded before the first picture is written.
+
+    Threads read and write beside the model, which would wait for pictures a third of the time otherwise.
+    """
+    from functools import partial
+
+    from data.build import num_workers
     from tools.engine import VIEWS
-    from tools.explain import Album, batches, rows_of, warnings
-    from tools.gallery import leaf_of, with_predictions
+    from tools.explain import Album, Subject, in_threads
+    from tools.gallery import explain_photos
     from tools.logger import progress, say
 
     predictors, folder, why = find_predictors(loaded, args, run)
-    best = predictors[-1]
+    best, data = predictors[-1], loaded.config.DATA
     columns = columns_of(predictors, recipes_of(best.model, args))
-    wanted = None if args.target == "predicted" else [best.class_index(args.target)]
-    tta = loaded.given("TEST.TTA") or "none"
+    tta, size, threads = loaded.given("TEST.TTA") or "none", data.BATCH_SIZE, num_workers(data.NUM_WORKERS)
     subjects = list(chosen(loaded.config, args, best, tta))
-    for subject in subjects:
-        subject.read()
-    album, views = Album(folder, best.labels, args.full_size), VIEWS[tta]
+    for _ in in_threads(Subject.check, subjects, threads, size):
+        pass  # an unreadable one has raised its error
     print(why)
-    size = loaded.config.DATA.BATCH_SIZE
-    for batch in progress(batches(subjects, size), "explaining", -(-len(subjects) // size)):
-        leaves = [leaf_of(subject, best.preprocess) for subject in batch]
-        if args.compare == "targets":
-            leaves = with_predictions(leaves, best)
-        classes = [wanted] * len(leaves) if wanted else None
-        if args.mistakes or args.compare == "targets":
-            classes = [sorted({*leaf.truth, *leaf.given}) for leaf in leaves]
-        for leaf, rows in zip(leaves, rows_of(leaves, columns, classes, views), strict=True):
-            say(write(album, leaf, rows, columns, args))
-            for line in warnings(leaf, rows, columns, best.labels):
-                say(line)
+    explained = explain_photos(
+        subjects,
+        best,
+        columns,
+        size,
+        threads,
+        target=None if args.target == "predicted" else best.class_index(args.target),
+        every_label=bool(args.mistakes) or args.compare == "targets",
+        predict=args.compare == "targets",
+        views=VIEWS[tta],
+    )
+    work = partial(written_lines, Album(folder, best.labels, args.full_size), columns, args)
+    for lines in progress(in_threads(work, explained, threads, size), "explaining", len(subjects)):
+        say("\n".join(lines))
     return 0
+
+
+def written_lines(album, columns, args, explained) -> list[str]:
+    """Writes the pictures of one photo, (its leaf, its rows); what is to be said of it."""
+    from tools.explain import warnings
+
+    leaf, rows = explained
+    return [write(album, leaf, rows, columns, args), *warnings(leaf, rows, columns, album.labels)]
 
 
 def chosen(config, args, predictor, tta: str):

@@ -10,7 +10,6 @@ from conftest import written
 from PIL import Image
 
 import visual
-from tools import cam_speed
 from tools.cam import METHODS
 from tools.checkpoint import read
 
@@ -84,13 +83,6 @@ def test_epochs(run_folder, draw, dataset, raw, refused, tmp_path):
 
 def test_the_flag_offers_the_methods_there_are():
     assert tuple(METHODS) == visual.METHODS
-
-
-def test_speed_is_measured_on_equal_maps(capsys):
-    assert cam_speed.main(["--photos", "1", "--rounds", "1"]) == 0
-    *ways, apart = capsys.readouterr().out.splitlines()
-    assert len(ways) == 5
-    assert float(apart.split()[3]) < 1e-5
 
 
 def test_a_whole_split_with_several_looks(draw):

@@ -2,7 +2,9 @@
 
 import itertools
 import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +36,10 @@ class Subject:
     read: Callable[[], Image]
     truth: tuple[int, ...] = ()
     given: tuple[int, ...] = ()
+
+    def check(self) -> None:
+        """Decodes the photo and drops it. Raises what `read` raises."""
+        self.read()
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,18 @@ def batches(items: Iterable, size: int) -> Iterator[list]:
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
+
+
+def in_threads(work: Callable, items: Iterable, threads: int, ahead: int) -> Iterator:
+    """`work(item)` for every item, in order; up to `ahead` of them are under way while the caller does other things."""
+    waiting: deque = deque()
+    with ThreadPoolExecutor(threads) as pool:
+        for item in items:
+            waiting.append(pool.submit(work, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def rows_of(

@@ -1,6 +1,6 @@
 """Which photos are explained: from checkpoints and splits to subjects and cases. May import every shelf."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from tools.assemble import Ensemble, Predictor, predict_split
 from tools.cam_score import Case
 from tools.distributed import Ranks
 from tools.errors import DataError
-from tools.explain import Leaf, Subject, distinct
+from tools.explain import Column, Leaf, Row, Subject, batches, distinct, in_threads, rows_of
 from tools.logger import progress
 
 Boxed = tuple[Split, Photo, int, list[Box]]  # a photo, one of its classes, and the boxes of that
@@ -90,6 +90,36 @@ def with_predictions(leaves: Sequence[Leaf], predictor: Predictor) -> list[Leaf]
         logits = predictor.model(torch.stack([leaf.image for leaf in leaves]).to(device)).float().cpu().numpy()
     decision = rule.decide(rule.probabilities(logits))
     return [replace(leaf, given=tuple(row.nonzero()[0].tolist())) for leaf, row in zip(leaves, decision, strict=True)]
+
+
+def explain_photos(
+    subjects: Sequence[Subject],
+    predictor: Predictor,
+    columns: Sequence[Column],
+    size: int,
+    threads: int,
+    *,
+    target: int | None = None,
+    every_label: bool = False,
+    predict: bool = False,
+    views: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (lambda x: x,),
+) -> Iterator[tuple[Leaf, list[Row]]]:
+    """Every photo with its rows. The model takes `size` at a time while `threads` read the next ones.
+
+    Args:
+        target: the class to explain; None takes the most probable one.
+        every_label: explain the true labels and the given ones instead.
+        predict: let `predictor` give them first.
+        views: see `tools.cam.explain`.
+    """
+    read = in_threads(partial(leaf_of, preprocess=predictor.preprocess), subjects, threads, size)
+    for leaves in batches(read, size):
+        if predict:
+            leaves = with_predictions(leaves, predictor)
+        classes = None if target is None else [[target]] * len(leaves)
+        if every_label:
+            classes = [sorted({*leaf.truth, *leaf.given}) for leaf in leaves]
+        yield from zip(leaves, rows_of(leaves, columns, classes, views), strict=True)
 
 
 def boxed_photos(splits: Sequence[Split], labels: Sequence[str], boxes: Mapping[str, list[Box]]) -> list[Boxed]:
