@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from models.swin_transformer import SwinTransformer
-from tools.errors import CheckpointError, UsageError, nearest
+from tools.errors import CheckpointError, Interrupted, UsageError, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -68,6 +68,9 @@ def compiled(
             total = fast(*inputs).float().sum()
         total.backward()
     except Exception as error:  # compilers, linkers and torch itself raise many kinds
+        inner = getattr(error, "inner_exception", error)  # torch wraps whatever is raised meanwhile, a signal's too
+        if isinstance(inner, Interrupted):
+            raise inner from None
         torch.compiler.reset()
         reason = str(error).strip().splitlines()[0]
         return forward, f"TRAIN.COMPILE: torch.compile does not work here and is left out: {reason}"

@@ -352,3 +352,27 @@ def test_print_config_shows_sources_and_starts_nothing(tiny, capsys, tmp_path):
     assert rows["TRAIN.EPOCHS"] == str(tiny)
     assert rows["SEED"] == "default"
     assert not (tmp_path / "o").exists()
+
+
+def test_compiling_that_cannot_work_is_left_out_with_a_word(train, monkeypatch):
+    """No C++ compiler: the same bits as a run that never asked for it."""
+    config = pytest.importorskip("torch._inductor.config")
+    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
+    monkeypatch.setattr(config, "force_disable_caches", True)
+    (code, plain), (fallen_code, fallen) = train("plain"), train("fallen", "TRAIN.COMPILE", "true")
+    assert (code, fallen_code) == (0, 0)
+    assert "TRAIN.COMPILE: torch.compile does not work here and is left out: " in (fallen / "log.txt").read_text()
+    assert equal(weights(plain), weights(fallen))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_a_compiled_run_trains_the_same_model(train):
+    """Two updates within rounding of the plain ones, validated and saved under the plain names."""
+    short = ("TRAIN.MAX_STEPS", "2", "MODEL.DROP_PATH_RATE", "0.5", "TRAIN.EMA_DECAY", "0.9", "TRAIN.FREEZE", "[norm]")
+    (code, plain), (compiled_code, fast) = train("plain", *short), train("fast", "TRAIN.COMPILE", "true", *short)
+    assert (code, compiled_code) == (0, 0)
+    assert "TRAIN.COMPILE: the forward pass of training is compiled" in (fast / "log.txt").read_text()
+    assert weights(plain).keys() == weights(fast).keys()
+    for name, tensor in weights(plain).items():
+        torch.testing.assert_close(weights(fast)[name], tensor, atol=1e-3, rtol=1e-2, msg=name)
+    torch.compiler.reset()

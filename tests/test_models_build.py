@@ -1,5 +1,6 @@
 """From the MODEL node to a model, and where `--pretrained` looks."""
 
+import functools
 import inspect
 
 import pytest
@@ -10,7 +11,7 @@ from configs.load import load
 from models import build
 from models.swin_transformer import VARIANTS, SwinTransformer
 from models.weights import weights_digest
-from tools.errors import CheckpointError, UsageError
+from tools.errors import CheckpointError, Interrupted, UsageError
 
 
 def test_arguments_are_those_of_the_constructors():
@@ -115,6 +116,18 @@ def test_where_nothing_can_be_compiled_training_goes_on_without(monkeypatch):
     assert note.startswith("TRAIN.COMPILE: torch.compile does not work here and is left out: ")
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_signal_while_compiling_ends_the_run(monkeypatch):
+    """torch takes it for a failure of its compiler."""
+
+    def interrupted(_graph, _inputs):
+        raise Interrupted("ended by SIGTERM", 15)
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=interrupted))
+    with pytest.raises(Interrupted):
+        build.compiled(torch.nn.Linear(5, 4), [torch.randn(3, 5)])
+    torch.compiler.reset()
 
 
 def test_a_traced_swin_gives_the_same_gradients():

@@ -3,6 +3,7 @@
 Everything that can be refused is refused before the first file is written, which is what `open_folder` does.
 """
 
+import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +24,8 @@ from data.build import (
 from data.datasets import describe
 from data.labels import healthy_index
 from data.seeds import INIT, seed_of
-from models.build import Hub, build_model, find_pretrained, head_name, layer_index, no_weight_decay
+from models.build import Hub, build_model, compiled, find_pretrained, head_name, layer_index, no_weight_decay
+from models.swin_transformer import SwinTransformer
 from models.weights import count_parameters, load_pretrained, load_strictly
 from tools import checkpoint
 from tools.amp import choose_precision
@@ -35,7 +37,7 @@ from tools.errors import ResourceError, UsageError
 from tools.files import write_bytes
 from tools.logger import create_logger
 from tools.losses import build_criterion, class_weights
-from tools.optim import build_optimizer, freeze, parameter_groups, trainable
+from tools.optim import build_optimizer, freeze, parameter_groups, set_train_mode, trainable
 from tools.resume import (
     RUN_FILES,
     Start,
@@ -339,7 +341,7 @@ def make_run(
 def make_learning(config, learner: Learner, plan: Plan, data: Data, ranks: Ranks, device: torch.device) -> Learning:
     """What every update of the run needs."""
     return Learning(
-        model=learner.module,
+        model=training_forward(config, learner, device) if config.TRAIN.COMPILE else learner.module,
         criterion=make_criterion(config, data, device),
         optimizer=learner.optimizer,
         precision=learner.precision,
@@ -358,6 +360,22 @@ def make_learning(config, learner: Learner, plan: Plan, data: Data, ranks: Ranks
         clip_grad=config.TRAIN.CLIP_GRAD,
         ranks=ranks,
     )
+
+
+def training_forward(config, learner: Learner, device: torch.device) -> nn.Module:
+    """The learner's module compiled by torch, or as it is with a word in the log where torch cannot compile it.
+
+    It shares the module's parameters; the module itself is what is saved, averaged and validated.
+    """
+    model, side = learner.module, config.DATA.IMG_SIZE
+    set_train_mode(model)
+    inputs = [torch.zeros(config.DATA.BATCH_SIZE, 3, side, side, device=device)]
+    if isinstance(model, SwinTransformer):
+        inputs.append(model.draw_drop_path(len(inputs[0])))
+    forward, note = compiled(model, inputs, learner.precision.autocast)
+    logger = logging.getLogger("plantswin")
+    logger.warning(note) if note else logger.info("TRAIN.COMPILE: the forward pass of training is compiled")
+    return forward
 
 
 def make_criterion(config, data: Data, device: torch.device):

@@ -1,7 +1,7 @@
 """Activations kept for backward, counted in bytes; the process's own peak beside them; the largest batch that fits."""
 
 import multiprocessing
-import resource
+from pathlib import Path
 
 from tools.bench import peers
 from tools.bench.rounds import Row
@@ -17,85 +17,80 @@ def add_flags(parser) -> None:
     """This ruler's own flags."""
     peers.add_size_flag(parser)
     parser.add_argument("--budget", type=float, default=8.0, metavar="GIB", help="the card to fill (default 8)")
-    parser.add_argument("--peak-batch", type=int, default=8, metavar="N", help="images of the peak's check (default 8)")
+    parser.add_argument(
+        "--peak-batch", type=int, default=4, metavar="N", help="images of the check by new processes (4); 0: no check"
+    )
 
 
 def measure(args) -> list[Row]:
     """For fp32 and bf16 autocast, each mode of ours beside timm's same mode (lean: timm's plain)."""
-    from tools.budget import largest_batch
+    return [compare(args, mode, dtype) for dtype in ("fp32", "bf16") for mode in MODES]
 
-    rows = []
-    for dtype in ("fp32", "bf16"):
-        for mode in MODES:
-            model = make_model("ours", mode, args.size)
-            theirs = bytes_an_image(make_model("timm", mode, args.size), args.size, dtype)
-            ours = bytes_an_image(model, args.size, dtype)
-            fixed = BYTES_A_PARAMETER * sum(p.numel() for p in model.parameters())
-            most = largest_batch(ours, fixed, args.budget * GIBI)
-            peak = peak_an_image(args, mode, dtype)
-            note = (
-                f"{ours / MEBI:.1f} MiB an image, timm's {theirs / MEBI:.1f}; the process grows by {peak / MEBI:.1f}; "
-                f"{most} images fit into {args.budget:g} GiB"
-            )
-            bar = BARS.get(mode) if dtype == "bf16" else None
-            rows.append(
-                Row(f"{dtype}, {mode}", ratio=theirs / ours, low=theirs / ours, high=theirs / ours, note=note, bar=bar)
-            )
-    return rows
+
+def compare(args, mode: str, dtype: str) -> Row:
+    """The ratio of what is kept, timm's by ours; what fits goes by the peak of a step, which recomputes as well."""
+    from tools.budget import largest_batch, peak_an_image
+
+    models = {kind: make_model(kind, mode, args.size) for kind in ("ours", "timm")}
+    kept, peak, fitting = {}, {}, {}
+    for kind, model in models.items():
+        kept[kind] = bytes_an_image(model, args.size, dtype)
+        peak[kind] = peak_an_image(
+            lambda images, model=model: loss_of(model, args.size, dtype, images).backward(), peers.device()
+        )
+        fixed = BYTES_A_PARAMETER * sum(p.numel() for p in model.parameters())
+        fitting[kind] = largest_batch(max(peak[kind], kept[kind]), fixed, args.budget * GIBI)
+    grown = f"our process grows by {process_an_image(args, mode, dtype) / MEBI:.1f}; " if args.peak_batch else ""
+    note = (
+        f"kept {kept['ours'] / MEBI:.1f} MiB an image, timm {kept['timm'] / MEBI:.1f}; peak of a step "
+        f"{peak['ours'] / MEBI:.1f}, timm {peak['timm'] / MEBI:.1f}; {grown}"
+        f"into {args.budget:g} GiB fit {fitting['ours']} images, timm {fitting['timm']}"
+    )
+    ratio = kept["timm"] / kept["ours"]
+    return Row(f"{dtype}, {mode}", None, ratio, ratio, ratio, note, BARS.get(mode) if dtype == "bf16" else None)
 
 
 def make_model(kind: str, mode: str, size: str):
     """A model in one of `MODES`, nothing dropped; timm has no lean mode, so there it is timm's plain one."""
-    if kind == "ours":
-        return peers.build("ours", size, 0.0, **MODES[mode])
-    model = peers.build(kind, size, 0.0)
-    if mode == "checkpoint":
+    options = MODES[mode] if kind == "ours" else {}
+    model = peers.build(kind, size, 0.0, **options).to(peers.device()).train()
+    if kind == "timm" and mode == "checkpoint":
         model.set_grad_checkpointing(True)
     return model
 
 
 def bytes_an_image(model, size: str, dtype: str) -> int:
-    """What one more image adds to the tensors that a forward pass keeps for its backward.
+    """What one more image adds to the tensors that a forward pass keeps for its backward."""
+    from tools.budget import kept_bytes
 
-    Every storage counts once, whole, however many views of it are kept; the parameters' own do not count.
-    """
-    model = model.to(peers.device()).train()
-    return kept_bytes(model, size, dtype, 2) - kept_bytes(model, size, dtype, 1)
+    one, two = (kept_bytes(model, lambda images=images: loss_of(model, size, dtype, images)) for images in (1, 2))
+    return two - one
 
 
-def kept_bytes(model, size: str, dtype: str, batch: int) -> int:
-    """Bytes of all storages that the graph of one forward pass keeps."""
+def loss_of(model, size: str, dtype: str, images: int):
+    """The loss of a random batch."""
     import torch
 
-    own = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
-    kept = {}  # identity of a storage -> the storage itself, held so that nobody else gets it
-
-    def pack(tensor):
-        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
-        return tensor
-
-    images, targets = peers.random_batch(size, batch)
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), peers.autocast(dtype):
-        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(images), targets)
-    del loss
-    return sum(storage.nbytes() for identity, storage in kept.items() if identity not in own)
+    batch, targets = peers.random_batch(size, images)
+    with peers.autocast(dtype):
+        return torch.nn.functional.binary_cross_entropy_with_logits(model(batch), targets)
 
 
-def peak_an_image(args, mode: str, dtype: str) -> float:
-    """By how much more a training step's peak grows with every image; each peak in a new process."""
+def process_an_image(args, mode: str, dtype: str) -> float:
+    """By how much a training step's peak grows with every image, as the process sees it; each peak in a new one."""
     low, high = args.peak_batch, 2 * args.peak_batch
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peaks = pool.starmap(peak_bytes, [(mode, args.size, dtype, batch) for batch in (low, high)], chunksize=1)
+        peaks = pool.starmap(process_bytes, [(mode, args.size, dtype, batch) for batch in (low, high)], chunksize=1)
     return (peaks[1] - peaks[0]) / (high - low)
 
 
-def peak_bytes(mode: str, size: str, dtype: str, batch: int) -> int:
+def process_bytes(mode: str, size: str, dtype: str, batch: int) -> int:
     """The most that this process, or on a GPU torch, has held after two training steps."""
     import torch
 
-    model = make_model("ours", mode, size).to(peers.device())
-    step = peers.training_step(model, batch, size, dtype)
+    step = peers.training_step(make_model("ours", mode, size), batch, size, dtype)
     step(), step()
     if peers.device().type == "cuda":
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status").read_text()  # getrusage's figure is that of the parent where that is higher
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
