@@ -57,7 +57,7 @@ def test_the_ruler_of_starts(rows):
 
 
 def test_the_ruler_of_growth(rows, tiny, tmp_path):
-    found = rows("growth", "--sizes", 32, 330, "--cfg", tiny, "--figure", tmp_path / "growth.png")
+    found = rows("growth", "--sizes", 32, 40, "--drawn", 32, "--cfg", tiny, "--figure", tmp_path / "growth.png")
     assert len(found) == 2 * 3 * 2
     assert [row["bar"] for row in found] == [None] * 6 + [0.9] * 6
     assert all(math.isfinite(row["ratio"]) for row in found[6:])

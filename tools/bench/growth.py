@@ -8,7 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-DRAWN, VAL = 300, 32  # photos drawn at the most, the others are copies; photos of the validation split
+VAL = 32  # photos of the validation split
 COMMANDS = ("process_dataset.py", "main.py, one epoch", "test.py")
 MEBI = 2**20
 BAR = 0.9  # time a photo, and memory, of the fewest photos by those of more
@@ -28,6 +28,7 @@ def add_flags(parser) -> None:
     """This ruler's own flags; a round takes minutes, so that one is the default."""
     parser.set_defaults(rounds=1)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1000, 4000, 16000], metavar="N", help="photos")
+    parser.add_argument("--drawn", type=int, default=300, metavar="N", help="photos drawn, the others are copies")
     parser.add_argument("--cfg", default="configs/sample.yaml", metavar="FILE", help="model, with fresh weights")
     parser.add_argument("--figure", metavar="FILE", help="draw both over the photos, as a PNG")
 
@@ -58,7 +59,7 @@ def points_of(args, photos: int) -> list[Point]:
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_raw(folder / "raw", photos)
+            write_raw(folder / "raw", photos, args.drawn)
             dataset, output = folder / "dataset", folder / "output"
             epoch = ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "MODEL.PRETRAINED", "none"]
             ways = (
@@ -74,11 +75,11 @@ def points_of(args, photos: int) -> list[Point]:
     ]
 
 
-def write_raw(folder: Path, photos: int) -> None:
-    """A raw data set of so many training photos: some drawn, the others the same with a comment of their own."""
+def write_raw(folder: Path, photos: int, most: int) -> None:
+    """A raw data set of so many training photos: `most` drawn, the others the same with a comment of their own."""
     from data.sample import write_sample
 
-    drawn = min(photos, DRAWN)
+    drawn = min(photos, most)
     write_sample(folder, counts={"train": drawn, "val": VAL, "test": 1})
     shutil.rmtree(folder / "test")
     images, table = folder / "train" / "images", folder / "train" / "train_label.csv"
