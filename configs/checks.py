@@ -128,6 +128,7 @@ RANGES: dict[str, tuple[Callable, str]] = {
     "TRAIN.MAX_STEPS": _COUNT_OR_NONE,
     "TRAIN.SAVE_EVERY_STEPS": _COUNT_OR_NONE,
     "TRAIN.SAVE_EVERY_MINUTES": _between(0, 7 * 24 * 60),
+    "TRAIN.MEMORY_GB": _between(0.01, 10_000),
     "TRAIN.GRACE_SECONDS": _between(0, 24 * 3600),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": _between(1e-6, 100_000),
     "TRAIN.LR_SCHEDULER.DECAY_RATE": _between(1e-6, 1),

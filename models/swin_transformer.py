@@ -97,7 +97,7 @@ def add_branch(x: Tensor, branch: nn.Module, keep: Tensor | None) -> Tensor:
     if len(kept) == len(keep):
         return torch.add(x, branch(x), alpha=scale)
     kept = kept.to(x.device, non_blocking=True)
-    # With nobody kept the branch runs on zero rows: its parameters get a zero gradient, which DDP waits for.
+    # With nobody kept the branch runs on zero rows: its parameters get a zero gradient, as on any other rank.
     return x.index_add(0, kept, branch(x.index_select(0, kept)).to(x.dtype), alpha=scale)
 
 
@@ -167,7 +167,7 @@ class WindowAttention(nn.Module):
     def _attend(self, qkv: Tensor, mask: Tensor | None) -> Tensor:
         """`[B*nW, N, 3C]` -> `[B*nW, N, C]`."""
         windows, n = qkv.shape[:2]
-        qkv = qkv.view(windows, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
+        qkv = qkv.view(windows, n, 3, self.num_heads, self.dim // self.num_heads).permute(2, 0, 3, 1, 4)
         q, k, v = qkv.contiguous().unbind(0)  # each [B*nW, heads, N, C/heads]; one copy here, or three in the products
         # A GPU's fused kernels never write the scores down; on a CPU plain products are twice as fast.
         attend = self._fused if qkv.is_cuda and windows else self._plain
@@ -176,7 +176,7 @@ class WindowAttention(nn.Module):
     def _plain(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         scores = q @ k.transpose(-2, -1)
         scores = torch.add(bias, scores.view(-1, *bias.shape), alpha=self.scale)
-        return scores.softmax(dim=-1).view(*q.shape[:3], -1).to(v.dtype) @ v
+        return scores.softmax(dim=-1).view(*q.shape[:3], q.shape[2]).to(v.dtype) @ v
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         bias = bias.to(q.dtype).expand(len(q) // (len(bias) if bias.ndim == 4 else 1), *bias.shape)

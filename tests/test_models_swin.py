@@ -162,7 +162,7 @@ def test_gathered_stochastic_depth_equals_the_masked_formula():
         torch.testing.assert_close(got, x + branch(x) * keep[:, None, None])
     branch.zero_grad()
     add_branch(x, branch, torch.zeros(6)).sum().backward()
-    assert torch.equal(branch.weight.grad, torch.zeros(8, 8)), "DDP waits for this gradient"
+    assert torch.equal(branch.weight.grad, torch.zeros(8, 8)), "not None, which other ranks could not add up"
 
 
 def test_stochastic_depth_grows_linearly_and_keeps_the_mean():
@@ -236,3 +236,16 @@ def test_layers_are_numbered_from_embedding_to_head():
         "head.bias",
     ]
     assert [model.layer_index(name) for name in names] == [0, 2, 2, 3, 7, 7]
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_a_block_that_nobody_goes_through_has_a_zero_gradient(lean):
+    """As in a piece of one image; the other block learns as it does without."""
+    torch.manual_seed(0)
+    model = SwinTransformer(img_size=32, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, lean=lean).train()
+    keep = torch.ones(2, 2, 3)
+    keep[1] = 0
+    model(torch.randn(3, 3, 32, 32), keep).square().sum().backward()
+    first, second = (model.layers[0].blocks[i].attn.qkv.weight.grad for i in range(2))
+    assert first.abs().sum() > 0
+    assert torch.equal(second, torch.zeros_like(second))

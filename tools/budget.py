@@ -1,4 +1,4 @@
-"""What an image takes of memory in training, how many fit, and how the update keeps its size when fewer do."""
+"""What an image takes of memory in training, and how many fit."""
 
 import weakref
 from collections.abc import Callable
@@ -96,25 +96,3 @@ def largest_batch(image_bytes: float, fixed_bytes: float, budget_bytes: float) -
             "--use-checkpoint"
         )
     return fitting // MULTIPLE * MULTIPLE or fitting
-
-
-def cut_batch(effective: int, largest: int, multiple: int = 1) -> tuple[int, int]:
-    """(images of a batch, batches of an update) of at most `largest` images, `effective` in all.
-
-    The largest divisor, or one that is a multiple of 8 where that costs less than half of it.
-
-    Args:
-        multiple: what the batch must be a multiple of: 2 where images are mixed in pairs.
-
-    Raises:
-        ResourceError: when no batch of at most `largest` images divides `effective`.
-    """
-    fitting = [n for n in range(multiple, min(effective, largest) + 1, multiple) if effective % n == 0]
-    if not fitting:
-        raise ResourceError(
-            f"an update of {effective} images cannot be cut into batches of at most {largest}"
-            f"{f' that are multiples of {multiple}' if multiple > 1 else ''}; choose another --batch-size"
-        )
-    even = [n for n in fitting if n % MULTIPLE == 0 and 2 * n > fitting[-1]]
-    batch = even[-1] if even else fitting[-1]
-    return batch, effective // batch

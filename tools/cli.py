@@ -17,7 +17,7 @@ from tools.outside import as_user_error
 
 # flag -> (config key, type, help). A flag that was not given changes nothing; `bool` flags take no value.
 CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
-    "--batch-size": ("DATA.BATCH_SIZE", int, "images a rank takes at a time"),
+    "--batch-size": ("DATA.BATCH_SIZE", int, "images of a batch on each rank; auto: in pieces that fit into memory"),
     "--data-path": ("DATA.DATA_PATH", str, "the folder that process_dataset.py wrote"),
     "--folds": ("DATA.FOLDS", int, "cut the training photos into N parts, twins kept together, and validate on one"),
     "--fold": ("DATA.FOLD", int, "the part to validate on, from 0"),
@@ -36,6 +36,7 @@ CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
 }
 
 
+AUTO = "auto"
 # What a number looks like. Python itself would also take 1_0, " 4 " and the digits of other scripts.
 _PLAIN = {int: r"[-+]?[0-9]{1,18}", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?"}
 
@@ -52,6 +53,14 @@ def share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be 0 or more and less than 1, e.g. 0.05")
     return value
+
+
+def number_or_auto(text: str) -> int | str:
+    """Type of a flag that takes a whole number, or `auto`."""
+    return text if text == AUTO else _plain_number(int, _PLAIN[int], text)
+
+
+number_or_auto.__name__ = "int"  # what argparse calls it when it refuses a text
 
 
 class Parser(argparse.ArgumentParser):
@@ -82,6 +91,8 @@ def add_config_flags(parser: Parser, flags: Sequence[str] = tuple(CONFIG_FLAGS))
     for flag in flags:
         key, kind, text = CONFIG_FLAGS[flag]
         how = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": "N" if kind is int else "VALUE"}
+        if flag == "--batch-size":
+            how["type"] = number_or_auto
         parser.add_argument(flag, default=None, dest=key, help=f"{text} ({key})", **how)
     parser.add_argument("--local_rank", "--local-rank", metavar="N", help="accepted and not needed: torchrun sets it")
 
@@ -91,7 +102,9 @@ def overrides(args: argparse.Namespace) -> list[tuple[str, object, str]]:
     given = []
     for flag, (key, _, _) in CONFIG_FLAGS.items():
         value = getattr(args, key, None)
-        if value is not None:
+        if value == AUTO and flag == "--batch-size":  # the batch stays the config's; its pieces are what is chosen
+            given.append(("TRAIN.FIT_MEMORY", True, f"{flag} {AUTO}"))
+        elif value is not None:
             given.append((key, value, flag))
     return given
 

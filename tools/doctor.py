@@ -79,7 +79,7 @@ def examine(loaded: Loaded, ranks: Ranks, device: torch.device, *, overwrite: bo
     _say(ranks, "weights", run.origin)
     _look_for_others(folder, ranks)
     start = starting_point(loaded, overwrite)
-    progress = take_up(start, run, config, ranks, allowed)
+    progress = take_up(start, run, config, ranks, device, allowed)
     if end := nothing_left(start, progress, run.plan):
         _say(ranks, "run folder", end)
         return 0

@@ -30,8 +30,9 @@ from models.weights import count_parameters, load_pretrained, load_strictly
 from tools import checkpoint
 from tools.amp import choose_precision
 from tools.assemble import batch_draws
+from tools.budget import largest_batch, peak_an_image
 from tools.decisions import DecisionRule
-from tools.distributed import Ranks, on_first_rank, share_weights
+from tools.distributed import Ranks, gather_objects, on_first_rank, raise_together, share_weights
 from tools.engine import Progress
 from tools.errors import ResourceError, UsageError
 from tools.files import write_bytes
@@ -86,7 +87,7 @@ def launch(
         start = starting_point(loaded, overwrite)
         run = prepare(config, load_data(config, ranks, device), ranks, device)
         plan, learner = run.plan, run.learner
-        progress = take_up(start, run, config, ranks, allowed)
+        progress = take_up(start, run, config, ranks, device, allowed)
         if end := nothing_left(start, progress, plan):
             print(end)
             return 0
@@ -99,6 +100,8 @@ def launch(
         log_start(logger, loaded, run.data, learner, plan, ranks, device, origin)
         for path, fault in start.faults.items():
             logger.warning(f"{fault}; it is kept as {path.name}{checkpoint.BROKEN}")
+        if progress.micro_batch < config.DATA.BATCH_SIZE:
+            logger.info(f"{progress.micro_batch} images of a batch's {config.DATA.BATCH_SIZE} at a time, which fit")
         if start.path:
             logger.info(f"resuming {start.path} at step {progress.step} of {plan.total_steps}")
         fitted = {key: start.stored[key] for key in checkpoint.FITTED_KEYS} if start.path else {}
@@ -132,7 +135,7 @@ def prepare(config, data: Data, ranks: Ranks, device: torch.device, weights: Sta
     return Prepared(data, plan, learner, origin, [*filter(None, (notice, *data.train.notes, *data.val.notes))])
 
 
-def take_up(start: Start, run: Prepared, config, ranks: Ranks, allowed: list[str]) -> Progress:
+def take_up(start: Start, run: Prepared, config, ranks: Ranks, device: torch.device, allowed: list[str]) -> Progress:
     """Puts the state of the checkpoint, if there is one, into the run's learner; where the run then stands.
 
     Raises:
@@ -140,7 +143,8 @@ def take_up(start: Start, run: Prepared, config, ranks: Ranks, allowed: list[str
     """
     check_agreement(ranks, config, run.data, start)
     if not start.path:
-        return Progress(micro_batch=config.DATA.BATCH_SIZE)
+        fitting = fitting_images(config, run.learner, ranks, device) if config.TRAIN.FIT_MEMORY else None
+        return Progress(micro_batch=fitting or config.DATA.BATCH_SIZE)
     check_unchanged(start, config, run.data, run.plan, allowed)
     stored = start.stored
     run.learner.restore(stored, load_strictly, str(start.path))
@@ -369,13 +373,49 @@ def training_forward(config, learner: Learner, device: torch.device) -> nn.Modul
     """
     model, side = learner.module, config.DATA.IMG_SIZE
     set_train_mode(model)
-    inputs = [torch.zeros(config.DATA.BATCH_SIZE, 3, side, side, device=device)]
-    if isinstance(model, SwinTransformer):
-        inputs.append(model.draw_drop_path(len(inputs[0])))
+    inputs = example_inputs(model, config.DATA.BATCH_SIZE, side, device)
     forward, note = compiled(model, inputs, learner.precision.autocast)
     logger = logging.getLogger("plantswin")
     logger.warning(note) if note else logger.info("TRAIN.COMPILE: the forward pass of training is compiled")
     return forward
+
+
+def example_inputs(model: nn.Module, images: int, side: int, device: torch.device) -> list[torch.Tensor]:
+    """What a training forward pass over so many images is given."""
+    inputs = [torch.zeros(images, 3, side, side, device=device)]
+    return [*inputs, model.draw_drop_path(images)] if isinstance(model, SwinTransformer) else inputs
+
+
+def fitting_images(config, learner: Learner, ranks: Ranks, device: torch.device) -> int:
+    """Images of a batch that fit into memory at a time, measured by forward and backward passes that leave no trace.
+
+    Raises:
+        ResourceError: on every rank, when on one of them not even one image fits.
+    """
+    model, precision = learner.module, learner.precision
+    set_train_mode(model)
+    buffers = [buffer.clone() for buffer in model.buffers()]
+
+    def step(images: int) -> None:
+        with precision.autocast():
+            logits = model(*example_inputs(model, images, config.DATA.IMG_SIZE, device))
+        logits.float().sum().backward()
+
+    image = peak_an_image(step, device)
+    learner.optimizer.zero_grad(set_to_none=True)
+    for buffer, before in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(before)
+    whole, inference = checkpoint_bytes(learner)
+    gradients = sum(p.numel() * p.element_size() for p in trainable(learner.optimizer))
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else config.TRAIN.MEMORY_GB * 2**30
+    held = inference if device.type == "cuda" else 0  # the weights are on the GPU already, and so not of what is free
+    fitting, error = 0, None
+    try:
+        fitting = largest_batch(image, whole + gradients - held, free)
+    except ResourceError as raised:
+        error = raised
+    raise_together(error, ranks)
+    return min(config.DATA.BATCH_SIZE, *gather_objects(fitting))
 
 
 def make_criterion(config, data: Data, device: torch.device):
