@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & hands on a SIGINT that is ignored
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup a SIGHUP
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PLANT_DATASET", ROOT.parent / "shared" / "data" / "plant_dataset"))
 COUNTS = {"train": 42, "val": 13, "test": 14}
@@ -105,7 +106,7 @@ def of_two(recipe, tmp_path_factory) -> tuple[list[str], str]:
     """Flags of the same run on two ranks, and what it comes to when nothing happens to it."""
     from runs import RUN, digest, warm_ranks
 
-    argv, folder = [*recipe, "--batch-size", "4"], tmp_path_factory.mktemp("two")
+    argv, folder = [*recipe, "DIST.TIMEOUT_SECONDS", "20", "--batch-size", "4"], tmp_path_factory.mktemp("two")
     assert [run.wait() for run in warm_ranks(folder, argv, argv)] == [0, 0]
     return argv, digest(folder / RUN)
 

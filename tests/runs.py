@@ -52,6 +52,8 @@ class Running:
         deadline = time.monotonic() + self.patience
         while b"\n" not in self._rest:
             ready, _, _ = select.select([self._stdout], [], [], max(0.0, deadline - time.monotonic()))
+            if not ready:
+                self.signal(signal.SIGKILL)
             assert ready, f"silent for {self.patience} s after {self.said[-3:]}; {self.errors[-5:]}"
             block = os.read(self._stdout.fileno(), 2**16)
             if not block:

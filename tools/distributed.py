@@ -74,7 +74,9 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
             "start with torchrun"
         )
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
+        timeout = timedelta(seconds=timeout_seconds)
+        place = {"store": _meeting_place(ranks, timeout), "rank": ranks.rank, "world_size": ranks.world_size}
+        dist.init_process_group(backend, timeout=timeout, **place)
     except (ValueError, RuntimeError) as error:
         raise ResourceError(
             f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}; choose another port or address"
@@ -83,6 +85,17 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
         yield
     finally:
         dist.destroy_process_group()
+
+
+def _meeting_place(ranks: Ranks, timeout: timedelta) -> dist.Store:
+    """The launcher's store; after each restart a part of it that is still empty.
+
+    Torch 2.14 uses all of it again, so that restarted ranks find the addresses of those before them, and wait for ever.
+    """
+    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # several machines may count their restarts differently
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store
 
 
 def choose_device(ranks: Ranks) -> torch.device:

@@ -78,7 +78,7 @@ def test_one_run_killed_many_times(recipe, undisturbed, tmp_path, times):
 
 
 def test_two_ranks_killed_many_times_go_on_by_themselves(of_two, tmp_path, times):
-    """torchrun --max-restarts: a rank dies, all are started again, and the last bit is the same."""
+    """torchrun --max-restarts: a rank dies, all are started again at the first try, and the last bit is the same."""
     argv, expected = of_two
     random.seed(2)
     kills = times(0, 7)
@@ -90,6 +90,7 @@ def test_two_ranks_killed_many_times_go_on_by_themselves(of_two, tmp_path, times
         os.kill(ranks_of(run)[random.randrange(2)], signal.SIGKILL)
     assert run.wait() == 0, run.errors[-9:]
     assert digest(tmp_path / RUN) == expected
+    print(f"{kills} kills of a rank of two: as if never killed")
 
 
 def test_torchrun_killed_leaves_no_rank_and_the_same_command_goes_on(of_two, tmp_path, times):
