@@ -57,7 +57,7 @@ def killed(start, kills, moments):
         seen = run.wait_for(at) if at else run.wait_for(UPDATE, times=2)
         assert seen, (run.said[-3:], run.errors)
         if not at:
-            time.sleep(random.uniform(0, 0.2))
+            time.sleep(random.uniform(0, 0.05))
         hit.append(seen[0])
         workers = Watched(children(run.pid))
         assert len(workers)

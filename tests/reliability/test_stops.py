@@ -34,8 +34,8 @@ def test_signals_at_random_moments_and_the_printed_command(recipe, undisturbed, 
     argv = [*recipe, "TRAIN.SAVE_EVERY_STEPS", "0"]
     for number in ENDINGS * times(1, 5):
         run = warm(tmp_path, main.main, argv)
-        assert run.wait_for(UPDATE, times=2), run.errors
-        time.sleep(random.uniform(0, 0.3))
+        assert run.wait_for(UPDATE), run.errors
+        time.sleep(random.uniform(0, 0.05))
         workers = Watched(children(run.pid))
         run.signal(number)
         assert run.wait() == 128 + number, run.errors
@@ -60,16 +60,19 @@ def test_a_signal_to_the_whole_group_ends_no_loader_before_its_time(recipe, tmp_
 
 
 def test_a_second_ctrl_c_leaves_at_once(recipe, tmp_path):
-    """With no limit to the update under way; the older checkpoint stays as it was."""
-    run = warm(tmp_path, main.main, [*recipe, *SLOW, "TRAIN.GRACE_SECONDS", "0"])
-    assert run.wait_for(UPDATE, times=2)
-    run.signal(signal.SIGINT)
-    time.sleep(0.2)  # two of a kind are one while the first has not been delivered
-    run.signal(signal.SIGINT)
-    assert run.wait() == 130
+    """With no limit to the update under way; tried again where the first was answered before the second came."""
+    for _ in range(6):
+        run = warm(tmp_path, main.main, [*recipe, *SLOW, "TRAIN.GRACE_SECONDS", "0"])
+        assert run.wait_for(UPDATE)
+        for _ in range(2):
+            time.sleep(0.03)
+            run.signal(signal.SIGINT)
+        assert run.wait() == 130
+        assert checkpoint.newest(tmp_path / RUN)[2] == {}
+        assert not leftovers(tmp_path)
+        if run.errors == ["error: interrupted"]:
+            break
     assert run.errors == ["error: interrupted"]
-    assert step_of(tmp_path) in (1, 2, 3)
-    assert not leftovers(tmp_path)
 
 
 def test_sigusr1_saves_and_the_run_goes_on(recipe, undisturbed, tmp_path):
