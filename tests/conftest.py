@@ -170,6 +170,15 @@ def without_privileges():
         libc.capset(header, kept)
 
 
+@pytest.fixture
+def no_compiler():
+    """A machine on which torch finds no C++ compiler, as most users'."""
+    from torch._inductor import config
+
+    with config.patch({"cpp.cxx": ("/nowhere/g++",), "force_disable_caches": True}):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _one_thread():
     """One torch thread: equal bits whatever the machine, and no quarrel over two cores."""

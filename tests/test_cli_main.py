@@ -355,11 +355,9 @@ def test_print_config_shows_sources_and_starts_nothing(tiny, capsys, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
-def test_compiling_that_cannot_work_is_left_out_with_a_word(train, monkeypatch):
+@pytest.mark.usefixtures("no_compiler")
+def test_compiling_that_cannot_work_is_left_out_with_a_word(train):
     """No C++ compiler: the same bits as a run that never asked for it."""
-    config = pytest.importorskip("torch._inductor.config")
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
     (code, plain), (fallen_code, fallen) = train("plain"), train("fallen", "TRAIN.COMPILE", "true")
     assert (code, fallen_code) == (0, 0)
     assert "TRAIN.COMPILE: torch.compile does not work here and is left out: " in (fallen / "log.txt").read_text()

@@ -104,11 +104,9 @@ def test_a_lean_swin_is_asked_for_by_the_config_and_timm_has_none():
         build.build_model(node, 64, 6, lean=True)
 
 
-def test_where_nothing_can_be_compiled_training_goes_on_without(monkeypatch):
+@pytest.mark.usefixtures("no_compiler")
+def test_where_nothing_can_be_compiled_training_goes_on_without():
     """No C++ compiler, as on most users' machines: the model itself comes back, untouched, with a reason."""
-    config = pytest.importorskip("torch._inductor.config")
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/g++",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     forward, note = build.compiled(model, [torch.randn(3, 5)])
