@@ -12,11 +12,16 @@ import numpy as np
 from tools.errors import ResourceError, UsageError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Writes beside `path` and renames. Raises ResourceError when the disk refuses; no half file stays."""
+def write_bytes(path: Path, content: bytes, make_folder: bool = True) -> None:
+    """Writes beside `path` and renames. Raises ResourceError when the disk refuses; no half file stays.
+
+    Args:
+        make_folder: make the folder of `path` where there is none; False where its absence is an error.
+    """
     staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         staging.write_bytes(content)
         staging.replace(path)
     except OSError as error:

@@ -55,5 +55,5 @@ def add_row(path: Path, row: dict) -> list[dict[str, str]]:
     writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    write_bytes(path, text.getvalue().encode())
+    write_bytes(path, text.getvalue().encode(), make_folder=False)
     return rows

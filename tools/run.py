@@ -287,13 +287,13 @@ class Run:
         row |= {key: scores[key] for key in FIELDS if key in scores}
         with on_first_rank(self.ranks):
             if self.ranks.first:
-                self._keep_weights(epoch, better, scores)
-                rows = add_row(self._own_folder() / HISTORY, row)
-                write_bytes(self.folder / "curves.png", draw_curves(rows))
+                with self._own_folder() as folder:
+                    self._keep_weights(folder, epoch, better, scores)
+                    rows = add_row(folder / HISTORY, row)
+                    write_bytes(folder / "curves.png", draw_curves(rows), make_folder=False)
 
-    def _keep_weights(self, epoch: int, better: bool, scores: dict) -> None:
+    def _keep_weights(self, folder: Path, epoch: int, better: bool, scores: dict) -> None:
         """Writes best.pth, and the snapshot that was asked for after this epoch."""
-        folder = self._own_folder()
         paths = [folder / checkpoint.BEST] if better else []
         if epoch + 1 in self.snapshots:
             paths.append(folder / checkpoint.SNAPSHOTS / f"epoch_{epoch + 1:03d}.pth")
@@ -310,20 +310,31 @@ class Run:
         with on_first_rank(self.ranks):
             if self.ranks.first:
                 state = self.learner.state() | self.progress.state()
-                folder = self._own_folder()
-                last, previous = folder / checkpoint.LAST, folder / checkpoint.PREVIOUS
-                checkpoint.save(last, self._header(epoch) | state, previous)
+                with self._own_folder() as folder:
+                    last, previous = folder / checkpoint.LAST, folder / checkpoint.PREVIOUS
+                    checkpoint.save(last, self._header(epoch) | state, previous)
         self._saved_at = time.monotonic()
 
-    def _own_folder(self) -> Path:
-        """The run folder, if it is still the one of the start: another would get half a run, or be somebody else's."""
+    @contextmanager
+    def _own_folder(self) -> Iterator[Path]:
+        """The run folder to write into. When it goes or is replaced, before or in the middle, that is what is said.
+
+        Another folder of its name would get half a run, or be somebody else's.
+        """
+        self._check_folder()
+        try:
+            yield self.folder
+        except (ResourceError, OSError):
+            self._check_folder()
+            raise
+
+    def _check_folder(self) -> None:
         try:
             same = os.path.samestat(self.folder.stat(), self._began_in)
         except OSError:
             same = False
         if not same:
             raise ResourceError(f"{self.folder} was removed or replaced under the run; put it back, or start anew")
-        return self.folder
 
     def _log_update(self, epoch: int, done: int, update: Update, pace: float) -> None:
         """The course project's line. In brackets the epoch's mean."""
@@ -345,7 +356,8 @@ class Run:
             now = {"state": state, "at": datetime.now(UTC).isoformat(), "command": self.command}
             steps = {"step": progress.step, "total_steps": plan.total_steps, "updates_an_epoch": plan.updates}
             self._status |= now | steps | {"select": self.select, "best": progress.best} | more
-            write_bytes(self._own_folder() / STATUS, (json.dumps(self._status) + "\n").encode())
+            with self._own_folder() as folder:
+                write_bytes(folder / STATUS, (json.dumps(self._status) + "\n").encode(), make_folder=False)
 
 
 def validation_scores(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
