@@ -3,6 +3,8 @@
 import pytest
 import timm
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.swin_transformer import (
@@ -190,8 +192,46 @@ def test_shift_mask_separates_exactly_the_tokens_that_were_no_neighbours():
     grid = torch.stack(torch.meshgrid(rows, rows, indexing="ij"), -1)[None]
     positions = window_partition(grid, window).flatten(1, 2)  # [nW, N, 2], where each token really lies
     distance = (positions[:, :, None] - positions[:, None]).abs().amax(-1)
-    expected = torch.where(distance < window, 0.0, -100.0)
+    expected = torch.where(distance < window, 0.0, float("-inf"))
     assert torch.equal(shifted_window_mask(size, size, window, shift), expected)
+
+
+class Subnormals(TorchDispatchMode):
+    """Inside, `found` collects the operations with a result too small for a normal fp32 number, and how many."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        computed = [] if "empty" in str(operation) else tree_leaves(results)  # empty ones hold what was there before
+        for result in computed:
+            if isinstance(result, torch.Tensor) and result.dtype is torch.float32:
+                size = result.detach().abs()
+                count = int(((size > 0) & (size < torch.finfo(torch.float32).tiny)).sum())
+                self.found += [(str(operation), count)] if count else []
+        return results
+
+
+def test_a_step_computes_with_no_number_that_slows_a_processor_down():
+    """exp(-100), which Microsoft's mask leaves, is subnormal: products with it took four times as long."""
+    torch.manual_seed(0)
+    model = SwinTransformer(**SMALL).train()
+    with Subnormals() as subnormals:
+        model(torch.randn(2, 3, 64, 64)).square().sum().backward()
+    assert subnormals.found == []
+
+
+def test_the_mask_gives_the_logits_of_microsofts():
+    torch.manual_seed(0)
+    model, images = SwinTransformer(**SMALL).eval(), torch.randn(2, 3, 64, 64)
+    logits = model(images)
+    masks = [block.attn_mask for layer in model.layers for block in layer.blocks if block.attn_mask is not None]
+    for mask in masks:
+        mask.clamp_(min=-100)
+    assert masks
+    assert torch.equal(model(images), logits)
 
 
 def test_relative_positions_by_hand():
