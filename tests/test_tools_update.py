@@ -1,5 +1,6 @@
 """One update: in pieces, tried again, dropped or refused, it is the same update or none."""
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -74,6 +75,22 @@ def test_pieces_change_nothing_but_the_order_of_sums_without_batch_norm():
     for loss, weights in results[1:]:
         assert loss == pytest.approx(results[0][0], abs=1e-6)
         torch.testing.assert_close(weights, results[0][1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("clip_grad", [0.0, 1e-3, 1e3])
+def test_clipped_updates_are_those_of_a_loop_with_torchs_own_clipping(clip_grad):
+    ours, theirs = (nn.Linear(5, 2) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    sgd = [torch.optim.SGD([{"params": list(m.parameters()), "lr_scale": 1.0}], lr=0.5) for m in (ours, theirs)]
+    told = dataclasses.replace(learning(ours, clip_grad=clip_grad), optimizer=sgd[0])
+    progress = Progress(micro_batch=8)
+    updates = list(train_one_epoch(told, BATCHES, progress, num_batches=4, accumulation=1, schedule=lambda _step: 0.5))
+    for (images, targets), update in zip(BATCHES, updates, strict=True):
+        nn.functional.mse_loss(theirs(images), targets).backward()
+        norm = nn.utils.clip_grad_norm_(theirs.parameters(), clip_grad or float("inf"))
+        sgd[1].step(), sgd[1].zero_grad()
+        assert update.grad_norm == pytest.approx(norm.item())
+    torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
 
 
 def test_when_not_even_one_image_fits_it_is_said_and_nothing_has_changed():

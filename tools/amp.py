@@ -3,7 +3,8 @@
 with precision.autocast():
     loss = ...
 precision.backward(loss, optimizer)
-grad_norm = precision.clip(optimizer, parameters, clip_grad)
+norm = precision.norm(optimizer)
+precision.clip(optimizer, clip_grad, norm)
 precision.step(optimizer)
 """
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tools.errors import CheckpointError, UsageError
+from tools.optim import trainable
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -48,10 +50,14 @@ class NativePrecision:
         """Adds the (scaled) gradients of `loss`."""
         self.scaler.scale(loss).backward()
 
-    def clip(self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], clip_grad: float) -> Tensor:
-        """Unscales the gradients and clips them to the norm `clip_grad` (0: not at all); the norm before that."""
+    def norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """Unscales the gradients; their norm."""
         self.scaler.unscale_(optimizer)
-        return nn.utils.clip_grad_norm_(list(parameters), clip_grad or float("inf"))
+        return norm_of(trainable(optimizer))
+
+    def clip(self, optimizer: torch.optim.Optimizer, clip_grad: float, norm: Tensor) -> None:
+        """Scales gradients of the norm `norm` down to `clip_grad`."""
+        nn.utils.clip_grads_with_norm_(trainable(optimizer), clip_grad, norm)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Applies the gradients; a scaler skips them when they overflowed."""
@@ -105,9 +111,13 @@ class ApexPrecision:
         with self.amp.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
 
-    def clip(self, optimizer: torch.optim.Optimizer, _parameters: Iterable[Tensor], clip_grad: float) -> Tensor:
-        """Clips apex's master gradients; the norm before that."""
-        return nn.utils.clip_grad_norm_(list(self.amp.master_params(optimizer)), clip_grad or float("inf"))
+    def norm(self, optimizer: torch.optim.Optimizer) -> Tensor:
+        """The norm of apex's master gradients, which are not scaled."""
+        return norm_of(self.amp.master_params(optimizer))
+
+    def clip(self, optimizer: torch.optim.Optimizer, clip_grad: float, norm: Tensor) -> None:
+        """Scales master gradients of the norm `norm` down to `clip_grad`."""
+        nn.utils.clip_grads_with_norm_(list(self.amp.master_params(optimizer)), clip_grad, norm)
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """Applies the gradients; apex itself skips after an overflow."""
@@ -120,6 +130,11 @@ class ApexPrecision:
     def load_state_dict(self, state: dict) -> None:
         """Restores `state_dict`."""
         self.amp.load_state_dict(state)
+
+
+def norm_of(parameters: Iterable[Tensor]) -> Tensor:
+    """The norm of all gradients together, a scalar on their device."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def choose_precision(opt_level: str, backend: str, dtype: str, device: torch.device):

@@ -132,15 +132,17 @@ def _accumulate(learning: Learning, batches: Sequence, step: int, micro_batch: i
 
 
 def _apply(learning: Learning, losses: Tensor, batches: Sequence, step: int, micro_batch: int) -> Applied:
-    """Gradients of all ranks added, clipped, checked, applied. A single rank waits for its device once."""
+    """Gradients of all ranks added, checked, clipped, applied. A single rank waits for its device once."""
     optimizer, precision = learning.optimizer, learning.precision
     sum_gradients(trainable(optimizer))
     loss = sum_across_ranks(losses.sum())
-    norm = precision.clip(optimizer, trainable(optimizer), learning.clip_grad)
+    norm = precision.norm(optimizer)
     loss_sum, grad_norm = torch.stack([loss, norm.double()]).tolist()
     finite = torch.tensor([loss_sum, grad_norm]).isfinite().tolist()
     if not finite[0] or not (finite[1] or precision.may_skip):
         raise_together(_not_finite(learning, losses, batches, step, micro_batch), learning.ranks)
+    if 0 < learning.clip_grad < grad_norm and finite[1]:  # most updates need no clipping, so most spare a pass
+        precision.clip(optimizer, learning.clip_grad, norm)
     precision.step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     images = learning.ranks.world_size * sum(len(targets) for _, targets in batches)

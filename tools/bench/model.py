@@ -9,6 +9,7 @@ from tools.bench.rounds import PEAK, Row, alternate, compare, interleave, matrix
 BARS = {("train", False): 1.08, ("eval", False): 1.02, ("train", True): 1.15, ("eval", True): 1.05}
 LOOP_BAR = 0.98  # bare step by loop
 LOOP_UPDATES = 3
+WARM_UP = 4  # rounds until a process has all the memory that its steps take
 
 
 def add_flags(parser) -> None:
@@ -23,14 +24,14 @@ def add_flags(parser) -> None:
 
 
 def measure(args) -> list[Row]:
-    """All rows, for every batch size."""
+    """All rows, for every batch size. The loop comes last, for it runs under the program's allocator setting."""
     rows: list[Row] = []
     for batch in args.batch:
         for mode in ("train", "eval"):
             if mode in args.only:
                 rows += rows_of(args, mode, batch)
-        if "loop" in args.only:
-            rows += loop_rows(args, batch)
+    for batch in args.batch if "loop" in args.only else ():
+        rows += loop_rows(args, batch)
     return rows
 
 
@@ -42,10 +43,10 @@ def rows_of(args, mode: str, batch: int) -> Iterator[Row]:
         names = {kind: f"{mode}, batch {batch}, {where}: {kind}" for kind in peers.KINDS}
         if apart:
             ways = {name: (make_way, kind, *how, kind == "ours") for kind, name in names.items()}
-            taken = alternate({**ways, PEAK: (matrix_multiply, args.threads)}, args.rounds)
+            taken = alternate({**ways, PEAK: (matrix_multiply, args.threads)}, args.rounds, WARM_UP)
         else:
             ways = {name: make_way(kind, *how) for kind, name in names.items()}
-            taken = interleave({**ways, PEAK: matrix_multiply(args.threads)}, args.rounds)
+            taken = interleave({**ways, PEAK: matrix_multiply(args.threads)}, args.rounds, WARM_UP)
         yield from compare(taken, names["timm"], {names["ours"]: BARS[mode, apart]})
 
 
@@ -72,8 +73,10 @@ def loop_rows(args, batch: int) -> list[Row]:
     import torch
 
     from data.mixup import Mixer
+    from tools.allocator import keep_freed_memory
     from tools.assemble import batch_draws
 
+    keep_freed_memory()
     model = peers.build("ours", args.size).to(peers.device())
     draw = batch_draws(
         Mixer(mixup=0.0, cutmix=0.0),
@@ -87,7 +90,7 @@ def loop_rows(args, batch: int) -> list[Row]:
     )
     images, targets = peers.random_batch(args.size, batch)
     criterion = torch.nn.functional.binary_cross_entropy_with_logits
-    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=1e-5)
+    optimizer = peers.adamw(model)
     masks = [draw(step, 0).keep for step in range(LOOP_UPDATES)]
     model.train()
 
@@ -102,7 +105,7 @@ def loop_rows(args, batch: int) -> list[Row]:
         bare_name: bare,
         loop_name: lambda: run_loop(model, [(images, targets)] * LOOP_UPDATES, criterion, optimizer, draw),
     }
-    taken = interleave(ways, args.rounds)
+    taken = interleave(ways, args.rounds, WARM_UP)
     return compare(taken, bare_name, {loop_name: LOOP_BAR}, {loop_name: "clipping and the finite check included"})
 
 

@@ -60,14 +60,19 @@ def random_batch(size: str, batch: int):
     return torch.randn(batch, 3, side, side, device=device()), torch.rand(batch, NUM_CLASSES, device=device())
 
 
+def adamw(model):
+    """The program's AdamW over all parameters."""
+    from tools.optim import build_optimizer
+
+    groups = [{"params": list(model.parameters()), "lr_scale": 1.0, "names": []}]
+    return build_optimizer(groups, "adamw", lr=1e-5, eps=1e-8, betas=(0.9, 0.999), momentum=0.9)
+
+
 def training_step(model, batch: int, size: str, dtype: str = "fp32") -> Callable[[], None]:
     """Forward, backward and AdamW's step on one batch. Our stochastic depth is drawn beforehand, as in training."""
     import torch
 
-    from tools.optim import build_optimizer
-
-    groups = [{"params": list(model.parameters()), "lr_scale": 1.0, "names": []}]
-    optimizer = build_optimizer(groups, "adamw", lr=1e-5, eps=1e-8, betas=(0.9, 0.999), momentum=0.9)
+    optimizer = adamw(model)
     images, targets = random_batch(size, batch)
     draw = getattr(model, "draw_drop_path", None)
     model.train()
