@@ -15,7 +15,7 @@ class Batch(NamedTuple):
     """What crosses from a loader's workers to the device: a quarter of the bytes of normalised photos.
 
     Attributes:
-        pixels: uint8 `[B, S, S, 3]`.
+        pixels: uint8 `[B, 3, S, S]`.
         targets: float32 `[B, num_classes]` of 0 and 1.
         boxes: int64 `[n, 5]`, row, top, left, height and width of every patch of random erasing.
         noise: float32, the patches' pixels `[3, height, width]` one after the other.
@@ -59,7 +59,7 @@ class Normalize:
             part.to(device, non_blocking=True) for part in (batch.pixels, batch.targets, batch.noise)
         )
         mean, std = _constant(self.mean, device), _constant(self.std, device)
-        images = pixels.permute(0, 3, 1, 2).contiguous().float().div_(255).sub_(mean).div_(std)
+        images = pixels.float().div_(255).sub_(mean).div_(std)
         start = 0
         for row, top, left, height, width in batch.boxes.tolist():
             stop = start + 3 * height * width

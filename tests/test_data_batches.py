@@ -8,7 +8,7 @@ from tools.errors import DataError
 
 
 def test_patches_lie_over_the_normalised_photo_where_they_were_drawn():
-    rows = [View(torch.full((4, 4, 3), value, dtype=torch.uint8), []) for value in (0, 255, 51)]
+    rows = [View(torch.full((3, 4, 4), value, dtype=torch.uint8), []) for value in (0, 255, 51)]
     rows[1].patches.extend([Patch(1, 0, torch.full((3, 2, 1), 7.0)), Patch(0, 3, torch.full((3, 1, 1), -7.0))])
     rows[2].patches.append(Patch(2, 2, torch.arange(12.0).view(3, 2, 2)))
     batch = collate([(view, torch.eye(3)[index]) for index, view in enumerate(rows)])
@@ -25,5 +25,5 @@ def test_patches_lie_over_the_normalised_photo_where_they_were_drawn():
 
 
 def test_the_first_error_of_a_batch_is_what_becomes_of_it():
-    view, error = View(torch.zeros(2, 2, 3, dtype=torch.uint8), []), DataError("image a")
+    view, error = View(torch.zeros(3, 2, 2, dtype=torch.uint8), []), DataError("image a")
     assert collate([(view, torch.ones(1)), error, DataError("image b")]) is error

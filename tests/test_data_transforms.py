@@ -51,7 +51,7 @@ def test_training_repeats_for_a_seed_and_varies_between_seeds():
 
     assert torch.equal(draw(1), draw(1))
     assert not torch.equal(draw(1), draw(2))
-    assert (draw(1).shape, draw(1).dtype) == ((224, 224, 3), torch.uint8)
+    assert (draw(1).shape, draw(1).dtype) == ((3, 224, 224), torch.uint8)
 
 
 OFF = {"auto_augment": "", "color_jitter": 0, "reprob": 0, "hflip": 0, "vflip": 0}

@@ -31,8 +31,10 @@ def measure(args) -> list:
     """Rows of an epoch by the peer and by each of our modes, for each number of workers; 0 is the figure per core."""
     import torch
 
+    from tools.allocator import keep_freed_memory
     from tools.bench.rounds import compare, interleave
 
+    keep_freed_memory()  # as main.py does; the peer, in the same process, has the good of it too
     torch.set_num_threads(1)
     rows = []
     with tempfile.TemporaryDirectory() as folder:
