@@ -25,8 +25,8 @@ class Tile:
 
 def overlay(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Lays a map `[H, W]` in [0, 1] over a photo `[H, W, 3]`, half and half, in the jet colours."""
-    jet = cv2.applyColorMap(np.uint8(255 * heat.clip(0, 1)), cv2.COLORMAP_JET)[:, :, ::-1]  # OpenCV gives BGR
-    return np.uint8((0.5 * photo.astype(np.float32) + 0.5 * jet).round())
+    jet = cv2.applyColorMap(np.uint8(255 * heat.clip(0, 1)), cv2.COLORMAP_JET)
+    return cv2.addWeighted(photo, 0.5, cv2.cvtColor(jet, cv2.COLOR_BGR2RGB), 0.5, 0)
 
 
 def overlay_window(photo: np.ndarray, heat: np.ndarray, window: Sequence[float]) -> np.ndarray:
