@@ -190,7 +190,7 @@ def train_transform(
     moves, policy, final = create_transform(
         size,
         is_training=True,
-        interpolation=interpolation,
+        interpolation="bicubic" if interpolation == "lanczos" else interpolation,  # Pillow does not turn by Lanczos
         mean=tuple(mean),
         std=tuple(std),
         scale=tuple(scale),

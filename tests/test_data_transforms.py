@@ -64,6 +64,19 @@ def test_with_everything_off_training_sees_what_scoring_sees(interpolation):
     assert (got - Preprocess(224, False, interpolation, MEAN, STD).view(PIXELS).pixels.int()).abs().max() <= 2
 
 
+def test_lanczos_resizes_and_the_policy_turns_bicubically():
+    """Pillow resizes by Lanczos but does not rotate or shear by it."""
+    lanczos, bicubic = (train_transform(**settings(interpolation=mode, reprob=0)) for mode in ("lanczos", "bicubic"))
+    noise = np.random.default_rng(1).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    for seed in range(40):
+        views = []
+        for transform in (lanczos, bicubic):
+            with seeded(seed):
+                for step in transform.policy:
+                    views.append(np.asarray(step(Image.fromarray(noise))))
+        assert np.array_equal(*views)
+
+
 def test_a_view_normalised_on_the_device_is_what_transform_gives():
     preprocess = Preprocess(224, True, "bicubic", MEAN, STD)
     images, targets = Normalize(MEAN, STD)(collate([(preprocess.view(PIXELS), torch.ones(6))] * 2), "cpu")
