@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHELVES = ("configs", "models", "data", "tools")
 HEAVY = {"torch", "torchvision", "timm", "cv2", "matplotlib", "sklearn", "pytorch_grad_cam"}
 # of tools/: where the shelves come together
-MEETING_POINTS = ("assemble.py", "launch.py", "resume.py", "run_data.py", "gallery.py", "doctor.py")
+MEETING_POINTS = ("assemble.py", "launch.py", "resume.py", "run_data.py", "run_parts.py", "gallery.py", "doctor.py")
 FILES = [*ROOT.glob("*.py"), *(p for shelf in SHELVES for p in (ROOT / shelf).rglob("*.py"))]
 
 
@@ -42,9 +42,8 @@ def test_the_shelves_do_not_import_each_other(path):
         if first not in SHELVES or entry or path.name in MEETING_POINTS:
             continue
         assert first == own or name.startswith("tools.errors"), f"{own} imports {name}"
-        assert not name.startswith(
-            ("tools.assemble", "tools.launch", "tools.resume", "tools.run_data", "tools.gallery", "tools.doctor")
-        ), "only entry points import these"
+        meeting = tuple(f"tools.{point.removesuffix('.py')}" for point in MEETING_POINTS)
+        assert not name.startswith(meeting), "only entry points import these"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

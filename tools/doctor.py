@@ -27,21 +27,12 @@ from tools.engine import Progress, Update, peak_memory, predict, train_one_epoch
 from tools.environment import check_architecture, check_packages, check_shared_memory
 from tools.errors import BusyError
 from tools.folders import holder
-from tools.launch import (
-    Prepared,
-    check_apart,
-    checkpoint_bytes,
-    make_learning,
-    make_schedule,
-    nothing_left,
-    prepare,
-    start_weights,
-    take_up,
-)
+from tools.launch import Prepared, check_apart, nothing_left, prepare, take_up
 from tools.logger import create_logger
 from tools.resume import CHECKPOINTS, Start, check_folder, check_room, starting_point
 from tools.run import Plan
 from tools.run_data import load_data
+from tools.run_parts import checkpoint_bytes, make_learning, make_schedule, start_weights
 
 UPDATES = 2  # tried: the first warms up, the last is what an update takes
 AHEAD = 2  # batches that a loader process prepares, torch's own default

@@ -3,7 +3,6 @@
 Everything that can be refused is refused before the first file is written, which is what `open_folder` does.
 """
 
-import logging
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,33 +11,23 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from configs.load import Loaded
-from data.build import (
-    batches_of,
-    build_mixer,
-    resume_batches,
-)
+from data.build import batches_of, resume_batches
 from data.datasets import describe
 from data.labels import healthy_index
 from data.seeds import INIT, seed_of
-from models.build import Hub, build_model, compiled, find_pretrained, head_name, layer_index, no_weight_decay
-from models.swin_transformer import SwinTransformer
-from models.weights import count_parameters, load_pretrained, load_strictly
+from models.build import build_model
+from models.weights import count_parameters, load_strictly
 from tools import checkpoint
 from tools.amp import choose_precision
-from tools.assemble import batch_draws
-from tools.budget import largest_batch, peak_an_image
 from tools.decisions import DecisionRule
-from tools.distributed import Ranks, gather_objects, on_first_rank, raise_together, share_weights
+from tools.distributed import Ranks, on_first_rank, share_weights
 from tools.engine import Progress
 from tools.errors import ResourceError, UsageError
 from tools.files import write_bytes
 from tools.logger import create_logger
-from tools.losses import build_criterion, class_weights
-from tools.optim import build_optimizer, freeze, parameter_groups, set_train_mode, trainable
 from tools.resume import (
     RUN_FILES,
     Start,
@@ -49,10 +38,18 @@ from tools.resume import (
     starting_point,
 )
 from tools.run import Learner, Plan, Run, fitted_state, record_start
-from tools.run_data import Data, count_table, load_data, photos_of_updates
-from tools.schedules import build_schedule, scale_lr
+from tools.run_data import Data, count_table, load_data
+from tools.run_parts import (
+    checkpoint_bytes,
+    fitting_images,
+    make_learner,
+    make_learning,
+    make_plan,
+    make_schedule,
+    start_weights,
+)
+from tools.schedules import scale_lr
 from tools.signals import children_end
-from tools.update import Learning
 
 StartWeights = Callable[[nn.Module, object], str]
 SELECT = {"single": "accuracy", "multi": "macro_f1"}  # what TRAIN.SELECT auto means
@@ -169,13 +166,6 @@ def how_to_go_on(argv: list[str], ranks: Ranks) -> str:
     return f"{start} main.py {shlex.join(word for word in argv if word != '--overwrite')}"
 
 
-def checkpoint_bytes(learner: Learner) -> tuple[int, int]:
-    """Bytes of a last.pth and of a best.pth."""
-    weights = sum(t.numel() * t.element_size() for t in learner.module.state_dict().values())
-    moments = sum(2 * p.numel() * p.element_size() for p in trainable(learner.optimizer))
-    return weights * (2 if learner.ema is not None else 1) + moments, weights
-
-
 def check_apart(config, folder: Path) -> None:
     """Raises UsageError when the run folder and the photos lie within each other."""
     photos, target = Path(config.DATA.DATA_PATH).resolve(), folder.resolve()
@@ -201,79 +191,6 @@ def log_start(
     )
     if ranks.world_size > 1 and any("batchnorm" in type(m).__name__.lower() for m in model.modules()):
         logger.info("the model has batch norm, whose statistics depend on how a batch is cut into ranks")
-
-
-def make_plan(config, num_batches: int, ranks: Ranks) -> Plan:
-    """How the epochs are cut into updates. Raises UsageError when there is not one."""
-    train = config.TRAIN
-    if num_batches == 0:
-        raise UsageError(
-            f"the training photos do not fill one batch of DATA.BATCH_SIZE {config.DATA.BATCH_SIZE} on "
-            f"{ranks.world_size} rank(s); lower --batch-size"
-        )
-    if num_batches < train.ACCUMULATION_STEPS:
-        raise UsageError(
-            f"TRAIN.ACCUMULATION_STEPS {train.ACCUMULATION_STEPS} is more than the {num_batches} batches of an epoch; "
-            "lower --accumulation-steps"
-        )
-    return Plan(
-        epochs=train.EPOCHS,
-        num_batches=num_batches,
-        accumulation=train.ACCUMULATION_STEPS,
-        images_per_update=config.DATA.BATCH_SIZE * ranks.world_size * train.ACCUMULATION_STEPS,
-        save_freq=config.SAVE_FREQ,
-        save_every=train.SAVE_EVERY_STEPS,
-        save_minutes=train.SAVE_EVERY_MINUTES,
-        stop_after=train.MAX_STEPS,
-        grace_seconds=train.GRACE_SECONDS,
-    )
-
-
-def make_schedule(train, plan: Plan):
-    """step -> learning rate, scaled to the plan's images an update."""
-    return build_schedule(
-        train.LR_SCHEDULER.NAME,
-        base_lr=scale_lr(train.BASE_LR, plan.images_per_update),
-        warmup_lr=scale_lr(train.WARMUP_LR, plan.images_per_update),
-        min_lr=scale_lr(train.MIN_LR, plan.images_per_update),
-        warmup_steps=round(train.WARMUP_EPOCHS * plan.updates),
-        total_steps=plan.total_steps,
-        decay_steps=max(1, round(train.LR_SCHEDULER.DECAY_EPOCHS * plan.updates)),
-        decay_rate=train.LR_SCHEDULER.DECAY_RATE,
-    )
-
-
-def start_weights(model: nn.Module, config) -> str:
-    """Puts the pretrained weights of the config into the model, and says where they came from."""
-    source = find_pretrained(config.MODEL.PRETRAINED, config.MODEL.NAME)
-    if source is None:
-        return "fresh weights"
-    if isinstance(source, Hub):
-        return load_pretrained(model, source.state_dict(), f"timm's hub, {source.name}", head_name(model))
-    return load_pretrained(model, checkpoint.read(source), str(source), head_name(model))
-
-
-def make_learner(model: nn.Module, config, precision, device: torch.device) -> Learner:
-    """Model, optimizer, precision and moving average."""
-    train = config.TRAIN
-    model = model.to(device)
-    freeze(model, train.FREEZE)
-    groups = parameter_groups(
-        model,
-        weight_decay=train.WEIGHT_DECAY,
-        no_decay=no_weight_decay(model),
-        head=head_name(model),
-        head_scale=train.HEAD_LR / train.BASE_LR if train.HEAD_LR else 1.0,
-        layer_decay=train.LAYER_DECAY,
-        layer_index=layer_index(model) if train.LAYER_DECAY != 1 else None,
-    )
-    settings = train.OPTIMIZER
-    optimizer = build_optimizer(
-        groups, settings.NAME, lr=train.BASE_LR, eps=settings.EPS, betas=settings.BETAS, momentum=settings.MOMENTUM
-    )
-    model, optimizer = precision.prepare(model, optimizer)
-    ema = ModelEmaV3(model, decay=train.EMA_DECAY, use_warmup=True, warmup_power=2 / 3) if train.EMA_DECAY else None
-    return Learner(model, optimizer, precision, ema)
 
 
 def open_folder(folder: Path, loaded: Loaded, argv: list[str], ranks: Ranks, start: Start):
@@ -339,95 +256,4 @@ def make_run(
         val_batches=partial(batches_of, data.val_loader, device),
         print_freq=config.PRINT_FREQ,
         snapshots=config.TRAIN.SNAPSHOTS,
-    )
-
-
-def make_learning(config, learner: Learner, plan: Plan, data: Data, ranks: Ranks, device: torch.device) -> Learning:
-    """What every update of the run needs."""
-    return Learning(
-        model=training_forward(config, learner, device) if config.TRAIN.COMPILE else learner.module,
-        criterion=make_criterion(config, data, device),
-        optimizer=learner.optimizer,
-        precision=learner.precision,
-        device=device,
-        draw=batch_draws(
-            build_mixer(config.AUG),
-            learner.module,
-            img_size=config.DATA.IMG_SIZE,
-            batch_size=config.DATA.BATCH_SIZE,
-            accumulation=plan.accumulation,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
-            seed=config.SEED,
-        ),
-        photos=photos_of_updates(data, plan.updates, plan.accumulation),
-        clip_grad=config.TRAIN.CLIP_GRAD,
-        ranks=ranks,
-    )
-
-
-def training_forward(config, learner: Learner, device: torch.device) -> nn.Module:
-    """The learner's module compiled by torch, or as it is with a word in the log where torch cannot compile it.
-
-    It shares the module's parameters; the module itself is what is saved, averaged and validated.
-    """
-    model, side = learner.module, config.DATA.IMG_SIZE
-    set_train_mode(model)
-    inputs = example_inputs(model, config.DATA.BATCH_SIZE, side, device)
-    forward, note = compiled(model, inputs, learner.precision.autocast)
-    logger = logging.getLogger("plantswin")
-    logger.warning(note) if note else logger.info("TRAIN.COMPILE: the forward pass of training is compiled")
-    return forward
-
-
-def example_inputs(model: nn.Module, images: int, side: int, device: torch.device) -> list[torch.Tensor]:
-    """What a training forward pass over so many images is given."""
-    inputs = [torch.zeros(images, 3, side, side, device=device)]
-    return [*inputs, model.draw_drop_path(images)] if isinstance(model, SwinTransformer) else inputs
-
-
-def fitting_images(config, learner: Learner, ranks: Ranks, device: torch.device) -> int:
-    """Images of a batch that fit into memory at a time, measured by forward and backward passes that leave no trace.
-
-    Raises:
-        ResourceError: on every rank, when on one of them not even one image fits.
-    """
-    model, precision = learner.module, learner.precision
-    set_train_mode(model)
-    buffers = [buffer.clone() for buffer in model.buffers()]
-
-    def step(images: int) -> None:
-        with precision.autocast():
-            logits = model(*example_inputs(model, images, config.DATA.IMG_SIZE, device))
-        logits.float().sum().backward()
-
-    image = peak_an_image(step, device)
-    learner.optimizer.zero_grad(set_to_none=True)
-    for buffer, before in zip(model.buffers(), buffers, strict=True):
-        buffer.copy_(before)
-    whole, inference = checkpoint_bytes(learner)
-    gradients = sum(p.numel() * p.element_size() for p in trainable(learner.optimizer))
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else config.TRAIN.MEMORY_GB * 2**30
-    held = inference if device.type == "cuda" else 0  # the weights are on the GPU already, and so not of what is free
-    fitting, error = 0, None
-    try:
-        fitting = largest_batch(image, whole + gradients - held, free)
-    except ResourceError as raised:
-        error = raised
-    raise_together(error, ranks)
-    return min(config.DATA.BATCH_SIZE, *gather_objects(fitting))
-
-
-def make_criterion(config, data: Data, device: torch.device):
-    """The training criterion of the config, with class weights from the counts of the training copies if asked for."""
-    loss, weighted = config.TRAIN.LOSS, config.TRAIN.BALANCE == "weights"
-    return build_criterion(
-        loss.NAME,
-        config.DATA.TARGETS,
-        smoothing=config.MODEL.LABEL_SMOOTHING,
-        weights=class_weights(data.train.counts).to(device) if weighted else None,
-        gamma=loss.GAMMA,
-        gamma_neg=loss.GAMMA_NEG,
-        gamma_pos=loss.GAMMA_POS,
-        clip=loss.CLIP,
     )
