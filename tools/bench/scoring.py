@@ -37,10 +37,12 @@ def measure(args) -> list:
     import torch
 
     from configs.load import load
+    from tools.allocator import keep_freed_memory
     from tools.assemble import load_ensemble
     from tools.bench.commands import prepare_sample, train_briefly
     from tools.bench.peers import device
 
+    keep_freed_memory()  # as test.py and visual.py do; the peer, in the same process, has the good of it too
     torch.manual_seed(0)
     words = ["DATA.BATCH_SIZE", str(args.batch_size), "DATA.NUM_WORKERS", str(args.workers)]
     with tempfile.TemporaryDirectory() as name:
