@@ -49,7 +49,7 @@ def measure(args) -> list:
         folder = Path(name)
         dataset = Path(args.data_path or prepare_sample(folder, TRAIN, VAL, args.photos))
         path = Path(args.resume or train_briefly(folder, dataset, args.cfg))
-        ensemble = load_ensemble([path], device())
+        ensemble = load_ensemble([path], device(), tta="none")  # the peer has one view of a photo
         split = first_photos(dataset, args, ensemble.classes)
         if args.ruler == "test":
             return scoring_rows(args, ensemble, split, load(None, words).config)
