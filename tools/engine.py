@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tools.allocator import trim
 from tools.distributed import gather_objects
 from tools.errors import NumericsError
 from tools.optim import set_learning_rate, set_train_mode
@@ -145,6 +146,7 @@ def predict(
         micro_batch: images taken through the model at a time, where a whole batch might not fit; 0: all of it.
     """
     model.eval()
+    trim()  # the first of `batches` may fork a loader's processes
     logits, truth = [np.zeros((0, num_classes), np.float32)], [np.zeros((0, num_classes), bool)]
     for images, targets in batches:
         for part in images.to(device, non_blocking=True).split(micro_batch or len(images)):
