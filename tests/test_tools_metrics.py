@@ -1,5 +1,7 @@
 """Figures against hand counts and scikit-learn; intervals against figures of photos that were really drawn again."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import sklearn.metrics as sk
@@ -95,7 +97,7 @@ def test_calibration_error_bin_by_bin():
 
 def test_a_weighting_is_the_figure_of_photos_drawn_again():
     probability, decision, truth = draw(30)
-    weights = resample(30, seed=3, times=5)
+    (weights,) = resample(30, seed=3, times=5)
     assert (weights.sum(axis=1) == 30).all()
     figures = measure(probability, decision, truth, weights)
     for row in range(5):
@@ -103,6 +105,28 @@ def test_a_weighting_is_the_figure_of_photos_drawn_again():
         again = score(probability[drawn], decision[drawn], truth[drawn])
         for key in OVERALL:
             assert figures[key][row] == pytest.approx(again[key]), key
+
+
+def test_draws_in_blocks_are_the_draws_at_once(monkeypatch):
+    (whole,) = resample(30, seed=3, times=50)
+    bounds = intervals(*draw(30))
+    monkeypatch.setattr("tools.metrics.BLOCK", 30 * 7)
+    blocks = list(resample(30, seed=3, times=50))
+    assert [len(block) for block in blocks] == [7] * 7 + [1]
+    assert np.array_equal(np.concatenate(blocks), whole)
+    in_blocks = intervals(*draw(30))
+    assert all(in_blocks[key] == pytest.approx(bounds[key]) for key in OVERALL)
+
+
+def test_memory_of_intervals_does_not_grow_with_the_photos():
+    """A matrix of all draws of 12,000 photos is 92 MiB, and there were five such."""
+    passes = draw(12_000)
+    tracemalloc.start()
+    try:
+        intervals(*passes)
+        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 def test_intervals_hold_the_figure_and_narrow_with_the_root_of_the_photos():

@@ -62,7 +62,7 @@ def summarise(values: np.ndarray, photos: np.ndarray, seed: int = 0) -> dict[str
         photos: `[cases]`, which photo each case is of; a photo's cases are drawn together.
     """
     _, photo = np.unique(photos, return_inverse=True)
-    draws = resample(int(photo.max()) + 1, seed)[:, photo]  # [R, cases]
+    draws = np.concatenate([weights[:, photo] for weights in resample(int(photo.max()) + 1, seed)])  # [R, cases]
     summary: dict[str, tuple[float, float, float] | None] = {}
     for name, column in zip(FIGURES, values.T, strict=True):
         known = ~np.isnan(column)

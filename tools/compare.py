@@ -34,16 +34,15 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     loaded = load(None, None, cli.overrides(args))
 
-    from tools.metrics import interval, measure, resample, score
+    from tools.metrics import interval, measure_draws, score
 
     runs = [read_run(name, loaded, args) for name in args.runs]
     images, labels, truth = photos_of(runs)
-    draws = resample(len(images))
     rows, values, base = [], [], None
     for run in runs:
         said = fit_to(run, images, labels)
         scores = score(said.probability, said.decision, truth)
-        drawn = measure(said.probability, said.decision, truth, draws)[args.by]
+        drawn = measure_draws(said.probability, said.decision, truth)[args.by]
         base = drawn if base is None else base
         values.append([100 * scores[key] for key in SHOWN])
         against = describe_difference(

@@ -9,6 +9,7 @@ once each gives the figure itself, and R draws with replacement give its bootstr
 """
 
 from collections import Counter
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from tools.errors import NumericsError
 
 ECE_BINS = 10
 RESAMPLES = 1000
+BLOCK = 2**21  # weights of photos in memory at a time, 16 MiB, so that it does not grow with the photos
 PERCENTILES = (2.5, 97.5)
 OVERALL = (
     *("accuracy", "top2", "hit1", "exact", "hamming", "macro_f1", "micro_f1", "samples_f1"),
@@ -64,7 +66,7 @@ def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> d
 
 def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
     """95 % intervals by bootstrap over photos: the names of `OVERALL`, and `per_class`, each `[low, high]` or None."""
-    figures = measure(probability, decision, truth, resample(len(truth), seed))
+    figures = measure_draws(probability, decision, truth, seed)
     per_class = [{key: interval(figures["class_" + key][:, c]) for key in PER_CLASS} for c in range(truth.shape[1])]
     return {**{key: interval(figures[key]) for key in OVERALL}, "per_class": per_class}
 
@@ -75,9 +77,17 @@ def interval(values: np.ndarray) -> list[float] | None:
     return [float(v) for v in np.percentile(known, PERCENTILES)] if len(known) else None
 
 
-def resample(photos: int, seed: int = 0, times: int = RESAMPLES) -> np.ndarray:
-    """`[times, photos]`: how often each photo is drawn when as many are drawn with replacement."""
-    return np.random.default_rng(seed).multinomial(photos, np.full(photos, 1 / photos), size=times).astype(np.float64)
+def resample(photos: int, seed: int = 0, times: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """`[times, photos]`, some rows at a time: how often each photo is drawn when as many are, with replacement."""
+    rng, equal, rows = np.random.default_rng(seed), np.full(photos, 1 / photos), max(1, BLOCK // photos)
+    for start in range(0, times, rows):
+        yield rng.multinomial(photos, equal, size=min(rows, times - start)).astype(np.float64)
+
+
+def measure_draws(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
+    """`measure` for `RESAMPLES` draws of the photos, the same ones for every pass over as many photos."""
+    parts = [measure(probability, decision, truth, weights) for weights in resample(len(truth), seed)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def measure(
