@@ -124,7 +124,7 @@ def test_memory_of_intervals_does_not_grow_with_the_photos():
     tracemalloc.start()
     try:
         intervals(*passes)
-        assert tracemalloc.get_traced_memory()[1] < 200 * 2**20
+        assert tracemalloc.get_traced_memory()[1] < 100 * 2**20
     finally:
         tracemalloc.stop()
 

@@ -17,7 +17,7 @@ from tools.errors import NumericsError
 
 ECE_BINS = 10
 RESAMPLES = 1000
-BLOCK = 2**21  # weights of photos in memory at a time, 16 MiB, so that it does not grow with the photos
+BLOCK = 2**19  # weights of photos in memory at a time, 4 MiB, so that it does not grow with the photos
 PERCENTILES = (2.5, 97.5)
 OVERALL = (
     *("accuracy", "top2", "hit1", "exact", "hamming", "macro_f1", "micro_f1", "samples_f1"),
