@@ -1,0 +1,63 @@
+"""A best.pth of the first release (commit 4eaedf5) scores as it did there, although config keys have new names."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, written
+
+import test as scoring
+from data.labels import NAME_OF
+from models.swin_transformer import SwinTransformer
+
+GOLDEN = ROOT / "tests" / "golden"
+
+
+def old_checkpoint(path):
+    """The file, rebuilt from its recipe: seeded weights, and the config text exactly as that release wrote it."""
+    model = SwinTransformer(img_size=32, num_classes=6, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4)
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        name: 0.3 * torch.randn(value.shape, generator=generator) for name, value in sorted(model.state_dict().items())
+    }
+    logits = 2 * torch.randn(40, 6, generator=generator)
+    truth = torch.eye(6, dtype=torch.bool)[torch.arange(40) % 6] | (torch.arange(40)[:, None] % 9 == torch.arange(6))
+    content = {
+        "format": 2,
+        "config": (GOLDEN / "old_config.yaml").read_text(),
+        "classes": sorted(NAME_OF),
+        "combinations": [[0], [0, 4], [1], [2], [3], [4], [5]],
+        "preprocess": {
+            "size": 32,
+            "crop": True,
+            "interpolation": "bicubic",
+            "mean": [0.485, 0.456, 0.406],
+            "std": [0.229, 0.224, 0.225],
+        },
+        "targets": "multi",
+        "data_digest": ["0" * 64, "1" * 64],
+        "images_per_update": 8,
+        "thresholds": [0.4, 0.5, 0.6, 0.5, 0.45, 0.55],
+        "temperatures": [1.0, 1.2, 0.9, 1.0, 1.1, 1.3],
+        "validation": {"logits": logits, "truth": truth},
+        "step": 10,
+        "epoch": 1,
+        "model": weights,
+        "scores": {},
+    }
+    return written(path, content)
+
+
+@pytest.mark.parametrize("decide", ["threshold", "powerset"])
+def test_a_checkpoint_of_the_first_release_scores_as_before(decide, dataset, tmp_path):
+    path = old_checkpoint(tmp_path / "best.pth")
+    argv = ["--resume", path, "--data-path", dataset, "--to", tmp_path / "scores", "--decide", decide]
+    assert scoring.main([str(word) for word in argv]) == 0
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    rows = [line.split(",") for line in (tmp_path / "scores" / "predictions.csv").read_text().splitlines()[1:]]
+    expected = json.loads((GOLDEN / "old_scores.json").read_text())[decide]
+    assert {key: metrics[key] for key in expected["metrics"]} == pytest.approx(expected["metrics"], abs=1e-6)
+    assert [[row[0], row[8]] for row in rows] == [[row[0], row[8]] for row in expected["rows"]]
+    ours, theirs = (np.array([[*row[2:8], row[9]] for row in table], float) for table in (rows, expected["rows"]))
+    assert ours == pytest.approx(theirs, abs=2e-6)  # six digits are written
