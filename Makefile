@@ -13,11 +13,11 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	touch $@
 
 demo: $(VENV)/.installed  ## The whole job on drawn leaves: draw, prepare, train, score, show.
-	$(RUN) -m tools.sample --dst demo/plant_dataset
+	$(RUN) -m tools sample --dst demo/plant_dataset
 	$(RUN) process_dataset.py --src demo/plant_dataset --dst demo/dataset
 	$(RUN) main.py --cfg configs/sample.yaml --data-path demo/dataset --output demo/output
 	$(RUN) test.py --resume demo/output/sample/default/best.pth --data-path demo/dataset
-	$(RUN) -m tools.baseline --cfg configs/sample.yaml --data-path demo/dataset
+	$(RUN) -m tools baseline --cfg configs/sample.yaml --data-path demo/dataset
 	$(RUN) visual.py --resume demo/output/sample/default/best.pth --data-path demo/dataset --examples 6
 
 test: $(VENV)/.installed  ## Every test, on a CPU, without a network.

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable
 
-from tools.errors import UsageError, nearest
+from tools.base.errors import UsageError, nearest
 
 
 def _between(low: float, high: float) -> tuple[Callable, str]:

@@ -11,7 +11,7 @@ from yacs.config import CfgNode
 from configs.checks import check_combinations, check_value
 from configs.defaults import get_defaults
 from configs.yaml_reader import parse, read_yaml
-from tools.errors import UsageError, nearest
+from tools.base.errors import UsageError, nearest
 
 # Keys of the course project that mean nothing here, and where their job went. The README lists them too.
 DROPPED = {

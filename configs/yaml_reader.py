@@ -11,7 +11,7 @@ from pathlib import Path
 
 import yaml
 
-from tools.errors import UsageError
+from tools.base.errors import UsageError
 
 MAX_BYTES = 32_000
 MAX_DEPTH = 20

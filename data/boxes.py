@@ -8,9 +8,9 @@ import io
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.files import read_regular
 from data.labels import CODE_OF
-from tools.errors import DataError, nearest
+from tools.base.errors import DataError, nearest
+from tools.base.files import read_regular
 
 BOX_HEADER = ("images", "label", "x_center", "y_center", "width", "height")
 MAX_BYTES = 100_000_000

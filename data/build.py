@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.batches import Normalize, collate
-from data.cache import Encoded, Pixels, shared_pixels
-from data.datasets import LeafDataset, Photo, Split, samples_of
-from data.mixup import Mixer
-from data.samplers import EvalBatches, TrainBatches
-from data.transforms import Preprocess, train_transform
-from tools.errors import ResourceError, UsageError, UserError
+from data.loading.batches import Normalize, collate
+from data.loading.cache import Encoded, Pixels, shared_pixels
+from data.loading.dataset import LeafDataset
+from data.loading.mixup import Mixer
+from data.loading.samplers import EvalBatches, TrainBatches
+from data.loading.split import Photo, Split, samples_of
+from data.loading.transforms import Preprocess, train_transform
+from tools.base.errors import ResourceError, UsageError, UserError
 
 PATIENCE = 300  # seconds for one batch from a loader process, after which a file system is taken for dead
 
@@ -94,7 +95,7 @@ def augmentation_arguments(data, aug, preprocess: Preprocess) -> dict:
 
 
 def mixer_arguments(aug) -> dict:
-    """Keyword arguments of `data.mixup.Mixer`."""
+    """Keyword arguments of `data.loading.mixup.Mixer`."""
     return {
         "mixup": aug.MIXUP,
         "cutmix": aug.CUTMIX,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from data.files import read_regular
-from tools.errors import DataError, nearest
+from tools.base.errors import DataError, nearest
+from tools.base.files import read_regular
 
 # Folder code -> label name. Sorted codes are the class order: scab 0, rust 1, ... complex 5, the reverse of the
 # columns of the one-hot CSV.
@@ -42,7 +42,7 @@ def healthy_index(classes: Sequence[str]) -> int | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class LabelRow:
     """One photo and its labels, in the order of the file. `line` is 1 for the header."""
 
     image: str
@@ -54,7 +54,7 @@ class Row:
 class LabelFile:
     """The rows of a label CSV, how many exact repeats were left out, and the SHA-256 of its bytes."""
 
-    rows: list[Row]
+    rows: list[LabelRow]
     repeats: int
     sha256: str
 
@@ -70,7 +70,7 @@ def read_labels(path: Path) -> LabelFile:
     _check_utf8(raw, path)
     # decoded line by line: a StringIO would hold four bytes a character
     reader = csv.reader(io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline=""), strict=True)
-    rows: dict[str, Row] = {}
+    rows: dict[str, LabelRow] = {}
     repeats = 0
     try:
         parse = _parser_for(next(reader, []), path)
@@ -93,7 +93,7 @@ def read_labels(path: Path) -> LabelFile:
     return LabelFile(list(rows.values()), repeats, hashlib.sha256(raw).hexdigest())
 
 
-def write_one_hot(path: Path, rows: list[Row]) -> None:
+def write_one_hot(path: Path, rows: list[LabelRow]) -> None:
     """Writes the course's one-hot CSV: its header, the rows in their order, 0/1, LF."""
     names = [column.removeprefix("label_") for column in ONE_HOT_HEADER[1:]]
     with path.open("w", encoding="utf-8", newline="") as file:
@@ -134,7 +134,7 @@ def _split_names(text: str) -> tuple[str, ...]:
 
 
 def _parser_for(header: list[str], path: Path):
-    """The function (fields, line) -> Row that fits the header."""
+    """The function (fields, line) -> LabelRow that fits the header."""
     if not header:
         raise DataError(f"label file {path} is empty")
     columns = [column.strip() for column in header]
@@ -157,7 +157,7 @@ def _parser_for(header: list[str], path: Path):
 
     if columns[1:] == ["labels"]:
 
-        def parse(fields: list[str], line: int) -> Row:
+        def parse(fields: list[str], line: int) -> LabelRow:
             image, labels = checked(fields, line), _split_names(fields[1])
             for name in labels:
                 if name not in CODE_OF:
@@ -166,7 +166,7 @@ def _parser_for(header: list[str], path: Path):
                     )
             if not labels:
                 raise DataError(f"{path}, row {line}: {image} has no label")
-            return Row(image, labels, line)
+            return LabelRow(image, labels, line)
 
         return parse
     if set(columns) != set(ONE_HOT_HEADER) and set(columns[1:]) != set(CODE_OF):
@@ -175,7 +175,7 @@ def _parser_for(header: list[str], path: Path):
         )
     names = [column.removeprefix("label_") for column in columns[1:]]
 
-    def parse_one_hot(fields: list[str], line: int) -> Row:
+    def parse_one_hot(fields: list[str], line: int) -> LabelRow:
         image = checked(fields, line)
         for column, value in zip(columns[1:], fields[1:], strict=True):
             if value.strip() not in ("0", "1"):
@@ -183,7 +183,7 @@ def _parser_for(header: list[str], path: Path):
         labels = _split_names(" ".join(n for n, value in zip(names, fields[1:], strict=True) if value.strip() == "1"))
         if not labels:
             raise DataError(f"{path}, row {line}: {image} has no label")
-        return Row(image, labels, line)
+        return LabelRow(image, labels, line)
 
     return parse_one_hot
 

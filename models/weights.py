@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.swin_transformer import SwinTransformer, interpolate_bias_table, interpolate_positions
-from tools.errors import CheckpointError
+from tools.base.errors import CheckpointError
 
 _BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
 

@@ -43,7 +43,7 @@ def times(request):
 @pytest.fixture(scope="session")
 def raw(tmp_path_factory) -> Path:
     """A drawn data set in the raw course layout."""
-    from data.sample import write_sample
+    from data.sample.write import write_sample
 
     folder = tmp_path_factory.mktemp("raw") / "plant_dataset"
     write_sample(folder, seed=0, counts=COUNTS)
@@ -192,8 +192,8 @@ def _one_thread():
 
 def written(path, content):
     """A checkpoint with whatever in it, as `save` would write it if it did not look."""
-    from tools import checkpoint
+    from tools.checkpoint import store
 
     path.unlink(missing_ok=True)
-    checkpoint.write(path, content)
+    store.write(path, content)
     return path

@@ -1,11 +1,27 @@
 """What the tables of faults share: how a row is written, and files that are none."""
 
+import io
 import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8))
+
+
+def encoded(image, kind, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def spoilt(content: bytes, byte: bytes) -> bytes:
+    """With 300 other bytes behind the header."""
+    return content[:8] + byte * 300 + content[308:]
 
 
 def faults(names: str, rows: list[tuple]):

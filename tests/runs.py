@@ -21,7 +21,7 @@ from pathlib import Path
 from conftest import ROOT
 
 import main
-from tools import checkpoint
+from tools.checkpoint import store
 
 PATIENCE = 300  # seconds, for a machine that others use too
 UPDATE = re.compile(r"Train: \[(\d+)/\d+\]\[(\d+)/\d+\]")  # the log's epoch and update
@@ -29,7 +29,7 @@ RUN = (
     Path("output") / "tiny" / "default"
 )  # where a run of the tests' tiny config has its files, from where it was started
 _WARM = multiprocessing.get_context("forkserver")
-_WARM.set_forkserver_preload(["main", "tools.launch", "cv2", "matplotlib.pyplot"])
+_WARM.set_forkserver_preload(["tools.commands.train", "tools.train.setup", "cv2", "matplotlib.pyplot"])
 
 
 class Running:
@@ -171,9 +171,9 @@ class Watched:
 def digest(folder: Path) -> str:
     """SHA-256 of all that a run has come to: both checkpoints but for their config's paths, and the history."""
     found = hashlib.sha256()
-    for name in (checkpoint.LAST, checkpoint.BEST):
-        content = checkpoint.read(folder / name)
-        for key, tensor in checkpoint.named_tensors(content):
+    for name in (store.LAST, store.BEST):
+        content = store.read(folder / name)
+        for key, tensor in store.named_tensors(content):
             found.update(key.encode() + tensor.numpy().tobytes())
         plain = ("step", "epoch", "best", "sums", "skipped", "validated", "scaler", "thresholds", "temperatures")
         found.update(repr([content.get(key) for key in (*plain, "scores", "micro_batch")]).encode())

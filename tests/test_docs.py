@@ -16,10 +16,17 @@ def test_links_lead_somewhere():
 
 
 def test_the_map_of_the_house_is_complete():
+    """Every folder and file of the program has its place in the map, and what the map names is there."""
     text = (ROOT / "docs" / "architecture.md").read_text()
-    for shelf in ("configs", "models", "data", "tools"):
-        for path in (ROOT / shelf).glob("*.py"):
-            assert path.name == "__init__.py" or re.search(rf"`({shelf}/)?{path.name}`", text), path
+    for folder in ("configs", "models", "data", "tools"):
+        for path in (ROOT / folder).rglob("*.py"):
+            place = path.relative_to(ROOT)
+            assert f"`{place.parent}/" in text or f"`{place}`" in text, place
+            assert (
+                path.name in ("__init__.py", "__main__.py") or place.parts[1] == "bench" or f"{path.name}`" in text
+            ), place
+    for named in re.findall(r"`((?:configs|models|data|tools)/[a-z_/]+(?:\.py)?)`", text):
+        assert (ROOT / named).exists(), named
 
 
 def test_the_readme_lists_every_dropped_key_and_every_config_it_names_exists():

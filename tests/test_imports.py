@@ -9,11 +9,38 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SHELVES = ("configs", "models", "data", "tools")
 HEAVY = {"torch", "torchvision", "timm", "cv2", "matplotlib", "sklearn", "pytorch_grad_cam"}
-# of tools/: where the shelves come together
-MEETING_POINTS = ("assemble.py", "launch.py", "resume.py", "run_data.py", "run_parts.py", "gallery.py", "doctor.py")
-FILES = [*ROOT.glob("*.py"), *(p for shelf in SHELVES for p in (ROOT / shelf).rglob("*.py"))]
+# The rooms from the cellar to the roof. A file imports from its own room and from those below, never from beside it.
+STOREYS = (
+    ("tools.base",),
+    ("configs", "models", "data"),
+    ("tools.runtime",),
+    ("tools.checkpoint",),
+    ("tools.explain",),
+    ("tools.evaluate",),
+    ("tools.render",),
+    ("tools.train",),
+    ("tools.bench",),
+    ("tools.commands",),
+    ("tools.__main__", "main", "test", "visual", "process_dataset"),
+)
+STOREY_OF = {room: number for number, storey in enumerate(STOREYS) for room in storey}
+NEVER = {"tools.render": ("models", "tools.explain"), "tools.explain": ("configs",)}
+CONFIG_READERS = ("tools.train.setup", "tools.train.resume", "tools.train.preflight", "tools.train.data",
+                  "tools.train.parts", "tools.evaluate.predictor", "tools.checkpoint.find")  # fmt: skip
+FILES = [
+    *ROOT.glob("*.py"),
+    *(p for folder in ("configs", "models", "data", "tools") for p in (ROOT / folder).rglob("*.py")),
+]
+
+
+def module_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+def room_of(module: str) -> str | None:
+    """The room that a module lies in; None for a module of another project."""
+    return next((room for room in STOREY_OF if module == room or module.startswith(room + ".")), None)
 
 
 def imports(tree: ast.AST):
@@ -24,49 +51,45 @@ def imports(tree: ast.AST):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def is_entry_point(path: Path, tree: ast.Module) -> bool:
-    if path.parent in (ROOT, ROOT / "tools" / "bench"):  # the rulers are one command in several files
-        return True
-    return any(isinstance(n, ast.FunctionDef) and n.name == "main" for n in tree.body)
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_lead_down(path):
+    module = module_of(path)
+    if module == "tools.__init__":
+        return
+    own = room_of(module)
+    assert own, f"{module} lies in no room"
+    for name in imports(ast.parse(path.read_text())):
+        room = room_of(name)
+        if room and room != own:
+            assert STOREY_OF[room] < STOREY_OF[own], f"{module} imports {name}"
+            assert room not in NEVER.get(own, ()), f"{module} imports {name}"
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_the_shelves_do_not_import_each_other(path):
-    tree = ast.parse(path.read_text())
-    entry = is_entry_point(path, tree)
-    own = path.relative_to(ROOT).parts[0]
-    for name in imports(tree):
-        first = name.split(".")[0]
-        if first in ("main", "test", "visual", "process_dataset"):
-            raise AssertionError(f"imports the entry point {first}")
-        if first not in SHELVES or entry or path.name in MEETING_POINTS:
-            continue
-        assert first == own or name.startswith("tools.errors"), f"{own} imports {name}"
-        meeting = tuple(f"tools.{point.removesuffix('.py')}" for point in MEETING_POINTS)
-        assert not name.startswith(meeting), "only entry points import these"
+def is_light(module: str) -> bool:
+    """Whether a module is imported for --help, a typo or a bad YAML, and so must not wait for torch."""
+    light = ("tools.commands", "tools.bench", "configs", "tools.base.cli", "tools.base.errors", "tools.base.files")
+    return "." not in module or module.startswith(light)
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_entry_points_import_nothing_heavy_at_the_top(path):
-    tree = ast.parse(path.read_text())
-    if is_entry_point(path, tree) or path.parent.name == "configs" or path.name in ("cli.py", "errors.py"):
-        top = {
-            name.split(".")[0]
-            for node in tree.body
-            for name in imports(node)
-            if isinstance(node, ast.Import | ast.ImportFrom)
-        }
-        assert not top & (HEAVY | {"data", "models"})
+@pytest.mark.parametrize("path", [p for p in FILES if is_light(module_of(p))], ids=module_of)
+def test_commands_import_nothing_heavy_at_the_top(path):
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            assert not {name.split(".")[0] for name in imports(node)} & (HEAVY | {"data", "models"})
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_no_config_node_outside_configs_builders_and_entry_points(path):
-    tree = ast.parse(path.read_text())
-    if is_entry_point(path, tree) or path.parent.name == "configs" or path.name in ("build.py", *MEETING_POINTS):
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_few_files_see_a_config_node(path):
+    module = module_of(path)
+    if (
+        path.name == "build.py"
+        or module in CONFIG_READERS
+        or module.startswith(("configs", "tools.commands", "tools.bench"))
+    ):
         return
     read = [
         n
-        for n in ast.walk(tree)
+        for n in ast.walk(ast.parse(path.read_text()))
         if isinstance(n, ast.Attribute)
         and n.attr.isupper()
         and isinstance(n.value, ast.Attribute)
@@ -97,8 +120,9 @@ def test_help_typo_and_bad_yaml_never_import_torch(tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("TRAIN:\n\tEPOCHS: 1\n")
     probe = (
-        "import sys, main, test, visual, process_dataset, tools.sample, tools.baseline\n"
-        "codes = [c.main(['--help']) for c in (main, test, visual, process_dataset, tools.sample, tools.baseline)]\n"
+        "import sys, main, test, visual, process_dataset, tools.commands.sample, tools.commands.baseline\n"
+        "commands = (main, test, visual, process_dataset, tools.commands.sample, tools.commands.baseline)\n"
+        "codes = [c.main(['--help']) for c in commands]\n"
         f"codes += [main.main(['--cgf', 'x']), main.main(['--cfg', {str(bad)!r}]), test.main(['--resum', 'x'])]\n"
         "codes += [visual.main([]), process_dataset.main(['--scr', 'x'])]\n"
         f"print(codes, sorted({HEAVY!r} & set(sys.modules)))\n"

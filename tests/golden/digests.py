@@ -59,7 +59,7 @@ def sha256(path: Path) -> str:
 def drawn(folder: Path) -> dict:
     """Two epochs of the sample Swin on drawn leaves, on one rank and on two; its scores and a heat map."""
     raw, dataset, output = folder / "raw", folder / "dataset", folder / "output"
-    run("-m", "tools.sample", "--dst", raw, "--counts", 160, 32, 40)
+    run("-m", "tools", "sample", "--dst", raw, "--counts", 160, 32, 40)
     run("process_dataset.py", "--src", raw, "--dst", dataset)
     run("main.py", *SAMPLE, "--data-path", dataset, "--output", output, "--opts", "TRAIN.EPOCHS", 2)
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "main.py"]

@@ -18,7 +18,7 @@ from runs import RUN, digest, warm
 import main
 import test as referee
 import visual
-from tools import checkpoint
+from tools.checkpoint import store
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_run_falls_back_to_the_checkpoint_before(halfway, recipe, undisturbed,
     for _ in range(times(10, many)):
         bad = damage(good, random)
         (folder / "last.pth").write_bytes(bad)
-        path, content, faults = checkpoint.newest(folder)
+        path, content, faults = store.newest(folder)
         assert (path.name, content["step"], list(faults)) == ("previous.pth", 6, [folder / "last.pth"])
     for _ in range(times(1, 3)):
         shutil.rmtree(output)
@@ -132,8 +132,8 @@ def test_hostile_files_are_refused_by_every_command_and_leave_no_marker(
     run = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out"]
     files = files_of(marker, folder)
     for path in files:
-        with pytest.raises(checkpoint.CheckpointError, match=path.name):
-            checkpoint.read(path)
+        with pytest.raises(store.CheckpointError, match=path.name):
+            store.read(path)
     own = shutil.copytree(halfway, tmp_path / "own") / "tiny" / "default"
     for path in (folder / "0-bare.pth", folder / "0-legacy.pth", folder / "0-zip.pth"):
         refused(main.main, [*run, "--pretrained", path], 4, path)
@@ -161,8 +161,8 @@ def reading(path):
     """Tries to read a checkpoint; says how many MB and seconds that took."""
     before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
     try:
-        checkpoint.read(path)
-    except checkpoint.CheckpointError as error:
+        store.read(path)
+    except store.CheckpointError as error:
         seconds, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         print(f"{(after - before) / 1024:.1f} MB {seconds:.3f} s: {error}")
         return error.exit_code

@@ -10,18 +10,18 @@ from conftest import ROOT
 from runs import RUN, UPDATE, Watched, children, digest, leftovers, ranks_of, torchrun, warm
 
 import main
-from tools import checkpoint
+from tools.checkpoint import store
 
 
 def save_for_ever(source, folder):
     """Saves checkpoints of growing steps and says each when it is done."""
-    content = checkpoint.read(source)
-    _, newest, _ = checkpoint.newest(folder)
+    content = store.read(source)
+    _, newest, _ = store.newest(folder)
     step = newest.get("step", 0)
     while True:
         step += 1
         weights = content["model"] | {"filler": torch.full((2**19,), float(step))}
-        checkpoint.save(folder / "last.pth", content | {"step": step, "model": weights}, folder / "previous.pth")
+        store.save(folder / "last.pth", content | {"step": step, "model": weights}, folder / "previous.pth")
         print(step, flush=True)
 
 
@@ -35,13 +35,13 @@ def test_killed_while_saving(trained, tmp_path, times):
         time.sleep(random.uniform(0, 0.1))  # the moment of the kill, anywhere in a save
         assert saver.kill() == -signal.SIGKILL
         last_said = int(saver.said[-1])
-        path, content, faults = checkpoint.newest(folder)
+        path, content, faults = store.newest(folder)
         assert faults == {}, "last.pth or previous.pth is broken"
         assert path.name == "last.pth"
         assert last_said <= content["step"] <= last_said + 1
         assert (content["model"]["filler"] == content["step"]).all()
         halves += bool(leftovers(folder))
-        checkpoint.sweep(folder)
+        store.sweep(folder)
         assert not leftovers(folder)
         saved = content["step"]
     print(f"{kills} kills in {saved} saves, {halves} of them inside one: 0 broken, 0 older than the last one reported")

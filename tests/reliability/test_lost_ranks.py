@@ -100,7 +100,7 @@ def test_a_nan_on_one_rank_ends_both_at_that_step(of_two, tmp_path):
     assert "the loss of step 6 " in errors[1]
     assert "photos " in errors[1]
     assert "rank 1 failed" in errors[0]
-    from tools.checkpoint import newest, non_finite
+    from tools.checkpoint.store import newest, non_finite
 
     _, content, faults = newest(tmp_path / RUN)
     assert (content["step"], non_finite(content), faults) == (6, "", {})

@@ -12,7 +12,7 @@ import pytest
 from runs import RUN, UPDATE, digest, leftovers, warm
 
 import main
-from tools import checkpoint
+from tools.checkpoint import store
 
 NEW_MOUNTS, PRIVATE = 0x20000, 0x44000  # linux/sched.h, linux/mount.h
 CAPABILITIES = 0x20080522  # version of capset's structure, linux/capability.h
@@ -45,7 +45,7 @@ def on_a_small_disk(size, argv):
     assert libc.mount(b"none", b"/", None, PRIVATE, None) == 0
     assert libc.mount(b"none", b"output", b"tmpfs", 0, f"size={size}".encode()) == 0
     code = main.main(argv)
-    _, content, faults = checkpoint.newest(RUN)
+    _, content, faults = store.newest(RUN)
     print(
         f"left: step {content.get('step')}, faults {faults}, temporary {leftovers(RUN.parent)}, {os.listdir('output')}"
     )
@@ -86,9 +86,9 @@ def test_a_folder_that_is_removed_during_a_run_ends_it(recipe, tmp_path):
 @pytest.mark.parametrize("back", [False, True], ids=["gone", "replaced"])
 def test_a_folder_that_goes_in_the_middle_of_a_write_is_said_so(tmp_path, back):
     """The moment between the look at the folder and the file's own name, which a real run meets now and then."""
-    from tools.errors import ResourceError
-    from tools.files import write_bytes
-    from tools.run import Run
+    from tools.base.errors import ResourceError
+    from tools.base.files import write_bytes
+    from tools.train.run import Run
 
     run = Run.__new__(Run)
     run.folder = tmp_path / "run"
@@ -127,7 +127,7 @@ def test_a_folder_that_becomes_read_only_ends_the_run(recipe, tmp_path):
     assert len(run.errors) == 1
     assert f"{RUN}/" in run.errors[0]
     assert "Permission denied" in run.errors[0]
-    assert checkpoint.newest(folder)[2] == {}
+    assert store.newest(folder)[2] == {}
 
 
 def test_a_read_only_output_is_refused_before_the_run(recipe, tmp_path):

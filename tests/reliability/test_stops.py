@@ -11,7 +11,7 @@ import time
 from runs import RUN, UPDATE, Watched, children, digest, leftovers, warm
 
 import main
-from tools import checkpoint
+from tools.checkpoint import store
 
 ENDINGS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Some seconds an update, three updates an epoch.
@@ -26,7 +26,7 @@ def command_of(run):
 
 
 def step_of(folder):
-    return checkpoint.newest(folder / RUN)[1]["step"]
+    return store.newest(folder / RUN)[1]["step"]
 
 
 def test_signals_at_random_moments_and_the_printed_command(recipe, undisturbed, tmp_path, times):
@@ -68,7 +68,7 @@ def test_a_second_ctrl_c_leaves_at_once(recipe, tmp_path):
             time.sleep(0.03)
             run.signal(signal.SIGINT)
         assert run.wait() == 130
-        assert checkpoint.newest(tmp_path / RUN)[2] == {}
+        assert store.newest(tmp_path / RUN)[2] == {}
         assert not leftovers(tmp_path)
         if run.errors == ["error: interrupted"]:
             break

@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools.errors import ResourceError
+from tools.base.errors import ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +46,7 @@ def run(*words: object) -> Cost:
 
 def prepare_sample(folder: Path, train: int, val: int, test: int) -> Path:
     """Draws leaves and prepares them under `folder`; the data set's folder."""
-    run("-m", "tools.sample", "--dst", folder / "raw", "--counts", train, val, test)
+    run("-m", "tools", "sample", "--dst", folder / "raw", "--counts", train, val, test)
     run("process_dataset.py", "--src", folder / "raw", "--dst", folder / "dataset", "--allow-leak")
     return folder / "dataset"
 

@@ -14,7 +14,7 @@ def draw_photo(width: int, height: int, seed: int):
     import numpy as np
     from PIL import Image
 
-    from data.sample import draw_leaf
+    from data.sample.leaves import draw_leaf
 
     rng = np.random.default_rng(seed)
     leaf = draw_leaf(("scab",), (seed,)).pixels.astype(np.float32)

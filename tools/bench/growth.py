@@ -35,14 +35,14 @@ def add_flags(parser) -> None:
 
 def measure(args) -> list:
     """Two rows a command and size: time (ratio: of a photo) and peak memory, against the first size."""
-    from tools.errors import UsageError
+    from tools.base.errors import UsageError
 
     if min(args.sizes) < VAL or sorted(set(args.sizes)) != args.sizes:
         raise UsageError(f"--sizes must be {VAL} or more each, and grow")
     points = [point for photos in args.sizes for point in points_of(args, photos)]
     if args.figure:
-        from tools.figures import draw_growth
-        from tools.files import write_bytes
+        from tools.base.files import write_bytes
+        from tools.render.figures import draw_growth
 
         by_command = {
             name: [(p.photos, statistics.median(p.seconds), p.memory / MEBI) for p in points if p.command == name]
@@ -77,7 +77,7 @@ def points_of(args, photos: int) -> list[Point]:
 
 def write_raw(folder: Path, photos: int, most: int) -> None:
     """A raw data set of so many training photos: `most` drawn, the others the same with a comment of their own."""
-    from data.sample import write_sample
+    from data.sample.write import write_sample
 
     drawn = min(photos, most)
     write_sample(folder, counts={"train": drawn, "val": VAL, "test": 1})

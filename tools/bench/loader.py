@@ -31,8 +31,8 @@ def measure(args) -> list:
     """Rows of an epoch by the peer and by each of our modes, for each number of workers; 0 is the figure per core."""
     import torch
 
-    from tools.allocator import keep_freed_memory
     from tools.bench.rounds import compare, interleave
+    from tools.runtime.memory import keep_freed_memory
 
     keep_freed_memory()  # as main.py does; the peer, in the same process, has the good of it too
     torch.set_num_threads(1)
@@ -57,8 +57,8 @@ def _named(mode: str, workers: int) -> str:
 
 def _lay_out(root: Path, args) -> None:
     """Copies or draws the photos as `root`/train/CODE/ID.jpg, and packs them into `root`/train.zip as well."""
+    from tools.base.errors import UsageError
     from tools.bench.drawn import CODES, write_photos
-    from tools.errors import UsageError
 
     if args.data_path:
         found = sorted(Path(args.data_path).glob("train/*/*.jpg"))
@@ -83,7 +83,7 @@ def _theirs(root: Path, workers: int, args) -> Callable[[], object]:
     from torch.utils.data import DataLoader
     from torchvision.datasets import ImageFolder
 
-    from data.transforms import keep_one_bit, ops_of
+    from data.loading.transforms import keep_one_bit, ops_of
 
     config = _config(workers, args)
     data, aug = config.DATA, config.AUG
@@ -118,7 +118,7 @@ def _theirs(root: Path, workers: int, args) -> Callable[[], object]:
 def _ours(root: Path, workers: int, args, opts: list[str]) -> Callable[[], object]:
     """An epoch of ours; another epoch, with other draws, at each call."""
     from data.build import build_preprocess, build_train_loader, resume_batches
-    from data.datasets import scan_split
+    from data.loading.split import scan_split
 
     config = _config(workers, args, opts)
     preprocess = build_preprocess(config.DATA, config.TEST, MEAN, STD)

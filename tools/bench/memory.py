@@ -29,7 +29,7 @@ def measure(args) -> list[Row]:
 
 def compare(args, mode: str, dtype: str) -> Row:
     """The ratio of what is kept, timm's by ours; what fits goes by the peak of a step, which recomputes as well."""
-    from tools.budget import largest_batch, peak_an_image
+    from tools.train.budget import largest_batch, peak_an_image
 
     models = {kind: make_model(kind, mode, args.size) for kind in ("ours", "timm")}
     kept, peak, fitting = {}, {}, {}
@@ -61,7 +61,7 @@ def make_model(kind: str, mode: str, size: str):
 
 def bytes_an_image(model, size: str, dtype: str) -> int:
     """What one more image adds to the tensors that a forward pass keeps for its backward."""
-    from tools.budget import kept_bytes
+    from tools.train.budget import kept_bytes
 
     one, two = (kept_bytes(model, lambda images=images: loss_of(model, size, dtype, images)) for images in (1, 2))
     return two - one

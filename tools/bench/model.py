@@ -56,7 +56,7 @@ def make_way(
     """A model of one kind and its step; also what a process of its own starts with."""
     import torch
 
-    from tools.allocator import keep_freed_memory
+    from tools.runtime.memory import keep_freed_memory
 
     if keep_memory:
         keep_freed_memory()
@@ -72,9 +72,9 @@ def loop_rows(args, batch: int) -> list[Row]:
     """What `train_one_epoch` takes beside the same model's bare forward, backward and step."""
     import torch
 
-    from data.mixup import Mixer
-    from tools.allocator import keep_freed_memory
-    from tools.assemble import batch_draws
+    from data.loading.mixup import Mixer
+    from tools.runtime.memory import keep_freed_memory
+    from tools.train.draws import batch_draws
 
     keep_freed_memory()
     model = peers.build("ours", args.size).to(peers.device())
@@ -111,14 +111,14 @@ def loop_rows(args, batch: int) -> list[Row]:
 
 def run_loop(model, batches: list, criterion: Callable, optimizer, draw: Callable) -> None:
     """One epoch of `batches` by the program's own loop."""
-    from tools.amp import NativePrecision
-    from tools.engine import Progress, train_one_epoch
-    from tools.update import Learning
+    from tools.runtime.precision import NativePrecision
+    from tools.train.loop import Progress, train_one_epoch
+    from tools.train.step import StepContext
 
     device = peers.device()
     precision = NativePrecision(device.type, None)
-    learning = Learning(model, criterion, optimizer, precision, device, draw, clip_grad=5.0)
+    context = StepContext(model, criterion, optimizer, precision, device, draw, clip_grad=5.0)
     progress = Progress(micro_batch=len(batches[0][0]))
     schedule = lambda _step: 1e-5  # noqa: E731
-    for _ in train_one_epoch(learning, batches, progress, num_batches=len(batches), accumulation=1, schedule=schedule):
+    for _ in train_one_epoch(context, batches, progress, num_batches=len(batches), accumulation=1, schedule=schedule):
         pass

@@ -62,7 +62,7 @@ def random_batch(size: str, batch: int):
 
 def adamw(model):
     """The program's AdamW over all parameters."""
-    from tools.optim import build_optimizer
+    from tools.train.optim import build_optimizer
 
     groups = [{"params": list(model.parameters()), "lr_scale": 1.0, "names": []}]
     return build_optimizer(groups, "adamw", lr=1e-5, eps=1e-8, betas=(0.9, 0.999), momentum=0.9)

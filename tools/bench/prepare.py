@@ -18,9 +18,9 @@ def add_flags(parser) -> None:
 
 def measure(args) -> list:
     """Rows of the peer, of the same work on one core, and of the command's on all; the note has the likeness."""
+    from tools.base.errors import UsageError
     from tools.bench.drawn import write_photos
     from tools.bench.rounds import compare, interleave
-    from tools.errors import UsageError
 
     with tempfile.TemporaryDirectory() as folder:
         if args.data_path:
@@ -77,10 +77,10 @@ def likeness(image, other) -> float:
 
 
 def _audit(paths: list[Path], folder: Path) -> None:
-    from data.audit import Shrinking, audit
-    from data.labels import Row
-    from data.raw import RawSplit
+    from data.labels import LabelRow
+    from data.prepare.audit import Shrinking, audit
+    from data.prepare.raw import RawSplit
 
-    rows = [Row(path.name, ("scab",), 0) for path in paths]
+    rows = [LabelRow(path.name, ("scab",), 0) for path in paths]
     raw = RawSplit("train", paths[0].parent, paths[0].parent, rows, "", 0, [], [], 0)
     audit([raw], Shrinking(SIDE, False, QUALITY, folder), compare=False, progress=lambda items, _total: items)

@@ -121,7 +121,7 @@ def record(ruler: str, argv: Sequence[str], rows: Sequence[Row]) -> dict:
 
     return {
         "ruler": ruler,
-        "command": f"python -m tools.bench {' '.join(argv)}",
+        "command": f"python -m tools bench {' '.join(argv)}",
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": {
             "processor": _processor(),

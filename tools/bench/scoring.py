@@ -37,10 +37,10 @@ def measure(args) -> list:
     import torch
 
     from configs.load import load
-    from tools.allocator import keep_freed_memory
-    from tools.assemble import load_ensemble
     from tools.bench.commands import prepare_sample, train_briefly
     from tools.bench.peers import device
+    from tools.evaluate.predictor import load_ensemble
+    from tools.runtime.memory import keep_freed_memory
 
     keep_freed_memory()  # as test.py and visual.py do; the peer, in the same process, has the good of it too
     torch.manual_seed(0)
@@ -58,8 +58,8 @@ def measure(args) -> list:
 
 def first_photos(dataset: Path, args, classes: tuple[str, ...]):
     """The first `--photos` photos of the split."""
-    from data.datasets import scan_split
-    from tools.errors import UsageError
+    from data.loading.split import scan_split
+    from tools.base.errors import UsageError
 
     split = scan_split(dataset, args.split, False, classes)
     if not 1 <= args.photos <= len(split.photos):
@@ -70,8 +70,8 @@ def first_photos(dataset: Path, args, classes: tuple[str, ...]):
 
 def scoring_rows(args, ensemble, split, config) -> list:
     """test.py's pass, against one photo at a time with gradients on."""
-    from tools.assemble import predict_split
-    from tools.distributed import Ranks
+    from tools.evaluate.predictor import predict_split
+    from tools.runtime.distributed import Ranks
 
     (predictor,) = ensemble.members
     device = next(predictor.model.parameters()).device
@@ -96,13 +96,15 @@ def visual_rows(args, predictor, split, folder: Path) -> list:
     import numpy as np
     from pytorch_grad_cam.utils.image import show_cam_on_image
 
-    from tools import explain
-    from tools.cam import classic_recipe
-    from tools.gallery import explain_photos, split_photos
+    from tools.base.threads import in_threads
+    from tools.explain import photos
+    from tools.explain.cam import classic_recipe
+    from tools.explain.photos import Column, explain_photos, split_photos
+    from tools.render.album import Album
 
     model, labels = predictor.model, predictor.labels
-    album, recipe = explain.Album(folder / "ours", labels), classic_recipe(model)
-    columns = [explain.Column("", model, recipe, predictor.rule.probabilities)]
+    album, recipe = Album(folder / "ours", labels), classic_recipe(model)
+    columns = [Column("", model, recipe, predictor.rule.probabilities)]
     subjects = list(split_photos([split], len(labels)))
     (folder / "theirs").mkdir()
 
@@ -116,8 +118,8 @@ def visual_rows(args, predictor, split, folder: Path) -> list:
             cv2.imwrite(str(folder / "theirs" / f"{Path(photo.name).stem}.png"), drawn[:, :, ::-1])
 
     def ours() -> None:
-        pairs = explain_photos(subjects, predictor, columns, args.batch_size, args.workers)
-        deque(explain.in_threads(write, pairs, args.workers, args.batch_size), maxlen=0)
+        pairs = explain_photos(subjects, predictor.preprocess, columns, args.batch_size, args.workers)
+        deque(in_threads(write, pairs, args.workers, args.batch_size), maxlen=0)
 
     def write(pair: tuple) -> None:
         leaf, (row,) = pair
@@ -125,7 +127,7 @@ def visual_rows(args, predictor, split, folder: Path) -> list:
 
     peer = f"cam, {args.photos} photos: pytorch-grad-cam, one after the other, one picture each"
     name = f"cam, {args.photos} photos: visual.py's pass, three pictures each, {args.workers} threads"
-    return with_share(args, {peer: singly, name: ours}, (explain, "explain"))
+    return with_share(args, {peer: singly, name: ours}, (photos, "explain"))
 
 
 def map_rows(args) -> list:
@@ -135,7 +137,7 @@ def map_rows(args) -> list:
 
     from tools.bench import peers
     from tools.bench.rounds import compare, interleave
-    from tools.cam import classic_recipe, default_recipe, explain
+    from tools.explain.cam import classic_recipe, default_recipe, explain
 
     model = peers.build("ours", args.size).to(peers.device()).eval()
     images, _ = peers.random_batch(args.size, MAPS)
@@ -174,7 +176,7 @@ def library_maps(model, images, classes: list[int] | None = None):
     from pytorch_grad_cam import GradCAM
     from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-    from tools.cam import classic_recipe, find_layer, map_geometry
+    from tools.explain.cam import classic_recipe, find_layer, map_geometry
 
     (path,) = classic_recipe(model).layers
     targets = None if classes is None else [ClassifierOutputTarget(index) for index in classes]

@@ -1,0 +1,74 @@
+"""From views to batches, and from a batch of bytes to the model's input on its device."""
+
+import functools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from data.loading.transforms import View
+from tools.base.errors import UserError
+
+
+class Batch(NamedTuple):
+    """What crosses from a loader's workers to the device: a quarter of the bytes of normalised photos.
+
+    Attributes:
+        pixels: uint8 `[B, 3, S, S]`.
+        targets: float32 `[B, num_classes]` of 0 and 1.
+        boxes: int64 `[n, 5]`, row, top, left, height and width of every patch of random erasing.
+        noise: float32, the patches' pixels `[3, height, width]` one after the other.
+    """
+
+    pixels: Tensor
+    targets: Tensor
+    boxes: Tensor
+    noise: Tensor
+
+
+def collate(items: list[tuple[View, Tensor] | UserError]) -> Batch | UserError:
+    """Stacks a batch, or hands on the first error in it."""
+    for item in items:
+        if isinstance(item, UserError):
+            return item
+    views, targets = zip(*items, strict=True)
+    patches = [(row, patch) for row, view in enumerate(views) for patch in view.patches]
+    boxes = [(row, patch.top, patch.left, *patch.pixels.shape[1:]) for row, patch in patches]
+    return Batch(
+        torch.stack([view.pixels for view in views]),
+        torch.stack(targets),
+        torch.tensor(boxes, dtype=torch.int64).reshape(-1, 5),
+        torch.cat([torch.empty(0), *(patch.pixels.flatten() for _, patch in patches)]),
+    )
+
+
+@dataclass(frozen=True)
+class Normalize:
+    """`(batch, device)` -> images float32 `[B, 3, S, S]` and targets there: (pixels / 255 - mean) / std, then patches.
+
+    Attributes:
+        mean, std: of RGB in [0, 1].
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __call__(self, batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor]:
+        pixels, targets, noise = (
+            part.to(device, non_blocking=True) for part in (batch.pixels, batch.targets, batch.noise)
+        )
+        mean, std = _constant(self.mean, device), _constant(self.std, device)
+        images = pixels.float().div_(255).sub_(mean).div_(std)
+        start = 0
+        for row, top, left, height, width in batch.boxes.tolist():
+            stop = start + 3 * height * width
+            images[row, :, top : top + height, left : left + width] = noise[start:stop].view(3, height, width)
+            start = stop
+        return images, targets
+
+
+@functools.cache
+def _constant(values: tuple[float, float, float], device: torch.device | str) -> Tensor:
+    """[3, 1, 1] there; made once, because a GPU waits for each copy of a few numbers."""
+    return torch.tensor(values, device=device).view(3, 1, 1)

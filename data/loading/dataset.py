@@ -1,0 +1,59 @@
+"""A split's samples as tensors."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from data.loading.cache import Encoded
+from data.loading.samplers import Draw
+from data.loading.seeds import AUGMENT, seed_of, seeded
+from data.loading.split import Photo, Split
+from data.loading.transforms import View
+from tools.base.errors import UserError
+
+
+class LeafDataset(Dataset):
+    """Photos as `(view, target [num_classes] of 0 and 1)`.
+
+    A `Draw` as index gives the augmentation of that place in that epoch, whatever process asks; a plain index gives
+    what the transform gives. An unreadable photo is returned as its `DataError`, which `collate` passes on, because
+    an exception that crosses from a worker loses its one-line message.
+
+    Args:
+        transform: photo, uint8 [H, W, 3] -> `data.loading.transforms.View`.
+        finish: `(batch, device)` -> the model's input there, of a batch of such views.
+        photos: file -> its photo; None decodes it from the split's source.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        samples: list[Photo],
+        transform: Callable,
+        finish: Callable,
+        seed: int = 0,
+        photos: Callable[[str], np.ndarray] | None = None,
+    ):
+        self.samples, self.transform, self.finish, self.seed = samples, transform, finish, seed
+        self.photos = photos or Encoded(split.source)
+        self.num_classes = len(split.classes)
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int | Draw) -> tuple[View, Tensor] | UserError:
+        draw = index if isinstance(index, Draw) else None
+        photo = self.samples[draw.index if draw else index]
+        try:
+            image = self.photos(photo.file)
+        except UserError as error:
+            return error
+        target = torch.zeros(self.num_classes)
+        target[list(photo.classes)] = 1
+        if draw is None:
+            return self.transform(image), target
+        with seeded(seed_of(self.seed, AUGMENT, draw.epoch, draw.position)):
+            return self.transform(image), target

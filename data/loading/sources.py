@@ -1,0 +1,193 @@
+"""Where a split's files lie: a folder of class folders, or one zip archive with the same tree."""
+
+import lzma
+import os
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+from data.images import MAX_BYTES, is_photo, read_bytes
+from tools.base.errors import DataError
+from tools.base.files import leads_out
+
+_ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, UnicodeError)
+
+
+ENDS = 32 << 10  # bytes at either end of a large file that its checksum is taken of
+
+
+class FolderSource:
+    """Files under a folder; `place` is where they lie, for both kinds of source."""
+
+    def __init__(self, root: Path, follow: bool = False):
+        self.root, self.follow = root, follow
+
+    @property
+    def place(self) -> Path:
+        """The folder."""
+        return self.root
+
+    def list_files(self) -> tuple[dict[str, list[str]], int]:
+        """File names by class folder, both sorted, and how many entries were not samples (hidden, no photo)."""
+        if not self.root.is_dir():
+            raise DataError(f"{self.root} is not a folder; make it with process_dataset.py, or give --data-path")
+        found, ignored = {}, 0
+        for folder in sorted(os.scandir(self.root), key=lambda entry: entry.name):
+            if folder.name.startswith(".") or not (folder.is_symlink() or folder.is_dir()):
+                ignored += 1
+                continue
+            self._check_link(folder, "class folder")
+            if not os.path.isdir(folder):
+                raise DataError(f"class folder {folder.path} is a link to no folder; remove it")
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            photos = [entry for entry in entries if is_photo(entry.name)]
+            for entry in photos:
+                self._check_link(entry, "image")
+                if not (entry.is_file(follow_symlinks=False) or Path(entry).is_file()):
+                    raise DataError(f"image {entry.path} is not a file, nor a link to one; remove it")
+            found[folder.name] = [entry.name for entry in photos]
+            ignored += len(entries) - len(photos)
+        return found, ignored
+
+    def _check_link(self, entry: os.DirEntry, what: str) -> None:
+        if not self.follow and leads_out(entry, self.root):
+            raise DataError(f"{what} {entry.path} is a link out of {self.root}; remove it, or add --follow-links")
+
+    def read(self, file: str) -> bytes:
+        """The bytes of `code/name`."""
+        return read_bytes(self.root / file)
+
+    def size(self, file: str) -> int:
+        """Its length in bytes."""
+        try:
+            return (self.root / file).stat().st_size
+        except OSError as error:
+            raise DataError(f"image {self.root / file} cannot be read: {error.strerror}") from None
+
+    def checksum(self, file: str) -> int:
+        """CRC-32 of its bytes; of a file above twice ENDS, of its first and last ENDS bytes."""
+        path = self.root / file
+        if (size := self.size(file)) <= 2 * ENDS:
+            return zlib.crc32(self.read(file))
+        try:
+            with path.open("rb") as content:
+                return _ends(content, size)
+        except OSError as error:
+            raise DataError(f"image {path} cannot be read: {error.strerror}") from None
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two entries are one photo: hard links, or equal bytes."""
+        return os.path.samefile(self.root / a, self.root / b) or (
+            self.size(a) == self.size(b) and self.read(a) == self.read(b)
+        )
+
+    def locate(self, file: str) -> str:
+        """What a user can open."""
+        return str(self.root / file)
+
+
+class ZipSource:
+    """Members of a zip archive, read without unpacking. Every process opens the archive for itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._archive: tuple[int, zipfile.ZipFile] | None = None
+        self._inside = ""  # what comes before code/name, once the archive is open
+
+    @property
+    def place(self) -> Path:
+        """The archive."""
+        return self.path
+
+    def list_files(self) -> tuple[dict[str, list[str]], int]:
+        """As `FolderSource.list_files`; a single leading folder named after the split is left out."""
+        found: dict[str, list[str]] = {}
+        ignored = 0
+        seen: set[str] = set()
+        for info in self._open().infolist():
+            self._check_member(info, seen)
+            if info.is_dir():
+                continue
+            place, parts = info.filename[: len(self._inside)], info.filename[len(self._inside) :].split("/")
+            foreign = place != self._inside or len(parts) != 2
+            if foreign or parts[0].startswith(".") or not is_photo(parts[1]):
+                ignored += 1
+                continue
+            found.setdefault(parts[0], []).append(parts[1])
+        return {code: sorted(found[code]) for code in sorted(found)}, ignored
+
+    def read(self, file: str) -> bytes:
+        """The bytes of `code/name`, at most MAX_BYTES of them whatever the archive declares."""
+        try:
+            with self._open().open(self._member(file)) as member:
+                raw = member.read(MAX_BYTES + 1)
+        except (*_ZIP_FAULTS, KeyError, RuntimeError) as error:
+            raise DataError(f"image {self.locate(file)} cannot be read: {error}") from None
+        if len(raw) > MAX_BYTES:
+            raise DataError(f"image {self.locate(file)} is larger than {MAX_BYTES:,} bytes")
+        return raw
+
+    def size(self, file: str) -> int:
+        """Its declared length in bytes."""
+        return self._member(file).file_size
+
+    def checksum(self, file: str) -> int:
+        """As `FolderSource.checksum`; the archive has that of a small file."""
+        member = self._member(file)
+        if member.file_size <= 2 * ENDS:
+            return member.CRC
+        try:
+            with self._open().open(member) as content:
+                return _ends(content, member.file_size)
+        except (*_ZIP_FAULTS, RuntimeError) as error:
+            raise DataError(f"image {self.locate(file)} cannot be read: {error}") from None
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two members are one photo."""
+        one, other = self._member(a), self._member(b)
+        return (one.CRC, one.file_size) == (other.CRC, other.file_size) and self.read(a) == self.read(b)
+
+    def locate(self, file: str) -> str:
+        """Archive and member."""
+        return f"{self.path}:{file}"
+
+    def _check_member(self, info: zipfile.ZipInfo, seen: set[str]) -> None:
+        """Raises DataError for a member that no archive of photos has; `seen`: the names before it."""
+        name = info.filename
+        for problem, holds in {
+            "leads out of the archive": name.startswith("/") or "\\" in name or ".." in name.split("/"),
+            "is there twice": name in seen,
+            "is encrypted": info.flag_bits & 1,
+            f"is larger than {MAX_BYTES:,} bytes": info.file_size > MAX_BYTES,
+        }.items():
+            if holds:
+                raise DataError(f"{self.path}: member {name} {problem}; make the archive anew")
+        seen.add(name)
+
+    def _member(self, file: str) -> zipfile.ZipInfo:
+        return self._open().getinfo(self._inside + file)
+
+    def _open(self) -> zipfile.ZipFile:
+        if self._archive is None or self._archive[0] != os.getpid():  # a forked worker must not share the file offset
+            if self.path.exists() and not self.path.is_file():  # opening a FIFO would wait for ever
+                raise DataError(f"{self.path} is not a file")
+            try:
+                self._archive = (os.getpid(), zipfile.ZipFile(self.path))
+            except _ZIP_FAULTS as error:
+                reason = getattr(error, "strerror", None) or error
+                raise DataError(f"{self.path} cannot be read as a zip archive: {reason}") from None
+            folder = f"{self.path.stem}/"
+            deep = any(name.startswith(folder) and name.count("/") == 2 for name in self._archive[1].namelist())
+            self._inside = folder if deep else ""
+        return self._archive[1]
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, "_archive": None}
+
+
+def _ends(content: BinaryIO, size: int) -> int:
+    """CRC-32 of the first and the last ENDS of `size` bytes."""
+    first = zlib.crc32(content.read(ENDS))
+    content.seek(size - ENDS)
+    return zlib.crc32(content.read(ENDS), first)

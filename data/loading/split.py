@@ -1,0 +1,182 @@
+"""A split on disk (folders or one zip) as a list of samples, and the samples as tensors.
+
+    <root>/<split>/<one-hot code>/ID.jpg        or the same tree inside <root>/<split>.zip
+
+Targets single: every copy is a sample with one class. Targets multi: the copies of one photo are one sample.
+"""
+
+import glob
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from data.images import EXTENSIONS, is_photo
+from data.labels import is_made, label_name, origin_name
+from data.loading.sources import FolderSource, ZipSource
+from data.manifest import MANIFEST, read_manifest
+from tools.base.errors import DataError, nearest
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo of a split.
+
+    Attributes:
+        name: its file name.
+        file: where to read it, `code/name`.
+        classes: indices into the split's classes, ascending; one copy lies in each of their folders.
+    """
+
+    name: str
+    file: str
+    classes: tuple[int, ...]
+
+    @property
+    def origin(self) -> str:
+        """The name of the photo that a made copy was made of; its own name otherwise."""
+        return origin_name(self.name)
+
+
+@dataclass(frozen=True)
+class Split:
+    """The photos of one split, in order of class and name, and what a user should know about them."""
+
+    where: str
+    source: "FolderSource | ZipSource"
+    classes: tuple[str, ...]
+    photos: list[Photo]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def copies(self) -> list[Photo]:
+        """A single-class photo for every copy, in the order of the folders."""
+        return sorted(
+            (Photo(p.name, p.file, (c,)) for p in self.photos for c in p.classes), key=lambda p: (p.classes, p.name)
+        )
+
+    @property
+    def counts(self) -> list[int]:
+        """Copies of every class."""
+        return [sum(c in photo.classes for photo in self.photos) for c in range(len(self.classes))]
+
+    def digest(self) -> str:
+        """SHA-256 over names, classes, sizes and checksums: equal digests, the same data."""
+        lines = [f"{p.name} {p.classes} {self.source.size(p.file)} {self.source.checksum(p.file)}" for p in self.photos]
+        return hashlib.sha256("\n".join([*self.classes, *lines]).encode(errors="surrogateescape")).hexdigest()
+
+
+def scan_split(
+    root: str | Path,
+    name: str,
+    zip_mode: bool = False,
+    classes: Sequence[str] | None = None,
+    made: bool = False,
+    follow: bool = False,
+) -> Split:
+    """Lists the photos of a split.
+
+    Args:
+        classes: the class folders in order, from the training split or a checkpoint; None takes those found.
+        made: also list the copies that process_dataset.py --balance made. Only training may ask for them.
+        follow: take what links out of the split lead to.
+
+    Raises:
+        DataError: for a missing split, an unknown or empty class folder, or files that changed since the tree was made.
+    """
+    root = Path(root)
+    manifest = read_manifest(root) if root.is_dir() else None
+    source = ZipSource(root / f"{name}.zip") if zip_mode else FolderSource(root / name, follow)
+    where = source.locate("").rstrip("/:")
+    found, ignored = source.list_files()
+    if not found:
+        raise DataError(f"{where} holds no class folders")
+    notes = [f"{where}: {ignored} hidden or foreign entries ignored"] if ignored else []
+    if manifest is None:
+        notes.append(f"{root} has no {MANIFEST}: taken as it is, not checked by process_dataset.py")
+    else:
+        _check_against(manifest, name, found, source, where)
+    if not made:
+        copies = sum(is_made(file) for names in found.values() for file in names)
+        found = {code: [file for file in names if not is_made(file)] for code, names in found.items()}
+        notes += [f"{where}: {copies} files made by --balance left out"] if copies else []
+    ordered = tuple(classes) if classes is not None else tuple(found)
+    clash = {code.lower() for code in ordered}
+    if len(clash) < len(ordered):
+        raise DataError(f"{where}: class folders differ only in upper and lower case")
+    for code, names in found.items():
+        if code not in ordered:
+            raise DataError(f"{where}/{code}: no class of this model or training split{nearest(code, ordered)}")
+        if not names and manifest is None:
+            raise DataError(f"{where}/{code} is empty; add photos, or remove the folder")
+    photos = _group(source, found, ordered)
+    if not photos:
+        raise DataError(f"{where} holds no photos")
+    return Split(where, source, ordered, photos, notes)
+
+
+def loose_photos(paths: Sequence[Path], classes: tuple[str, ...]) -> Split:
+    """Photos from anywhere, of which nothing is known, as a split without labels; `file` is the path."""
+    photos = [Photo(path.name, str(path), ()) for path in paths]
+    return Split("photos", FolderSource(Path()), classes, photos)
+
+
+def find_photos(names: Sequence[str]) -> list[Path]:
+    """The photos that files, folders (and what lies under them) and patterns name, each once, in order.
+
+    Raises:
+        DataError: for a name that leads to no photo.
+    """
+    found: dict[Path, None] = {}
+    for name in names:
+        paths = [Path(name)] if os.path.lexists(name) else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
+        photos = []
+        for path in paths:
+            inside = (Path(base) / file for base, _, files in os.walk(path) for file in files)
+            photos += sorted(p for p in inside if is_photo(p.name)) if path.is_dir() else [path]
+        if not photos:
+            raise DataError(f"{name} leads to no photo ({', '.join(EXTENSIONS)})")
+        found |= dict.fromkeys(photos)
+    return list(found)
+
+
+def samples_of(split: Split, targets: str) -> list[Photo]:
+    """The samples of a training split: copies for "single" targets, photos for "multi"."""
+    return split.copies if targets == "single" else split.photos
+
+
+def describe(split: Split) -> str:
+    """`where: n photos, m copies (scab 12, rust 3, ...)`."""
+    by_label = ", ".join(f"{label_name(code)} {n}" for code, n in zip(split.classes, split.counts, strict=True))
+    return f"{split.where}: {len(split.photos)} photos, {sum(split.counts)} copies ({by_label})"
+
+
+def _check_against(manifest: dict, split: str, found: dict[str, list[str]], source, where: str) -> None:
+    if split not in manifest["splits"]:
+        raise DataError(f"{where} is not in {MANIFEST}; run process_dataset.py again with --overwrite")
+    listed = manifest["splits"][split]["files"]
+    present = {f"{code}/{name}" for code, names in found.items() for name in names}
+    changed = sorted(listed.keys() ^ present) or [f for f in sorted(present) if source.size(f) != listed[f]["size"]]
+    if changed:
+        first = changed[0]
+        what = "was added" if first not in listed else "has changed" if first in present else "is missing"
+        raise DataError(
+            f"{where}/{first} {what} since process_dataset.py ({len(changed)} changes in all); "
+            "run it again with --overwrite"
+        )
+
+
+def _group(source, found: dict[str, list[str]], classes: tuple[str, ...]) -> list[Photo]:
+    """One `Photo` for all copies of a photo. Equal names are one photo only if the bytes are equal."""
+    groups: dict[str, list[tuple[str, list[int]]]] = {}
+    for index, code in enumerate(classes):
+        for name in found.get(code, ()):
+            file = f"{code}/{name}"
+            known = next((g for g in groups.get(name, ()) if source.same(g[0], file)), None)
+            if known:
+                known[1].append(index)
+            else:
+                groups.setdefault(name, []).append((file, [index]))
+    photos = [Photo(name, file, tuple(where)) for name, entries in groups.items() for file, where in entries]
+    return sorted(photos, key=lambda photo: (photo.classes[0], photo.name))

@@ -1,0 +1,258 @@
+"""From an RGB photo to the model's input: timm's augmentation for training, one fixed recipe for everything else.
+
+A loader's photos stay uint8 until they are on the device, where `data.loading.batches.Normalize` finishes them.
+"""
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp
+from timm.data.random_erasing import RandomErasing
+from timm.data.transforms import RandomResizedCropAndInterpolation
+from torch import Tensor
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
+from torchvision.transforms import functional as TF
+
+from data.loading.shears import quicken
+
+
+class Patch(NamedTuple):
+    """What random erasing lays over a normalised photo: `pixels` float32 [3, h, w], its upper left corner there."""
+
+    top: int
+    left: int
+    pixels: Tensor
+
+
+class View(NamedTuple):
+    """What a transform makes of a photo: `pixels` uint8 [3, S, S], and the `patches` that cover some of them later."""
+
+    pixels: Tensor
+    patches: list[Patch]
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How a photo is made the model's input. Stored in every checkpoint, so that nothing is scored with another.
+
+    Attributes:
+        size: side of the square input, pixels.
+        crop: resize to 256/224 of `size` and cut the middle; False squashes the whole photo.
+        interpolation: bilinear, bicubic or lanczos.
+        mean, std: of RGB in [0, 1].
+    """
+
+    size: int
+    crop: bool
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @classmethod
+    def from_dict(cls, stored: dict) -> "Preprocess":
+        """The inverse of `to_dict`."""
+        return cls(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
+
+    def to_dict(self) -> dict:
+        """Plain values, for a checkpoint."""
+        return {**asdict(self), "mean": list(self.mean), "std": list(self.std)}
+
+    @property
+    def _short_side(self) -> int:
+        """Of the resized photo, before its middle is cut out."""
+        return int(256 / 224 * self.size)
+
+    def geometry(self) -> Callable[[Image.Image], Image.Image]:
+        """The part that moves pixels: photo -> square photo of `size`, still RGB."""
+        mode = InterpolationMode(self.interpolation)
+        if self.crop:
+            return Compose([Resize(self._short_side, mode), CenterCrop(self.size)])
+        return Resize((self.size, self.size), mode)
+
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """(left, top, right, bottom) of what `geometry` keeps of a photo of this size, in the photo's pixels.
+
+        Between that window and the input the way is linear, on each axis by itself.
+        """
+        if not self.crop:
+            return 0.0, 0.0, float(width), float(height)
+        short = self._short_side
+        edges = []
+        for side in (width, height):
+            resized = int(short * side / min(width, height))  # as torchvision rounds, here and in the next line
+            first = round((resized - self.size) / 2)
+            edges.append((first * side / resized, (first + self.size) * side / resized))
+        (left, right), (top, bottom) = edges
+        return left, top, right, bottom
+
+    def view(self, photo: np.ndarray) -> View:
+        """A photo, uint8 [H, W, 3], as loaders hand it on."""
+        return View(planes(np.asarray(self.geometry()(Image.fromarray(photo)))), [])
+
+    def transform(self) -> Callable[[Image.Image], Tensor]:
+        """Photo -> `[3, size, size]`, normalised: what `view` and `data.loading.batches.Normalize` do between them."""
+        return Compose([self.geometry(), ToTensor(), Normalize(self.mean, self.std)])
+
+
+class QuarterTurns:
+    """Turns a photo [H, W, 3] by 0, 90, 180 or 270 degrees, each as likely."""
+
+    def __call__(self, photo: np.ndarray) -> np.ndarray:
+        return np.rot90(photo, random.randrange(4))
+
+
+class Crop(RandomResizedCropAndInterpolation):
+    """timm's random crop with its draws, uint8 [H, W, 3] -> [3, size, size], resized by torch instead of Pillow."""
+
+    def __call__(self, photo: np.ndarray) -> Tensor:
+        shape_only = torch.empty(photo.shape[:2], device="meta")  # get_params asks a tensor or an Image for its size
+        top, left, height, width = self.get_params(shape_only, self.scale, self.ratio)
+        cut = np.array(photo[top : top + height, left : left + width], order="C")
+        return resize(torch.from_numpy(cut), self.size[0], self.interpolation)
+
+
+class _Canvas:
+    """Stands for a normalised photo [3, size, size] while timm's RandomErasing writes on it, and keeps the patches."""
+
+    dtype = torch.float32
+
+    def __init__(self, size: int):
+        self.shape, self.patches = (3, size, size), []
+
+    def size(self) -> tuple[int, int, int]:
+        return self.shape
+
+    def __setitem__(self, place: tuple[slice, slice, slice], pixels: Tensor) -> None:
+        _, rows, columns = place
+        whole = pixels.expand(3, rows.stop - rows.start, columns.stop - columns.start)
+        self.patches.append(Patch(rows.start, columns.start, whole))
+
+
+@dataclass(frozen=True)
+class TrainTransform:
+    """A photo, uint8 [H, W, 3], -> its augmented `View`.
+
+    Attributes:
+        geometry: steps from uint8 [H, W, 3] to [3, size, size].
+        policy: steps on Images.
+        erasing: None for none.
+    """
+
+    size: int
+    geometry: list[Callable]
+    policy: list[Callable]
+    erasing: RandomErasing | None
+
+    def __call__(self, photo: np.ndarray) -> View:
+        pixels = photo
+        for step in self.geometry:
+            pixels = step(pixels)
+        pixels = pixels.permute(1, 2, 0).numpy()
+        if self.policy:
+            image = Image.fromarray(pixels)
+            for step in self.policy:
+                image = step(image)
+            pixels = np.asarray(image)
+        canvas = _Canvas(self.size)
+        if self.erasing:
+            self.erasing(canvas)
+        return View(planes(pixels), canvas.patches)
+
+
+def train_transform(
+    *,
+    size: int,
+    interpolation: str,
+    mean,
+    std,
+    scale,
+    ratio,
+    hflip: float,
+    vflip: float,
+    quarter_turns: bool,
+    color_jitter: float,
+    auto_augment: str,
+    reprob: float,
+    remode: str,
+    recount: int,
+) -> TrainTransform:
+    """timm's training transform (random resized crop, flips, a policy or colour jitter, random erasing).
+
+    Draws are timm's; pixels are within 2 of 255 of those that timm makes with Pillow.
+    """
+    moves, policy, final = create_transform(
+        size,
+        is_training=True,
+        interpolation="bicubic" if interpolation == "lanczos" else interpolation,  # Pillow does not turn by Lanczos
+        mean=tuple(mean),
+        std=tuple(std),
+        scale=tuple(scale),
+        ratio=tuple(ratio),
+        hflip=hflip,
+        vflip=vflip,
+        color_jitter=color_jitter or None,
+        auto_augment=auto_augment or None,
+        re_prob=reprob,
+        re_mode=remode,
+        re_count=recount,
+        separate=True,
+    )
+    keep_one_bit(ops_of(policy))
+    quicken(ops_of(policy))
+    _, *flips = moves.transforms
+    turns = [QuarterTurns()] if quarter_turns else []
+    erasing = final.transforms[-1] if reprob else None
+    crop = Crop(size, tuple(scale), tuple(ratio), interpolation)
+    return TrainTransform(size, [*turns, crop, *flips], policy.transforms, erasing)
+
+
+def planes(photo: np.ndarray) -> Tensor:
+    """uint8 [H, W, 3] -> [3, H, W], a copy, by numpy, which does that in a third of torch's time."""
+    return torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))
+
+
+def resize(pixels: Tensor, size: int, mode: InterpolationMode) -> Tensor:
+    """uint8 [H, W, 3] -> [3, size, size] within 2 of 255 of Pillow's resize, by torch's vectorised kernels.
+
+    One axis after the other, each rounded to 8 bits, in Pillow 13's order: it begins with the height where that saves
+    more. torch has no Lanczos: there Pillow does it.
+    """
+    if mode == InterpolationMode.LANCZOS:
+        image = TF.resize(Image.fromarray(pixels.numpy()), [size, size], mode)
+        return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    height, width = pixels.shape[:2]
+    first = [(size, width)] if height - size > max(2 * (width - size), 0) else []
+    # pixels[None] would have a first stride that torch does not take for channels-last memory: half as fast
+    batch = pixels.view(1, height, width, 3).permute(0, 3, 1, 2)
+    for shape in (*first, (size, size)):
+        batch = torch.nn.functional.interpolate(batch, shape, mode=mode.value, antialias=True)
+    return batch[0]
+
+
+def keep_one_bit(ops: Iterable[AugmentOp]) -> None:
+    """Lets timm's posterize keep at least one bit: at level 10 it asks Pillow for 0, which Pillow 13 refuses."""
+    for op in ops:
+        if op.name.startswith("Posterize"):
+            op.level_fn = partial(_at_least_one, op.level_fn)
+
+
+def ops_of(transform: object) -> Iterator[AugmentOp]:
+    """The operations of a timm transform, wherever they are in it."""
+    if isinstance(transform, AugmentOp):
+        yield transform
+        return
+    for name in ("transforms", "ops", "policy"):
+        for part in getattr(transform, name, ()):
+            for op in part if isinstance(part, list | tuple) else [part]:
+                yield from ops_of(op)
+
+
+def _at_least_one(level_to_bits: Callable, level: float, hparams: dict) -> tuple[int]:
+    return (max(1, level_to_bits(level, hparams)[0]),)

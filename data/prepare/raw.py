@@ -1,0 +1,159 @@
+"""What lies in the raw folder: photos and the CSV rows that belong to them. No photo is opened here.
+
+SRC/{train,val,test}/images + {split}_label.csv      splits, as the course gives them
+SRC/train_images + train.csv                         one pool to be split, as Kaggle gives it
+"""
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from data.images import is_photo
+from data.labels import SPLITS, LabelRow, read_labels
+from tools.base.errors import DataError, listing
+from tools.base.files import leads_out
+
+
+@dataclass(frozen=True)
+class RawSplit:
+    """One split, or the pool, as it came.
+
+    Attributes:
+        folder: what belongs to it and to nobody else.
+        images: the folder of the photos.
+        rows: those of the CSV that have a file in `images`.
+        repeats: rows that say what an earlier one said.
+        missing: photos that have a row and no file.
+        unlabelled: photos that have a file and no row.
+        ignored: entries of `images` that are hidden or no photos.
+    """
+
+    name: str
+    folder: Path
+    images: Path
+    rows: list[LabelRow]
+    csv_sha256: str
+    repeats: int
+    missing: list[str]
+    unlabelled: list[str]
+    ignored: int
+
+    def notes(self) -> list[str]:
+        """What was passed over without being asked."""
+        notes = [f"{self.name}: {self.repeats} rows repeat an earlier one"] if self.repeats else []
+        if self.ignored:
+            notes.append(f"{self.name}: {self.ignored} hidden or foreign entries ignored among the photos")
+        return notes
+
+
+def read_splits(src: Path, follow: bool = False) -> list[RawSplit]:
+    """The splits under `src`, one or more of train, val and test.
+
+    Args:
+        follow: take what links out of `src` lead to.
+
+    Raises:
+        DataError: when there is none, or a label file is wrong.
+    """
+    _check_folder(src)
+    names = [name for name in SPLITS if (src / name).is_dir()]
+    if not names:
+        raise DataError(
+            f"--src {src} has none of the folders {', '.join(SPLITS)}, each with images/ and a label CSV; "
+            "for one folder and one CSV give --split 0.8 0.1 0.1"
+        )
+    return [_read_split(src, name, follow) for name in names]
+
+
+def read_pool(src: Path, follow: bool = False) -> RawSplit:
+    """The photos and the CSV of a `src` that has no splits yet; the pool bears the name of its image folder.
+
+    Args:
+        follow: see `read_splits`.
+
+    Raises:
+        DataError: when photos or CSV are not to be found, or the label file is wrong.
+    """
+    _check_folder(src)
+    folders = [folder for name in ("train_images", "images", ".") if _has_photos(folder := src / name)]
+    if not folders:
+        raise DataError(f"--src {src}: no photos in train_images/, images/ or the folder itself; needed by --split")
+    tables = [src / "train.csv"] if (src / "train.csv").exists() else sorted(src.glob("*.csv"))
+    if len(tables) != 1:
+        found = ", ".join(path.name for path in tables) or "no CSV"
+        raise DataError(f"--src {src}: looked for train.csv or a single CSV, found {found}; needed by --split")
+    return _match(folders[0].resolve().name, folders[0], folders[0], tables[0], None if follow else src)
+
+
+def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
+    """Raises DataError when more is missing than was allowed, or a row has several labels and must not."""
+    for what, names in left_out(raws, unreadable=[]).items():
+        check_count(names, what, "--max-missing", max_missing)
+    several = [(raw.name, row) for raw in raws for row in raw.rows if len(row.labels) > 1]
+    if several and multi_label == "error":
+        name, row = several[0]
+        raise DataError(
+            f"{name}, row {row.line}: {row.image} has the labels {' '.join(row.labels)}; "
+            "choose --multi-label copy or first"
+        )
+
+
+def check_count(found: list[str], what: str, flag: str, limit: int) -> None:
+    """Raises DataError that names the first of `found` when there are more than `limit`, which `flag` sets."""
+    if len(found) > limit:
+        raise DataError(f"{len(found)} {what}: {listing(found)}; mend them, or allow them with {flag} {len(found)}")
+
+
+def left_out(raws: list[RawSplit], unreadable: list[str]) -> dict[str, list[str]]:
+    """Everything that does not go into the tree, by the reason why."""
+    return {
+        "rows without a photo": [f"{raw.name}/{name}" for raw in raws for name in raw.missing],
+        "photos without a row": [f"{raw.name}/{name}" for raw in raws for name in raw.unlabelled],
+        "unreadable photos": unreadable,
+    }
+
+
+def placed(row: LabelRow, multi_label: str) -> LabelRow:
+    """The row as the tree has it: with all its labels, or for "first" with the first only."""
+    return replace(row, labels=row.labels[:1]) if multi_label == "first" else row
+
+
+def _read_split(src: Path, name: str, follow: bool) -> RawSplit:
+    folder = src / name
+    if not (folder / "images").is_dir():
+        raise DataError(f"{folder / 'images'} is not a folder")
+    beside, above = folder / f"{name}_label.csv", src / f"{name}_label.csv"
+    table = above if above.exists() and not beside.exists() else beside
+    return _match(name, folder, folder / "images", table, None if follow else src)
+
+
+def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None) -> RawSplit:
+    """Brings the rows of a CSV and the entries of a folder together; no link may lead out of `root`."""
+    labels = read_labels(table)
+    entries = list(os.scandir(images))
+    out = [entry.path for entry in entries if root and leads_out(entry, root)]
+    if out:
+        raise DataError(f"image {min(out)} is a link out of {root}; remove it, or add --follow-links")
+    present = {entry.name for entry in entries} - ({table.name} if table.parent == images else set())
+    listed = {row.image for row in labels.rows}
+    stray = sorted(name for name in present - listed if is_photo(name))
+    return RawSplit(
+        name=name,
+        folder=folder,
+        images=images,
+        rows=[row for row in labels.rows if row.image in present],
+        csv_sha256=labels.sha256,
+        repeats=labels.repeats,
+        missing=[row.image for row in labels.rows if row.image not in present],
+        unlabelled=stray,
+        ignored=len(present - listed) - len(stray),
+    )
+
+
+def _check_folder(src: Path) -> None:
+    if not src.is_dir():
+        raise DataError(f"--src {src} is not a folder")
+
+
+def _has_photos(folder: Path) -> bool:
+    return folder.is_dir() and any(is_photo(entry.name) for entry in os.scandir(folder))

@@ -1,0 +1,206 @@
+"""Draws the embedded sample data set: apple leaves with lesions that look like the six classes, and their boxes.
+
+It stands in for the photos, which may not be given away, wherever the program is tried or tested. Leaf, background and
+light vary more than the lesions do, and the background holds every colour the lesions have, so that colour alone does
+not give the label away. Everything follows from the seed.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+SIZE = 160  # pixels, square as the course's 256x256 files are
+
+
+MAX_BOX_SHARE = 0.22  # of the photo that all boxes together may cover
+
+
+@dataclass(frozen=True)
+class DrawnLeaf:
+    """One drawn photo: `pixels` [SIZE, SIZE, 3] uint8 RGB, its labels, boxes (label, x0, y0, x1, y1) in pixels."""
+
+    pixels: np.ndarray
+    labels: tuple[str, ...]
+    boxes: list[tuple[str, float, float, float, float]]
+
+
+def draw_leaf(labels: tuple[str, ...], seed: tuple[int, ...]) -> DrawnLeaf:
+    """Draws one leaf with the lesions of `labels`; equal arguments give equal pixels."""
+    rng = np.random.default_rng(seed)
+    canvas = _background(rng)
+    mask, axis = _blade(rng)
+    canvas = _blend(canvas, _leaf_surface(rng, mask, axis), mask)
+    boxes: list[tuple[str, float, float, float, float]] = []
+    covered = np.zeros((SIZE, SIZE), bool)
+    for label in labels:
+        kinds = _KINDS[label]
+        for kind, lowest, highest in kinds:
+            for _ in range(int(rng.integers(lowest, highest + 1))):
+                centre = _point_inside(rng, mask)
+                box = _box_of(centre, _radius(rng, kind))
+                area = covered.copy()
+                area[box[1] : box[3], box[0] : box[2]] = True
+                if area.mean() > MAX_BOX_SHARE:
+                    continue
+                covered = area
+                canvas = _PAINT[kind](rng, canvas, mask, centre, (box[2] - box[0]) / 2)
+                boxes.append((label, *map(float, box)))
+    return DrawnLeaf(_light(rng, canvas), labels, boxes)
+
+
+# ---------------------------------------------------------------- leaf and surroundings
+
+
+def _noise(rng: np.random.Generator, scale: float) -> np.ndarray:
+    """Smooth noise [SIZE, SIZE] in [-1, 1] whose blotches are about `scale` pixels wide."""
+    cells = max(2, round(SIZE / scale))
+    grid = rng.uniform(-1, 1, (cells, cells)).astype(np.float32)
+    return cv2.resize(grid, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC).clip(-1, 1)
+
+
+def _tint(rng: np.random.Generator, low, high) -> np.ndarray:
+    return rng.uniform(low, high).astype(np.float32)
+
+
+def _background(rng: np.random.Generator) -> np.ndarray:
+    """Out-of-focus orchard: soil, grass, sky, fallen leaves, in every colour that lesions have too."""
+    palette = [
+        ((70, 55, 40), (130, 105, 80)),
+        ((50, 80, 35), (110, 140, 80)),
+        ((150, 160, 170), (215, 220, 225)),
+        ((150, 85, 25), (205, 130, 60)),
+        ((50, 50, 30), (90, 85, 50)),
+    ]
+    canvas = np.tile(_tint(rng, *palette[rng.integers(len(palette))]), (SIZE, SIZE, 1))
+    for _ in range(3):
+        patch = _noise(rng, rng.uniform(20, 60)) > rng.uniform(0, 0.6)
+        canvas[patch] = _tint(rng, *palette[rng.integers(len(palette))])
+    canvas = cv2.GaussianBlur(canvas, (0, 0), float(rng.uniform(4, 9)))
+    return canvas + 8 * _noise(rng, 12)[..., None]
+
+
+def _blade(rng: np.random.Generator) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """The leaf's mask [SIZE, SIZE] in [0, 1] and the two ends (stalk, tip) of its midrib."""
+    length, angle = rng.uniform(0.82, 1.0) * SIZE, rng.uniform(0, 2 * np.pi)
+    along = np.array([np.cos(angle), np.sin(angle)])
+    across = np.array([-along[1], along[0]])
+    centre = SIZE / 2 + rng.uniform(-0.05, 0.05, 2) * SIZE
+    t = np.linspace(0, 1, 80)
+    width = rng.uniform(0.30, 0.38) * length * np.sin(np.pi * t**0.85) ** 0.8
+    width = width * (1 + 0.025 * np.sin(2 * np.pi * t * rng.integers(14, 22)))  # the serrated edge
+    spine = centre + np.outer(t - 0.5, along) * length + np.outer(np.sin(np.pi * t) * rng.uniform(-9, 9), across)
+    outline = np.concatenate([spine + width[:, None] * across, (spine - width[:, None] * across)[::-1]])
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    cv2.fillPoly(mask, [np.round(outline * 16).astype(np.int32)], 255, cv2.LINE_AA, shift=4)
+    return mask.astype(np.float32) / 255, (spine[4], spine[-3])
+
+
+def _leaf_surface(rng: np.random.Generator, mask: np.ndarray, axis) -> np.ndarray:
+    """Green with broad shading, fine grain and lighter veins."""
+    surface = np.tile(_tint(rng, (50, 95, 30), (100, 150, 70)), (SIZE, SIZE, 1))
+    surface *= 1 + 0.12 * _noise(rng, 50)[..., None] + 0.05 * _noise(rng, 5)[..., None]
+    stalk, tip = axis
+    vein = np.zeros((SIZE, SIZE), np.uint8)
+    along = (tip - stalk) / np.linalg.norm(tip - stalk)
+    across = np.array([-along[1], along[0]])
+
+    def line(a, b, width):
+        a, b = (tuple(int(v) for v in np.round(p * 16)) for p in (a, b))
+        cv2.line(vein, a, b, 255, width, cv2.LINE_AA, shift=4)
+
+    line(stalk, tip, 2)
+    for t in np.linspace(0.12, 0.85, int(rng.integers(6, 9))):
+        start = stalk + t * (tip - stalk)
+        for side in (-1, 1):
+            line(start, start + (0.55 * along + 0.8 * side * across) * SIZE * 0.34 * (1 - 0.6 * t), 1)
+    lift = cv2.GaussianBlur(vein.astype(np.float32) / 255, (0, 0), 0.7) * mask
+    return surface + lift[..., None] * _tint(rng, (25, 25, 15), (50, 45, 35))
+
+
+def _light(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+    """Exposure, colour of the light and one broad shadow; then 8 bits."""
+    canvas = canvas * rng.uniform(0.75, 1.2) * rng.uniform(0.93, 1.07, 3).astype(np.float32)
+    canvas = canvas * (1 + 0.15 * _noise(rng, 90)[..., None])
+    return (canvas + rng.normal(0, 2.5, canvas.shape)).clip(0, 255).astype(np.uint8)
+
+
+def _blend(canvas: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    return canvas + alpha[..., None] * (colour - canvas)
+
+
+# ---------------------------------------------------------------- lesions
+
+
+def _point_inside(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, float]:
+    """A point (x, y) of the blade, some pixels from its edge."""
+    inner = cv2.erode(mask, np.ones((11, 11), np.uint8)) > 0.9
+    rows, columns = np.nonzero(inner)
+    pick = rng.integers(len(rows))
+    return float(columns[pick]), float(rows[pick])
+
+
+# Half the side of a lesion's box, in pixels.
+_RADII = {"scab": (7.5, 12), "frog": (6, 9.5), "rust": (5.5, 9), "mildew": (13, 19)}
+
+
+def _radius(rng: np.random.Generator, kind: str) -> float:
+    return float(rng.uniform(*_RADII[kind]))
+
+
+def _box_of(centre: tuple[float, float], radius: float) -> tuple[int, int, int, int]:
+    (x, y), r = centre, radius
+    low, high = (round(max(0, v - r)) for v in (x, y)), (round(min(SIZE, v + r)) for v in (x, y))
+    return (*low, *high)
+
+
+def _distance(centre: tuple[float, float]) -> np.ndarray:
+    y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
+    return np.hypot(x - centre[0], y - centre[1])
+
+
+def _disc(distance: np.ndarray, radius, softness: float) -> np.ndarray:
+    """1 inside `radius`, 0 outside, a ramp of `softness` pixels between."""
+    return ((radius - distance) / softness + 0.5).clip(0, 1)
+
+
+def _paint_scab(rng, canvas, mask, centre, radius):
+    """An olive blotch with a feathery edge."""
+    ragged = radius * (0.68 + 0.30 * _noise(rng, 7))
+    alpha = _disc(_distance(centre), ragged, 3) * rng.uniform(0.7, 0.9) * mask
+    return _blend(canvas, _tint(rng, (44, 44, 14), (74, 70, 34)), alpha)
+
+
+def _paint_frog(rng, canvas, mask, centre, radius):
+    """A brown disc with a lighter middle and a dark rim."""
+    distance, core = _distance(centre), 0.9 * radius
+    canvas = _blend(canvas, _tint(rng, (62, 28, 18), (88, 44, 32)), _disc(distance, core, 1.2) * mask)
+    return _blend(canvas, _tint(rng, (145, 105, 68), (185, 142, 100)), _disc(distance, 0.62 * core, 1.2) * mask)
+
+
+def _paint_rust(rng, canvas, mask, centre, radius):
+    """A bright orange spot in a yellow halo."""
+    distance = _distance(centre)
+    canvas = _blend(canvas, _tint(rng, (190, 175, 40), (225, 205, 80)), 0.65 * _disc(distance, 0.8 * radius, 3) * mask)
+    return _blend(canvas, _tint(rng, (215, 105, 15), (245, 140, 45)), _disc(distance, 0.52 * radius, 1.5) * mask)
+
+
+def _paint_mildew(rng, canvas, mask, centre, radius):
+    """A pale, dusty patch through which the leaf still shows."""
+    dust = 0.62 + 0.38 * _noise(rng, 3)
+    alpha = _disc(_distance(centre), radius * (0.72 + 0.25 * _noise(rng, 12)), 6) * dust * rng.uniform(0.6, 0.8) * mask
+    return _blend(canvas, _tint(rng, (205, 208, 200), (232, 234, 228)), alpha)
+
+
+_PAINT = {"scab": _paint_scab, "frog": _paint_frog, "rust": _paint_rust, "mildew": _paint_mildew}
+
+
+# label -> (kind, fewest, most) lesions
+_KINDS = {
+    "scab": [("scab", 6, 10)],
+    "frog_eye_leaf_spot": [("frog", 6, 11)],
+    "rust": [("rust", 7, 13)],
+    "powdery_mildew": [("mildew", 4, 7)],
+    "healthy": [],
+    "complex": [("mildew", 2, 2), ("scab", 4, 5), ("frog", 4, 5), ("rust", 4, 5)],
+}

@@ -1,0 +1,78 @@
+"""Writes the drawn leaves as a data set in the raw course layout."""
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.boxes import BOX_HEADER
+from data.labels import SPLITS
+from data.sample.leaves import (
+    SIZE,
+    draw_leaf,
+)
+
+COUNTS = {"train": 1200, "val": 160, "test": 240}
+
+
+# Shares of the label sets; 8 % of the leaves carry two labels, always together with frog_eye_leaf_spot as on real ones.
+SHARES = {
+    ("scab",): 0.20,
+    ("frog_eye_leaf_spot",): 0.17,
+    ("rust",): 0.16,
+    ("powdery_mildew",): 0.14,
+    ("healthy",): 0.14,
+    ("complex",): 0.11,
+    ("scab", "frog_eye_leaf_spot"): 0.05,
+    ("rust", "frog_eye_leaf_spot"): 0.03,
+}
+
+
+def write_sample(dst: Path, seed: int = 0, counts: dict[str, int] = COUNTS) -> None:
+    """Writes the sample in the raw course layout, and all boxes to `lesion_boxes.csv` (relative coordinates)."""
+    boxes = []
+    for number, split in enumerate(SPLITS):
+        folder = dst / split / "images"
+        folder.mkdir(parents=True, exist_ok=True)
+        rows = []
+        for index, labels in enumerate(_label_sets(counts[split], np.random.default_rng((seed, number)))):
+            leaf = draw_leaf(labels, (seed, number, index))
+            name = _photo_name(seed, number, index)
+            _, encoded = cv2.imencode(".jpg", leaf.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+            (folder / name).write_bytes(encoded)  # cv2.imwrite says nothing of a full disk
+            rows.append((name, " ".join(labels)))
+            boxes += [(name, *_relative(box)) for box in leaf.boxes]
+        _write_csv(dst / split / f"{split}_label.csv", ("images", "labels"), rows)
+    _write_csv(dst / "lesion_boxes.csv", BOX_HEADER, boxes)
+
+
+def photo_names(seed: int, counts: dict[str, int]) -> set[str]:
+    """Where the photos of a sample lie, relative to its folder."""
+    return {
+        f"{split}/images/{_photo_name(seed, number, index)}"
+        for number, split in enumerate(SPLITS)
+        for index in range(counts[split])
+    }
+
+
+def _photo_name(seed: int, number: int, index: int) -> str:
+    return f"{seed:04x}{number:02x}{index:06x}.jpg"
+
+
+def _label_sets(count: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
+    """`count` label sets in shuffled order, as near to SHARES as whole numbers allow."""
+    sets, cumulative = list(SHARES), np.cumsum(list(SHARES.values()))
+    places = (np.arange(count) + 0.5) / count * cumulative[-1]
+    drawn = [sets[i] for i in np.searchsorted(cumulative, places)]
+    return [drawn[i] for i in rng.permutation(count)]
+
+
+def _relative(box) -> tuple[str, str, str, str, str]:
+    label, x0, y0, x1, y1 = box
+    return (label, *(f"{v / SIZE:.6f}" for v in ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)))
+
+
+def _write_csv(path: Path, header, rows) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -1,0 +1,239 @@
+"""Faults in checkpoints that are scored (F), pretrained weights (G, N10), heat maps (M) and numbers (L4).
+
+At the end one real process of each kind, for what only a process shows: its exit code and its whole stderr.
+"""
+
+import os
+import pickle
+import subprocess
+import sys
+import zipfile
+
+import torch
+from conftest import ROOT, snapshot, written
+from provoke import NO_FILES, PHOTO, encoded, faults, put, spoilt
+
+import main
+import test as referee
+import visual
+from tools.checkpoint.store import read
+from tools.commands import predict
+
+
+class Payload:
+    """Unpickled by somebody careless, it makes the file `owned`."""
+
+    def __reduce__(self):
+        return os.system, ("touch owned",)
+
+
+def changed(change, save=written):
+    """(path, content of a good checkpoint) -> the file with what `change(content)` gives instead."""
+    return lambda path, content: save(path, change(content))
+
+
+def saved(path, content):
+    """As anybody's program saves it."""
+    torch.save(content, path)
+
+
+def with_part(key, value):
+    return changed(lambda content: content | {key: value})
+
+
+def with_weight(name, value):
+    return changed(lambda content: content | {"model": content["model"] | {name: value}})
+
+
+def without_weight(content):
+    return content | {"model": {key: value for key, value in content["model"].items() if key != "norm.weight"}}
+
+
+def deflated(path, _content):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(100_000_000))
+
+
+def cut(share):
+    def make(path, content):
+        written(path, content)
+        os.truncate(path, int(share * path.stat().st_size))
+
+    return make
+
+
+def flipped(path, content):
+    written(path, content)
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 4
+    path.write_bytes(raw)
+
+
+def fixed(content):
+    return lambda path, _content: put(path, content)
+
+
+HEAD = "head.weight"
+BROKEN = [
+    *(("F4", fixed(make), "w.pth") for make in NO_FILES.values()),
+    ("F4", fixed(""), "w.pth is"),
+    ("F4", fixed("<!DOCTYPE html>"), "w.pth is"),
+    ("F4", fixed("version https://git-lfs.github.com/spec/v1\n"), "w.pth is"),
+    ("F4", fixed(bytes(range(256)) * 20), "w.pth is"),
+    ("F4", fixed(b"PK\x05\x06" + bytes(18)), "w.pth is"),
+    ("F4", changed(lambda _content: [1, 2], saved), "it holds a list"),
+    ("F4", changed(lambda _content: torch.ones(3), saved), "it holds a Tensor"),
+    ("F1", cut(0.3), "w.pth"),
+    ("F1", cut(0.999), "w.pth is"),
+    ("F2", flipped, "w.pth is damaged"),
+    ("F5", changed(without_weight), "missing norm.weight"),
+    ("F5", with_weight("stray", torch.ones(1)), "unexpected stray"),
+    ("F5", with_weight("norm.weight", torch.ones(3)), "wrong shape norm.weight (3,)"),
+    ("F10", with_weight("norm.weight", torch.full((32,), float("nan"))), "non-finite"),
+    ("F13", changed(lambda content: content | {"model": Payload()}, saved), "more than tensors and plain values"),
+    ("F13", fixed(pickle.dumps(Payload())), "more than tensors and plain values"),
+    ("F16", deflated, "its archive is compressed"),
+    ("F16", fixed(b"\x80\x02" + b"(" * 20_000), "w.pth is"),
+    ("F16", fixed(b"\x80\x04\x8e" + (2**62).to_bytes(8, "little")), "w.pth is"),
+]
+
+
+@faults("make, words", BROKEN)
+def test_weights_that_no_command_takes(fault, tmp_path, monkeypatch, tiny, dataset, trained, make, words):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # F14: what the environment says does not count
+    make(tmp_path / "w.pth", read(trained / "best.pth"))
+    photo = next((dataset / "test").glob("*/*.jpg"))
+    fault(referee.main, ["--resume", "w.pth", "--data-path", dataset, "--to", "to"], 4, "w.pth", words)
+    fault(visual.main, ["--resume", "w.pth", "--image", photo, "--to", "to"], 4, "w.pth", words)
+    fault(predict.main, [photo, "--resume", "w.pth", "--json", "j"], 4, "w.pth", words)
+    fault(main.main, ["--cfg", tiny, "--eval", "--resume", "w.pth", "--data-path", dataset], 4, "w.pth", words)
+    arguments = ["--cfg", tiny, "--pretrained", "w.pth", "--data-path", dataset, "--output", "out"]
+    fault(main.main, arguments, 4, "w.pth", words)
+    assert not (tmp_path / "owned").exists()
+
+
+OURS = [
+    ("F5", changed(lambda content: {"model": content["model"]}, saved), "not a checkpoint of this program"),
+    ("F5", with_part("format", 99), "format 99"),
+    ("F7", changed(lambda c: c | {"model": c["model"] | {HEAD: c["model"][HEAD][:5]}}), "wrong shape head.weight"),
+    ("F7", changed(lambda content: content | {"classes": content["classes"][:5]}), "does not fit"),
+    ("F8", changed(lambda content: content | {"classes": content["classes"][::-1]}), "a sorted list of names"),
+    ("F11", changed(lambda content: {k: v for k, v in content.items() if k != "thresholds"}), "lacks thresholds"),
+    ("F13", with_part("config", "TRAIN: !!python/object/apply:os.system [touch owned]"), "does not hang together"),
+    ("F5", with_part("config", "TRAIN: {EPOCH: 1}"), "does not hang together"),
+    ("F5", with_part("config", "MODEL: {TYPE: timm, NAME: nosuch}"), "no model of timm"),
+    ("F5", with_part("preprocess", {"size": 3}), "preprocess must be"),
+    ("F5", changed(lambda content: content | {"preprocess": content["preprocess"] | {"size": 48}}), "cannot take 48"),
+    ("F5", with_part("combinations", [[7]]), "does not hang together"),
+    ("F5", with_part("thresholds", [0.5] * 5), "not 6"),
+]
+
+
+@faults("make, words", OURS)
+def test_checkpoints_that_cannot_be_scored(fault, tmp_path, dataset, trained, make, words):
+    make(tmp_path / "w.pth", read(trained / "best.pth"))
+    fault(referee.main, ["--resume", "w.pth", "--data-path", dataset, "--to", "to"], 4, "w.pth", words)
+    assert not (tmp_path / "owned").exists()
+
+
+def test_logits_that_overflow_give_no_score_l4(fault, tmp_path, dataset, trained):
+    """Every weight is finite, what they give is not."""
+    with_weight("norm.weight", torch.full((32,), 3e38))(tmp_path / "w.pth", read(trained / "best.pth"))
+    arguments = ["--resume", "w.pth", "--data-path", dataset, "--to", "to", "--opts", "DATA.NUM_WORKERS", "0"]
+    fault(referee.main, arguments, 6, "not finite")
+
+
+WEIGHTS = [
+    ("N10", "http://example.org/w.pth", 4, "fetch the file yourself"),
+    ("N10", "https://example.org/w.pth", 4, "fetch the file yourself"),
+    ("N10", "ftp://example.org/w.pth", 4, "does not exist"),
+    ("G1", "no.pth", 4, "no.pth does not exist"),
+    ("G1", "auto", 4, "timm has no weights for tiny"),
+    ("B8", "a" * 300 + ".pth", 2, "shorter one"),
+    ("B8", "a/" * 3000, 2, "2048 bytes"),
+]
+
+
+@faults("choice, code, words", WEIGHTS)
+def test_pretrained_weights_that_cannot_be_had(fault, tiny, dataset, choice, code, words):
+    arguments = ["--cfg", tiny, "--pretrained", choice, "--data-path", dataset, "--output", "out"]
+    fault(main.main, arguments, code, words)
+
+
+def test_a_hub_that_is_not_there_g1(fault, monkeypatch, tiny, dataset):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the port of a service that nobody runs
+    arguments = ["--cfg", tiny, "--pretrained", "auto", "--data-path", dataset, "--output", "out", "--opts"]
+    model = ["MODEL.TYPE", "timm", "MODEL.NAME", "resnet10t", "DATA.IMG_SIZE", "32"]
+    fault(main.main, [*arguments, *model], 4, "no connection", "--pretrained FILE")
+
+
+COMMANDS = [
+    ("F4", referee.main, ["--output", "empty"], 4, "no trained run"),
+    ("F4", referee.main, ["--resume", "{model}", "no.pth"], 4, "no.pth does not exist"),
+    ("E1", referee.main, ["--resume", "{model}", "--data-path", "no"], 3, "no/test"),
+    ("B1", referee.main, ["--resume", "{model}", "--accumulation-steps", "2"], 2, "unrecognized"),
+    ("B4", referee.main, ["--tag", "nosuch"], 2, "give --cfg FILE"),
+    *(("B4", referee.main, ["--abstain-at", share], 2, "--abstain-at") for share in ("nan", "1", "x", "0_1")),
+    ("B7", referee.main, ["--resume", "{model}", "--to", "{data}/test/000001"], 2, "lies among the photos"),
+    ("B4", visual.main, ["--tag", "nosuch", "--examples", "1"], 2, "give --cfg FILE"),
+    ("B4", visual.main, ["--resume", "{model}"], 2, "--image FILE"),
+    ("B4", visual.main, ["--image", "{photo}", "--examples", "1"], 2, "one of these"),
+    ("B4", visual.main, ["--examples", "-1"], 2, "a number of photos"),
+    ("B7", visual.main, ["--resume", "{model}", "--image", "{photo}", "--to", "{data}/maps"], 2, "lies among"),
+    ("M8", visual.main, ["--resume", "{model}", "--image", "{photo}", "--to", "{photo}/x"], 2, "lies among"),
+    ("M8", visual.main, ["--resume", "{model}", "--image", "{photo}", "--to", "{tiny}"], 5, "cannot be written"),
+    ("E1", visual.main, ["--resume", "{model}", "--split", "test", "--data-path", "no"], 3, "no/test"),
+    ("D1", visual.main, ["--resume", "{model}", "--image", "{photo}", "no.jpg"], 3, "no.jpg does not exist"),
+    *(
+        ("M1", visual.main, ["--resume", "{model}", "--image", "{photo}", f"--target={target}"], 2, "is no class of")
+        for target in ("scrab", "9", "-1", "")
+    ),
+    *(
+        ("M4", visual.main, ["--resume", "{model}", "--image", "{photo}", "--layer", layer], 2, words)
+        for layer, words in {
+            "layers[7]": "has no [7]",
+            "layers[" + "9" * 5000 + "]": "not a path",
+            "layers[-1].eval()": "not a path",
+            "__class__": "has no __class__",
+            "norm.weight": "has no weight",
+            "head": "--layer",
+            "": "not a path",
+        }.items()
+    ),
+]
+
+
+@faults("command, arguments, code, words", COMMANDS)
+def test_commands_that_have_nothing_to_go_on(fault, tiny, dataset, trained, command, arguments, code, words):
+    places = {"model": trained / "best.pth", "data": dataset, "tiny": tiny}
+    places["photo"] = next((dataset / "test").glob("*/*.jpg"))
+    arguments = [argument.format(**places) for argument in arguments]
+    if "--data-path" not in arguments:
+        arguments += ["--data-path", dataset]
+    fault(command, arguments, code, words)
+
+
+TIFF = spoilt(encoded(PHOTO, "TIFF", compression="tiff_lzw"), b"\xff")  # libtiff has a word of its own for it
+PREPARE = ["process_dataset.py", "--src", "raw", "--dst", "d"]
+PROCESSES = [
+    ("A", ["main.py", "--cfg", "bad.yaml"], {"bad.yaml": "TRAIN: {EPOCH: 3}"}, 2, "bad.yaml: unknown key"),
+    ("C", PREPARE, {"raw/val/images/a.tif": TIFF}, 3, "val_label.csv does not exist"),
+    ("D", PREPARE, {"raw/val/images/a.tif": TIFF, "raw/val/val_label.csv": "images,labels\na.tif,rust\n"}, 3, "a.tif"),
+    ("E", PREPARE, {"raw/val/val_label.csv": ""}, 3, "raw/val/images is not a folder"),
+    ("F", ["visual.py", "--resume", "bad.pth", "--image", "a.tif"], {"bad.pth": "<html>"}, 4, "bad.pth"),
+]
+
+
+@faults("command, files, code, words", PROCESSES)
+def test_real_processes(tmp_path, command, files, code, words):
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        put(tmp_path / name, content)
+    before = snapshot(tmp_path)
+    command = [sys.executable, str(ROOT / command[0]), *command[1:]]
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == code, result.stderr
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert words in result.stderr
+    assert snapshot(tmp_path) == before

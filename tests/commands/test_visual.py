@@ -1,0 +1,171 @@
+"""visual.py's figures and scores on a trained run: which files, in which colours, and what is refused."""
+
+import csv
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+from conftest import written
+from PIL import Image
+
+import visual
+from tools.checkpoint.store import read
+from tools.commands import visual as visual_command
+from tools.explain.cam import METHODS
+
+
+@pytest.fixture
+def run_folder(trained, tmp_path):
+    return shutil.copytree(trained, tmp_path / "output" / "tiny" / "default")
+
+
+@pytest.fixture
+def draw(run_folder, dataset, tmp_path):
+    """Calls visual.py on the run; the names of the files it wrote."""
+
+    def call(*flags):
+        shutil.rmtree(tmp_path / "maps", ignore_errors=True)
+        argv = ["--resume", run_folder / "best.pth", "--data-path", dataset, "--to", tmp_path / "maps", *flags]
+        assert visual.main([str(a) for a in argv]) == 0
+        return sorted(p.name for p in (tmp_path / "maps").iterdir())
+
+    return call
+
+
+def size_of(path):
+    return cv2.imread(str(path)).shape[:2]
+
+
+def test_side_by_side(draw, tmp_path):
+    for flags, kind, columns in (
+        (["--compare", "blocks", "--norm", "norm2"], "blocks", 2),
+        (["--compare", "stages"], "stages", 2),
+        (["--method", "gradcam", "layercam", "eigencam"], "side_by_side", 3),
+        (["--layer", "layers[0].blocks[1].norm1", "layers[0].blocks[0]*layers[1]"], "side_by_side", 2),
+    ):
+        (name,) = draw("--examples", "1", "--target", "rust", *flags)
+        assert name.endswith(f"_rust_{kind}.png")
+        height, width = size_of(tmp_path / "maps" / name)
+        assert width > (columns + 1) * 240 > width - 240, "the original and a tile a map"
+        assert height > 240
+
+
+def test_a_row_for_every_label(draw, tmp_path, capsys):
+    (name,) = draw("--examples", "1", "--compare", "targets")
+    assert name.endswith("_targets.png")
+    labels = capsys.readouterr().out.splitlines()[-1].count("%")
+    assert labels >= 2, "the first example has several labels"
+    assert size_of(tmp_path / "maps" / name)[0] > labels * 240
+
+
+def test_mistakes_are_the_surest_wrong_ones(draw, capsys):
+    names = draw("--mistakes", "2", "--split", "val")
+    assert [name[:10] for name in names] == ["mistake_01", "mistake_02"]
+    out = [line for line in capsys.readouterr().out.splitlines() if " -> " in line]
+    for line, name in zip(out, names, strict=True):
+        assert line.split(":")[0].rsplit("/", 1)[1].removesuffix(".jpg") in name
+        assert line.count("%") >= 2, "truth and prediction"
+
+
+def test_epochs(run_folder, draw, dataset, raw, refused, tmp_path):
+    common = ["--resume", run_folder / "best.pth", "--data-path", dataset, "--examples", "1", "--compare", "epochs"]
+    refused(visual.main, common, 2, "holds no epochs", "TRAIN.SNAPSHOTS")
+    (run_folder / "epochs").mkdir()
+    for epoch in (1, 2):
+        shutil.copy(run_folder / "best.pth", run_folder / "epochs" / f"epoch_{epoch:03}.pth")
+    (name,) = draw("--examples", "1", "--compare", "epochs")
+    assert name.endswith("_epochs.png")
+    assert size_of(tmp_path / "maps" / name)[1] > 4 * 240, "the original, two epochs and the best"
+    draw("--score", raw / "lesion_boxes.csv", "--compare", "epochs")
+    rows = list(csv.DictReader((tmp_path / "maps" / "cam_scores.csv").open()))
+    assert [row["checkpoint"] for row in rows] == ["epoch_001.pth", "epoch_002.pth", "best.pth"]
+
+
+def test_the_flag_offers_the_methods_there_are():
+    assert tuple(METHODS) == visual_command.METHODS
+
+
+def test_a_whole_split_with_several_looks(draw):
+    names = draw("--split", "val", "--batch-size", "5", "--tta", "turns", "--classic")
+    assert len([n for n in names if n.endswith("_pair.png")]) == 13
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, crop):
+    content = read(run_folder / "best.pth")
+    content["preprocess"]["crop"] = crop
+    written(run_folder / "best.pth", content)
+    pixels = np.zeros((90, 140, 3), np.uint8)
+    pixels[:, :70, 0], pixels[:, 70:, 1] = 255, 120
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down: red is on the right when it is shown
+    Image.fromarray(pixels).save(tmp_path / "leaf.png", exif=exif)
+    names = draw("--image", tmp_path / "leaf.png", "--full-size", "--target", "rust")
+    assert names == ["leaf_original.png", "leaf_rust_cam.png", "leaf_rust_pair.png"]
+    original, heated = (cv2.imread(str(tmp_path / "maps" / n))[:, :, ::-1] for n in names[:2])
+    assert original.shape == heated.shape == (90, 140, 3)
+    assert original[45, 138].tolist() == [255, 0, 0]
+    assert original[45, 2].tolist() == [0, 120, 0]
+    if crop:
+        assert np.array_equal(heated[:, -10:], original[:, -10:]), "the model did not see these"
+    assert heated[45, 80, 0] >= 127
+
+
+def test_a_map_of_nothing_is_zero_and_said(run_folder, draw, capsys):
+    content = read(run_folder / "best.pth")
+    content["model"]["head.weight"].zero_()
+    written(run_folder / "best.pth", content)
+    draw("--examples", "1", "--target", "rust")
+    assert "warning: " in (out := capsys.readouterr().out)
+    assert "the map is zero everywhere" in out
+
+
+def test_a_model_that_overflows_is_an_error(run_folder, dataset, refused, tmp_path):
+    content = read(run_folder / "best.pth")
+    content["model"]["head.weight"].fill_(3e38)
+    written(run_folder / "best.pth", content)
+    argv = ["--resume", run_folder / "best.pth", "--data-path", dataset, "--to", tmp_path / "maps"]
+    refused(visual.main, [*argv, "--examples", "1"], 6, "not finite")
+    refused(visual.main, [*argv, "--score", dataset.parent / "boxes.csv"], 3, "does not exist")
+    assert not (tmp_path / "maps").exists()
+
+
+def test_scores(draw, raw, dataset, tmp_path, capsys):
+    flags = ["--score", raw / "lesion_boxes.csv", "--split", "val", "test", "--thorough", "1", "--method", "layercam"]
+    names = draw(*flags, "--layer", "layers[0].blocks[1].norm1", "layers[0].blocks[1].norm1*layers[1].blocks[1].norm1")
+    assert names == ["cam_scores.csv", "cam_scores.png"]
+    out = capsys.readouterr().out
+    rows = list(csv.DictReader((tmp_path / "maps" / "cam_scores.csv").open()))
+    assert [row["layer"].count("*") for row in rows] == [0, 1]
+    boxed = {line.split(",")[0] for line in (raw / "lesion_boxes.csv").read_text().splitlines()[1:]}
+    shown = {p.name for split in ("val", "test") for p in (dataset / split).glob("*/*.jpg")}
+    for row in rows:
+        assert int(row["photos"]) == len(boxed & shown)
+        assert 0 < float(row["chance"]) < 0.6
+        assert float(row["pointing_low"]) <= float(row["pointing"]) <= float(row["pointing_high"])
+        assert all(row[name] for name in ("insertion", "deletion", "road", "sanity"))
+    assert f"{len(boxed & shown)} photos" in out
+    assert "pointing" in out
+
+
+def test_refusals(run_folder, dataset, raw, refused, tmp_path):
+    start = ["--resume", run_folder / "best.pth", "--data-path", dataset, "--to", tmp_path / "maps"]
+    boxes = raw / "lesion_boxes.csv"
+    other = tmp_path / "other.csv"
+    other.write_text(boxes.read_text().splitlines()[0] + "\nx.jpg,rust,0.5,0.5,0.1,0.1\n")
+    for flags, code, words in (
+        ([], 2, "--image FILE"),
+        (["--examples", "1", "--mistakes", "1"], 2, "one of these"),
+        (["--examples", "-1"], 2, "a number of photos"),
+        (["--examples", "1", "--compare", "blocks", "--layer", "norm"], 2, "leave --layer out"),
+        (["--mistakes", "1", "--target", "rust"], 2, "--target does not go"),
+        (["--mistakes", "1", "--split", "val", "test"], 2, "one --split"),
+        (["--score", boxes, "--compare", "targets"], 2, "--compare targets"),
+        (["--examples", "1", "--method", "gradcamm"], 2, "gradcamm"),
+        (["--examples", "1", "--layer", "layers[0]+layers[9]"], 2, "has no [9]"),
+        (["--score", other], 3, "the boxes are of no photo"),
+        (["--score", raw / "test" / "test_label.csv"], 3, "wanted the columns"),
+    ):
+        refused(visual.main, [*start, *flags], code, words)
+    assert not (tmp_path / "maps").exists()

@@ -1,0 +1,190 @@
+"""Transforms: scoring against torchvision's own steps, training's fixed points, and the posterize trap."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data import create_transform
+from timm.data.auto_augment import AugmentOp, auto_augment_transform, rand_augment_transform
+from torchvision.transforms import functional as TF
+
+from data.build import augmentation_arguments, build_preprocess
+from data.loading.batches import Normalize, collate
+from data.loading.seeds import seed_of, seeded
+from data.loading.shears import quicken
+from data.loading.transforms import Preprocess, QuarterTurns, keep_one_bit, ops_of, resize, train_transform
+
+PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
+PIXELS = np.asarray(PHOTO)
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_scoring_is_resize_crop_normalize_by_hand(crop):
+    got = Preprocess(224, crop, "bicubic", MEAN, STD).transform()(PHOTO)
+    bicubic = TF.InterpolationMode.BICUBIC
+    square = TF.center_crop(TF.resize(PHOTO, 256, bicubic), 224) if crop else TF.resize(PHOTO, [224, 224], bicubic)
+    pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
+    expected = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
+    torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
+
+
+def test_it_survives_the_checkpoint():
+    preprocess = Preprocess(224, True, "bilinear", MEAN, STD)
+    assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
+
+
+def settings(**changes):
+    from configs.load import load
+
+    config = load(None).config
+    arguments = augmentation_arguments(config.DATA, config.AUG, build_preprocess(config.DATA, config.TEST, MEAN, STD))
+    return arguments | changes
+
+
+def test_training_repeats_for_a_seed_and_varies_between_seeds():
+    transform = train_transform(**settings())
+
+    def draw(seed):
+        with seeded(seed):
+            return transform(PIXELS).pixels
+
+    assert torch.equal(draw(1), draw(1))
+    assert not torch.equal(draw(1), draw(2))
+    assert (draw(1).shape, draw(1).dtype) == ((3, 224, 224), torch.uint8)
+
+
+OFF = {"auto_augment": "", "color_jitter": 0, "reprob": 0, "hflip": 0, "vflip": 0}
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
+def test_with_everything_off_training_sees_what_scoring_sees(interpolation):
+    plain = settings(scale=[1, 1], ratio=[4 / 3, 4 / 3], interpolation=interpolation, **OFF)
+    got = train_transform(**plain)(PIXELS).pixels.int()
+    assert (got - Preprocess(224, False, interpolation, MEAN, STD).view(PIXELS).pixels.int()).abs().max() <= 2
+
+
+def test_lanczos_resizes_and_the_policy_turns_bicubically():
+    """Pillow resizes by Lanczos but does not rotate or shear by it."""
+    lanczos, bicubic = (train_transform(**settings(interpolation=mode, reprob=0)) for mode in ("lanczos", "bicubic"))
+    noise = np.random.default_rng(1).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    for seed in range(40):
+        views = []
+        for transform in (lanczos, bicubic):
+            with seeded(seed):
+                for step in transform.policy:
+                    views.append(np.asarray(step(Image.fromarray(noise))))
+        assert np.array_equal(*views)
+
+
+def test_a_view_normalised_on_the_device_is_what_transform_gives():
+    preprocess = Preprocess(224, True, "bicubic", MEAN, STD)
+    images, targets = Normalize(MEAN, STD)(collate([(preprocess.view(PIXELS), torch.ones(6))] * 2), "cpu")
+    assert torch.equal(images, preprocess.transform()(PHOTO).expand(2, -1, -1, -1))
+    assert torch.equal(targets, torch.ones(2, 6))
+
+
+def timms(**changes):
+    """What timm, torchvision and Pillow make of the same settings: normalised float32 [3, S, S]."""
+    names = {"reprob": "re_prob", "remode": "re_mode", "recount": "re_count", "size": "input_size"}
+    asked = {names.get(name, name): value or None for name, value in settings(**changes).items()}
+    asked.pop("quarter_turns")
+    asked |= {"hflip": asked["hflip"] or 0, "vflip": asked["vflip"] or 0, "re_prob": asked["re_prob"] or 0}
+    transform = create_transform(is_training=True, **asked)
+    keep_one_bit(ops_of(transform))
+    quicken(ops_of(transform))  # measured by themselves, in test_data_shears
+    return transform
+
+
+def both(photo, seed, **changes):
+    """The photo augmented by us and by timm with the same draws, [3, S, S] each."""
+    ours, theirs = train_transform(**settings(**changes)), timms(**changes)
+    with seeded(seed):
+        images, _ = Normalize(MEAN, STD)(collate([(ours(np.asarray(photo)), torch.zeros(6))]), "cpu")
+    with seeded(seed):
+        return images[0], theirs(photo)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_crops_and_flips_are_timms_within_two_of_255(interpolation):
+    rows = torch.tensor(STD).view(3, 1, 1) * 255
+    for seed in range(12):
+        photo = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (256, 256, 3), dtype=np.uint8))
+        ours, theirs = both(photo, seed, **OFF | {"hflip": 0.5, "vflip": 0.5, "interpolation": interpolation})
+        assert ((ours - theirs) * rows).abs().max() < 2.01, seed
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"auto_augment": "", "color_jitter": 0.4, "reprob": 1.0},
+        {"auto_augment": "original", "reprob": 1.0, "remode": "rand", "recount": 3},
+        {"auto_augment": "", "color_jitter": 0, "reprob": 1.0, "remode": "const"},
+    ],
+    ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()),
+)
+def test_policies_jitter_and_erasing_are_timms_bit_for_bit(changes):
+    """On a photo that no crop resizes: what comes behind the crop sees equal pixels, and must give equal ones."""
+    photo, whole = PHOTO.resize((96, 96)), {"size": 96, "scale": [1, 1], "ratio": [1, 1]}
+    for seed in range(25):
+        ours, theirs = both(photo, seed, **whole, **changes)
+        assert torch.equal(ours, theirs), seed
+
+
+def test_resizing_is_pillows_within_two_of_255():
+    """Noise, the hardest photo: taking the axes in the other order than Pillow is off by 20."""
+    rng = np.random.default_rng(0)
+    for _ in range(150):
+        height, width = (int(side) for side in rng.integers(30, 220, 2))
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        wanted = np.asarray(Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC), int)
+        got = resize(torch.from_numpy(pixels), 96, TF.InterpolationMode.BICUBIC)
+        assert np.abs(got.permute(1, 2, 0).numpy() - wanted).max() <= 2, (height, width)
+
+
+def test_quarter_turns_are_the_four_rotations_equally_often():
+    square = np.asarray(PHOTO.resize((8, 8)))
+    turns, seen = QuarterTurns(), {}
+    with seeded(0):
+        for _ in range(400):
+            key = np.ascontiguousarray(turns(square)).tobytes()
+            seen[key] = seen.get(key, 0) + 1
+    assert set(seen) == {np.ascontiguousarray(np.rot90(square, k)).tobytes() for k in range(4)}
+    assert min(seen.values()) > 70
+
+
+@pytest.mark.parametrize(
+    "policy", [rand_augment_transform("rand-m9-mstd0.5-inc1", {}), auto_augment_transform("original", {})]
+)
+def test_posterize_never_asks_for_zero_bits(policy):
+    """Found on real photos: level 10 of PosterizeIncreasing is 0 bits, which Pillow 13 refuses."""
+    keep_one_bit(ops_of(policy))
+    ops = policy.ops if hasattr(policy, "ops") else [op for sub in policy.policy for op in sub]
+    posterize = [op for op in ops if op.name.startswith("Posterize")]
+    assert posterize
+    for op in posterize:
+        assert all(op.level_fn(level, op.hparams)[0] >= 1 for level in range(11))
+    op = AugmentOp("PosterizeIncreasing", prob=1.0, magnitude=10, hparams={})
+    with pytest.raises(ValueError, match="bits"):
+        op(PHOTO)
+    keep_one_bit([op])
+    assert op(PHOTO).size == PHOTO.size
+
+
+def test_seeds_depend_on_every_number_and_give_the_generators_back():
+    assert len({seed_of(*n) for n in ((0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 1), (0, 1, 2, 0, 1))}) == 5
+    before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    with seeded(3):
+        torch.rand(5), np.random.rand(5)
+    assert torch.equal(before[0], torch.random.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_seeded_is_numpys_own_stream_and_may_be_nested():
+    wanted = np.random.RandomState(7).rand(4)
+    with seeded(7):
+        first = np.random.rand(2)
+        with seeded(8):
+            assert np.array_equal(np.random.rand(2), np.random.RandomState(8).rand(2))
+        assert np.array_equal([*first, *np.random.rand(2)], wanted)

@@ -1,0 +1,90 @@
+"""Twins made on purpose are found; photos that only resemble each other are not."""
+
+import io
+
+import numpy as np
+import pytest
+from conftest import SHARED
+from PIL import Image, ImageEnhance
+
+from data.images import decode, read_image
+from data.prepare.duplicates import Fingerprint, find_twins, fingerprint
+from data.sample.leaves import draw_leaf
+from data.sample.write import SHARES
+
+
+def leaf(number: int) -> Image.Image:
+    return Image.fromarray(draw_leaf(list(SHARES)[number % len(SHARES)], (77, number)).pixels)
+
+
+def saved_again(image: Image.Image, quality: int) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return decode(buffer.getvalue(), "x")
+
+
+TWINS = {
+    "the same": lambda image: image.copy(),
+    "saved as a worse JPEG": lambda image: saved_again(image, 40),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
+    "cropped by a little": lambda image: image.crop((2, 2, 158, 158)),
+    "half the size": lambda image: image.resize((80, 80)),
+}
+
+
+@pytest.mark.parametrize("how", TWINS)
+def test_a_twin_is_found_among_many_leaves(how):
+    leaves = [leaf(number) for number in range(24)]
+    prints = [fingerprint(image) for image in (*leaves, TWINS[how](leaves[5]))]
+    assert find_twins(prints) == [[5, 24]]
+    assert (prints[5].pixels == prints[24].pixels) == (how == "the same")
+
+
+def test_twins_of_twins_are_one_group():
+    image = leaf(1)
+    photos = [image, leaf(2), saved_again(image, 50), leaf(3), image, leaf(2)]
+    assert find_twins([fingerprint(photo) for photo in photos]) == [[0, 2, 4], [1, 5]]
+
+
+def test_flat_photos_are_twins_only_when_they_are_equal():
+    shades = [Image.new("RGB", (40, 40), (v, v, v)) for v in (0, 0, 90, 200, 255)]
+    assert find_twins([fingerprint(image) for image in shades]) == [[0, 1]]
+    assert find_twins([]) == []
+
+
+def test_equal_bytes_of_another_shape_are_another_photo():
+    pixels = np.arange(300, dtype=np.uint8)
+    tall, wide = (Image.fromarray(pixels.reshape(shape)) for shape in ((20, 5, 3), (5, 20, 3)))
+    assert fingerprint(tall).pixels != fingerprint(wide).pixels
+
+
+def test_blocks_find_what_a_plain_loop_finds():
+    """500 random prints, so that three blocks are compared, against the definition written out pair by pair."""
+    rng = np.random.default_rng(0)
+    greys = rng.integers(0, 256, (500, 1024), dtype=np.uint8)
+    greys[400:] = greys[:100]
+    hashes = [int(h) for h in rng.integers(0, 2**63, 500)]
+    hashes[400:] = [h ^ (2**n - 1) for n, h in zip(rng.integers(5, 16, 100), hashes, strict=False)]
+    prints = [Fingerprint(bytes([i // 256, i % 256]), h, g) for i, (h, g) in enumerate(zip(hashes, greys, strict=True))]
+    wanted = [
+        [i, j]
+        for i in range(500)
+        for j in range(i + 1, 500)
+        if (hashes[i] ^ hashes[j]).bit_count() <= 10 and np.corrcoef(greys[i], greys[j])[0, 1] >= 0.9
+    ]
+    assert 30 < len(wanted) < 100
+    assert find_twins(prints) == wanted
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="the course's photos are not on this machine (PLANT_DATASET)")
+def test_the_real_pairs_and_a_hundred_others():
+    """What is no pair is tested on all 3,600 in test_cli_process_dataset.py."""
+    pairs = [
+        ("85897ea7f064b26a", "ec83c7c04a1e9db9"),
+        ("a3bb604d8a55995d", "e7ecc583d571d202"),
+        ("ab91d1a9d4b49a6c", "abb0d5a9d4b4985c"),
+    ]
+    images = SHARED / "train" / "images"
+    names = [f"{name}.jpg" for pair in pairs for name in pair]
+    names += [path.name for path in sorted(images.iterdir())[:100] if path.name not in names]
+    assert find_twins([fingerprint(read_image(images / name)) for name in names]) == [[0, 1], [2, 3], [4, 5]]

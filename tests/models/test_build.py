@@ -1,0 +1,127 @@
+"""From the MODEL node to a model, and where `--pretrained` looks."""
+
+import functools
+import inspect
+
+import pytest
+import timm
+import torch
+
+from configs.load import load
+from models import build
+from models.swin_transformer import VARIANTS, SwinTransformer
+from models.weights import weights_digest
+from tools.base.errors import Interrupted, UsageError
+
+
+def test_arguments_are_those_of_the_constructors():
+    node = load(None).config.MODEL
+    arguments = build.swin_arguments(node, 224, 6, False)
+    assert set(arguments) == set(inspect.signature(SwinTransformer).parameters)
+
+
+@pytest.mark.parametrize("name", ["tiny", "small", "base"])
+def test_configs_and_variants_agree(name):
+    swin = load(f"configs/swin_{name}_patch4_window7_224.yaml").config.MODEL.SWIN
+    assert {"embed_dim": swin.EMBED_DIM, "depths": tuple(swin.DEPTHS), "num_heads": tuple(swin.NUM_HEADS)} == VARIANTS[
+        name
+    ]
+
+
+def test_any_timm_name_with_its_own_normalization():
+    node = load("configs/tf_efficientnet_lite0.yaml").config.MODEL
+    model = build.build_model(node, 224, 6)
+    assert build.head_name(model) == "classifier"
+    assert model.get_classifier().out_features == 6
+    assert build.normalization(node) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    assert build.normalization(load(None).config.MODEL)[0] == timm.data.IMAGENET_DEFAULT_MEAN
+    wrong = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", "tf_efficientnet_lit0"]).config.MODEL
+    with pytest.raises(UsageError, match="did you mean tf_efficientnet_lite0"):
+        build.build_model(wrong, 224, 6)
+
+
+def test_layers_of_timm_models_are_numbered_too():
+    node = load("configs/tf_efficientnet_lite0.yaml").config.MODEL
+    model = build.build_model(node, 224, 6)
+    index = build.layer_index(model)
+    depths = [index(name) for name, _ in model.named_parameters()]
+    assert depths == sorted(depths)
+    assert depths[0] == 0
+    assert index("classifier.weight") == max(depths)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [
+        ("vit_tiny_patch16_224", (96, 0), r"Input height \(96\) doesn't match model \(224\)"),
+        ("vit_tiny_patch16_224", (224, 96), r"Input height \(96\)"),
+        ("convit_tiny", (96, 0), "cannot be used so"),
+        ("deit_tiny_distilled_patch16_224", (224, 0), "head_dist"),
+        ("resnet18.nonexistent", (96, 0), "nonexistent"),
+    ],
+)
+def test_what_an_architecture_cannot_do_is_said_when_it_is_built(name, sizes, words):
+    node = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", name]).config.MODEL
+    with pytest.raises(UsageError, match=rf"MODEL\.NAME .*{words}"):
+        build.normalization(node), build.build_model(node, sizes[0], 6, test_size=sizes[1])
+
+
+def test_trying_a_model_out_changes_nothing():
+    """Neither the statistics of batch norm, nor what is drawn next, nor the mode."""
+    node = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", "test_resnet"]).config.MODEL
+    torch.manual_seed(0)
+    model = build.build_model(node, 64, 6)
+    drawn = torch.rand(1)
+    torch.manual_seed(0)
+    plain = timm.create_model("test_resnet", num_classes=6, drop_rate=0.0, drop_path_rate=node.DROP_PATH_RATE)
+    assert torch.equal(torch.rand(1), drawn)
+    assert weights_digest(model) == weights_digest(plain)
+    assert model.training
+
+
+def test_a_lean_swin_is_asked_for_by_the_config_and_timm_has_none():
+    config = load("configs/sample.yaml", ["TRAIN.LEAN", "true"]).config
+    model = build.build_model(config.MODEL, 96, 6, lean=config.TRAIN.LEAN)
+    assert all(block.mlp.lean and block.attn.lean for stage in model.layers for block in stage.blocks)
+    node = load("configs/tf_efficientnet_lite0.yaml").config.MODEL
+    with pytest.raises(UsageError, match=r"TRAIN\.LEAN"):
+        build.build_model(node, 64, 6, lean=True)
+
+
+@pytest.mark.usefixtures("no_compiler")
+def test_where_nothing_can_be_compiled_training_goes_on_without():
+    """No C++ compiler, as on most users' machines: the model itself comes back, untouched, with a reason."""
+    model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4)).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    forward, note = build.compiled(model, [torch.randn(3, 5)])
+    assert forward is model
+    assert note.startswith("TRAIN.COMPILE: torch.compile does not work here and is left out: ")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_signal_while_compiling_ends_the_run(monkeypatch):
+    """torch takes it for a failure of its compiler."""
+
+    def interrupted(_graph, _inputs):
+        raise Interrupted("ended by SIGTERM", 15)
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=interrupted))
+    with pytest.raises(Interrupted):
+        build.compiled(torch.nn.Linear(5, 4), [torch.randn(3, 5)])
+    torch.compiler.reset()
+
+
+def test_a_traced_swin_gives_the_same_gradients():
+    """With what precedes a compiler: the graphs that torch.compile makes of it, lean or not."""
+    torch.manual_seed(0)
+    model = SwinTransformer(img_size=32, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, lean=True).train()
+    images, keep = torch.randn(3, 3, 32, 32), model.draw_drop_path(3)
+    results = []
+    for forward in (model, torch.compile(model, backend="aot_eager")):
+        model.zero_grad()
+        forward(images, keep).square().sum().backward()
+        results.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.compiler.reset()
+    for eager, traced in zip(*results, strict=True):
+        torch.testing.assert_close(traced, eager, atol=1e-5, rtol=1e-4)

@@ -1,0 +1,188 @@
+"""Every known weight layout into our Swin, and nothing left at random silently."""
+
+import collections
+
+import pytest
+import timm
+import torch
+import torchvision
+from safetensors.torch import save_file
+from yacs.config import CfgNode
+
+from models.swin_transformer import SwinTransformer, interpolate_bias_table
+from models.weights import load_pretrained, load_strictly, weights_digest
+from tools.base.errors import CheckpointError
+from tools.checkpoint.store import read
+
+TABLE = "layers.0.blocks.0.attn.relative_position_bias_table"
+SMALL = {"img_size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4}
+
+
+def fresh(**options):
+    torch.manual_seed(7)
+    return SwinTransformer(**{**SMALL, "num_classes": 6, **options})
+
+
+@pytest.fixture
+def source():
+    """A Swin whose every parameter is random, so that one in the wrong place shows."""
+    torch.manual_seed(0)
+    model = SwinTransformer(**SMALL, num_classes=10)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    return model
+
+
+def body_equal(model, source):
+    theirs = source.state_dict()
+    return all(
+        torch.equal(value, theirs[key]) for key, value in model.state_dict().items() if not key.startswith("head")
+    )
+
+
+def microsoft(state):
+    """With the buffers that Microsoft's files carry."""
+    extra = {
+        "layers.0.blocks.0.attn.relative_position_index": torch.zeros(16, 16),
+        "layers.0.blocks.1.attn_mask": torch.ones(4, 16, 16),
+    }
+    return {"model": collections.OrderedDict(state | extra)}
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: {"model": s},
+        microsoft,
+        lambda s: s,
+        lambda s: {"state_dict": s},
+        lambda s: {f"module.{k}": v for k, v in s.items()},
+    ],
+)
+def test_microsofts_layouts_through_real_files(source, tmp_path, wrap):
+    torch.save(wrap(source.state_dict()), tmp_path / "w.pth")
+    model = fresh()
+    line = load_pretrained(model, read(tmp_path / "w.pth"), "w.pth", "head")
+    assert body_equal(model, source)
+    assert torch.equal(model.head.weight, fresh().head.weight), "the head of six classes starts fresh"
+    assert "head of 10 classes: a new one of 6" in line
+    assert "\n" not in line
+
+
+def test_a_checkpoint_of_the_course_projects_code(source, tmp_path):
+    """It holds a yacs node, optimizer and scheduler state, and the epoch beside the weights."""
+    config = CfgNode({"MODEL": CfgNode({"NAME": "swin"}), "BASE": [""]})
+    content = {
+        "model": source.state_dict(),
+        "optimizer": {"state": {}},
+        "lr_scheduler": {},
+        "max_accuracy": 88.4,
+        "epoch": 1,
+        "config": config,
+        "amp": {"loss_scaler0": {"loss_scale": 65536.0}},
+    }
+    torch.save(content, tmp_path / "ckpt_epoch_1.pth")
+    model = fresh(num_classes=10)
+    load_pretrained(model, read(tmp_path / "ckpt_epoch_1.pth"), "w", "head")
+    assert body_equal(model, source)
+    assert torch.equal(model.head.weight, source.head.weight)
+
+
+def test_safetensors(source, tmp_path):
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    model = fresh()
+    load_pretrained(model, read(tmp_path / "w.safetensors"), "w", "head")
+    assert body_equal(model, source)
+
+
+def test_timms_layout_gives_timms_output():
+    torch.manual_seed(0)
+    theirs = timm.models.swin_transformer.SwinTransformer(**SMALL, num_classes=6).eval()
+    model = fresh().eval()
+    line = load_pretrained(model, theirs.state_dict(), "w", "head")
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(images), theirs(images), atol=1e-5, rtol=1e-5)
+    assert "timm's layout" in line
+
+
+def test_torchvisions_layout_gives_torchvisions_output():
+    torch.manual_seed(0)
+    theirs = torchvision.models.SwinTransformer([4, 4], 24, [2, 2], [2, 4], [4, 4], num_classes=6).eval()
+    model = fresh().eval()
+    line = load_pretrained(model, theirs.state_dict(), "w", "head")
+    images = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(model(images), theirs(images), atol=1e-5, rtol=1e-5)
+    assert "torchvision's layout" in line
+
+
+def test_bias_tables_are_resized_for_another_window(source):
+    model = fresh(img_size=128, window_size=8)
+    line = load_pretrained(model, source.state_dict(), "w", "head")
+    old, new = (m.layers[0].blocks[0].attn.relative_position_bias_table for m in (source, model))
+    assert "4 position tables resized" in line
+    torch.testing.assert_close(new.view(15, 15, 2)[7, 7], old.view(7, 7, 2)[3, 3], atol=1e-5, rtol=1e-5)
+    ramp = torch.arange(49.0).repeat(2, 1).T.contiguous()
+    assert torch.equal(interpolate_bias_table(ramp, 49), ramp)
+    smooth = interpolate_bias_table(ramp, 225).view(15, 15, 2)[..., 0]
+    assert (smooth.diff(dim=0) > 0).all()
+
+
+def test_a_head_of_any_width():
+    for width in (16, 40):
+        source = fresh(embed_dim=width, num_heads=(2, 2), num_classes=1000)
+        model = fresh(embed_dim=width, num_heads=(2, 2))
+        load_pretrained(model, source.state_dict(), "w", "head")
+        assert model.head.weight.shape == (6, 2 * width)
+        assert body_equal(model, source)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda s: s.pop("norm.weight"), "missing norm.weight"),
+        (lambda s: s.update(stray=torch.zeros(1)), "unexpected stray"),
+        (lambda s: s.update({"norm.weight": torch.zeros(3)}), r"wrong shape norm.weight \(3,\)"),
+        (lambda s: s["norm.weight"].fill_(float("nan")), "non-finite norm.weight"),
+        (lambda s: s.clear(), "holds no weights"),
+        (lambda s: s.update({TABLE: torch.zeros(0, 2)}), "wrong shape"),
+        (lambda s: s.update({TABLE: torch.zeros(10, 2)}), "wrong shape"),
+        (lambda s: s.update({TABLE: torch.zeros(169, 2, dtype=torch.int64)}), "wrong shape"),
+        (lambda s: s.update({"norm.weight": s["norm.weight"].to(torch.int8)}), "wrong kind norm.weight torch.int8"),
+        (lambda s: s.update({"module.norm.weight": torch.zeros(48)}), "twice, with and without 'module.'"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_naming_keys(source, damage, words):
+    state = {key: value.clone() for key, value in source.state_dict().items()}
+    damage(state)
+    model = fresh()
+    before = weights_digest(model)
+    with pytest.raises(CheckpointError, match=words):
+        load_pretrained(model, {"model": state}, "w.pth", "head")
+    assert weights_digest(model) == before
+    with pytest.raises(CheckpointError):
+        load_strictly(model, source.state_dict(), "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["sparse", "meta", "complex"])
+def test_only_plain_tensors_of_real_numbers_are_read(source, tmp_path, kind):
+    odd = {"sparse": lambda t: t.to_sparse(), "meta": lambda t: t.to("meta"), "complex": lambda t: t + 1j}[kind]
+    torch.save({"model": source.state_dict() | {"norm.weight": odd(torch.ones(48))}}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is no plain tensor"):
+        read(tmp_path / "w.pth")
+
+
+def test_timm_models_take_their_own_keys_and_a_new_head():
+    source = timm.create_model("tf_efficientnet_lite0", num_classes=9)
+    model = timm.create_model("tf_efficientnet_lite0", num_classes=6)
+    line = load_pretrained(model, source.state_dict(), "w", "classifier")
+    assert torch.equal(model.conv_stem.weight, source.conv_stem.weight)
+    assert model.classifier.weight.shape == (6, 1280)
+    assert "head of 9 classes" in line
+
+
+def test_the_digest_tells_weights_apart():
+    a, b = fresh(), fresh()
+    assert weights_digest(a) == weights_digest(b)
+    with torch.no_grad():
+        b.head.bias[3] += 1e-7
+    assert weights_digest(a) != weights_digest(b)

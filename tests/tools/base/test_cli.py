@@ -1,0 +1,112 @@
+"""The frame of every command: no traceback whatever is raised, and streams that take all or say so."""
+
+import errno
+import logging
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from tools.base import cli
+from tools.base.errors import ResourceError
+from tools.base.log import create_logger
+from tools.train.history import FIELDS, read_history
+
+
+def raising(error):
+    @cli.command
+    def main(_argv):
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (MemoryError(), 5, "out of memory: MemoryError; lower --batch-size"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried"), 5, "out of memory: CUDA"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 5, "out of memory"),
+        (OSError(errno.EROFS, "Read-only file system", "/a/b"), 5, "/a/b: the system refused: Read-only"),
+        (OSError(errno.ENOSPC, "No space left on device"), 5, "No space left"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "a" * 300), 2, "shorter one"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/x"), 5, "f/x"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 5, "pid 7"),
+        (torch.distributed.DistNetworkError("timed out"), 8, "another rank is gone"),
+        (ValueError("Expected more than 1 value per channel when training"), 2, "raise --batch-size"),
+        (KeyError("x"), 1, "this is a bug of PlantSwin: KeyError at test_cli.py:"),
+        (RuntimeError("two\nlines"), 1, "two; run it again with --debug"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+    ids=str,
+)
+def test_whatever_is_raised_is_one_line_and_an_exit_code(refused, error, code, words):
+    refused(raising(error), [], code, words)
+
+
+def test_debug_shows_the_traceback(capsys):
+    assert raising(KeyError("x"))(["--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_memory_that_torch_really_lacks(refused):
+    @cli.command
+    def main(_argv):
+        torch.empty(2**50)
+
+    refused(main, [], 5, "out of memory")
+
+
+PROGRAM = """
+import sys
+from tools.base import cli
+from tools.base.log import create_logger
+@cli.command
+def main(argv):
+    if argv:
+        create_logger().info("a line")
+    print("\\u00e9 \\udcfe")
+    return 0
+sys.exit(main())
+"""
+
+
+@pytest.mark.parametrize(
+    ("redirection", "code", "words"),
+    [
+        ("", 0, ""),
+        (">/dev/full", 5, "error: the system refused: No space left on device"),
+        (">&-", 0, ""),
+        ("2>&-", 0, ""),
+        (">/dev/full 2>/dev/full", 5, ""),
+    ],
+)
+@pytest.mark.parametrize("logs", ["", "log"])
+def test_output_that_nobody_takes_or_that_has_no_room(redirection, code, words, logs):
+    command = f'"{sys.executable}" -c "$PROGRAM" {logs} {redirection}'
+    env = {**os.environ, "PROGRAM": PROGRAM, "PYTHONIOENCODING": "ascii:strict"}
+    result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, env=env)
+    assert result.returncode == code, result.stderr
+    assert result.stderr.startswith(words)
+    assert len(result.stderr.splitlines()) == bool(words)
+
+
+def test_a_log_file_without_room_ends_the_run(tmp_path, capsys):
+    (tmp_path / "log.txt").symlink_to("/dev/full")
+    logger = create_logger(tmp_path / "log.txt")
+    with pytest.raises(ResourceError, match=r"log\.txt cannot be written: .*No space left"):
+        logger.info("x")
+    assert not capsys.readouterr().err
+    logging.getLogger("plantswin").handlers.clear()
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"epoch;step\n0;1\n", b"\xff\0", b"epoch,step,x\n-1,1,2\n", ",".join(FIELDS).encode() + b"\nx\n"]
+)
+def test_a_history_that_is_not_ours_is_refused(tmp_path, text):
+    (tmp_path / "metrics.csv").write_bytes(text)
+    with pytest.raises(ResourceError, match=r"metrics\.csv .*--overwrite"):
+        read_history(tmp_path / "metrics.csv")

@@ -1,0 +1,183 @@
+"""Decisions by hand, fitted values against known truth and a finer search, and that no photo judges itself."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tools.evaluate.calibration import PRIOR, abstention, cross_fitted, fit
+from tools.evaluate.metrics import calibration_error
+from tools.evaluate.rule import DecisionRule
+
+SETS = [(0,), (1,), (2,), (0, 1)]
+LOGITS = np.array([[2.0, -1, -1], [-1, 3, 1], [1, -2, -3], [-1, -2, -3]])
+
+
+def rule(targets="multi", how="threshold", healthy=None, combinations=SETS):
+    return DecisionRule.unfitted(targets, how, combinations, 3, healthy)
+
+
+def decided(rule, logits=LOGITS):
+    return rule.decide(rule.probabilities(np.asarray(logits, float))).astype(int).tolist()
+
+
+def simulate(n, temperature=1.0, shift=0.0, seed=0):
+    """Logits, and labels that are true with probability sigmoid(logit / temperature + shift)."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(-1, 3, (n, 3))
+    truth = rng.random((n, 3)) < 1 / (1 + np.exp(-(logits / temperature + shift)))
+    truth[~truth.any(axis=1), 0] = True
+    return logits, truth
+
+
+def test_probabilities_by_the_textbook():
+    assert rule().probabilities(LOGITS) == pytest.approx(1 / (1 + np.exp(-LOGITS)))
+    softmax = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    assert rule("single").probabilities(LOGITS) == pytest.approx(softmax)
+    extreme = rule().probabilities(np.array([[-1e4, 1e4, 0]]))
+    assert extreme.tolist() == [[0, 1, 0.5]]
+    halved = replace(rule(), temperatures=np.full(3, 2.0))
+    assert halved.probabilities(LOGITS) == pytest.approx(1 / (1 + np.exp(-LOGITS / 2)))
+
+
+def test_decisions_by_hand():
+    """Sigmoid 0.5 is logit 0: photo 1 gets classes 1 and 2, photo 3 none, so its most probable one."""
+    assert decided(rule()) == [[1, 0, 0], [0, 1, 1], [1, 0, 0], [1, 0, 0]]
+    assert decided(replace(rule(), thresholds=np.array([0.5, 0.5, 0.9])))[1] == [0, 1, 0]
+    assert decided(rule(how="argmax"))[1] == [0, 1, 0]
+    assert decided(rule("single"))[1] == [0, 1, 0]
+
+
+def test_healthy_never_stands_beside_a_disease():
+    assert decided(rule(healthy=1), [[1, 3, -1], [3, 1, 2]]) == [[0, 1, 0], [1, 0, 1]]
+    assert decided(rule(healthy=1), [[-1, 3, -1], [-3, -1, -2]]) == [[0, 1, 0], [0, 1, 0]]
+
+
+def test_a_combination_is_the_likeliest_that_training_saw():
+    """(1, 2) was never seen: against the products of probabilities, set by set."""
+    chosen = decided(rule(how="combination"))
+    p = 1 / (1 + np.exp(-LOGITS))
+    for row, got in enumerate(chosen):
+        products = [np.prod([p[row, c] if c in labels else 1 - p[row, c] for c in range(3)]) for labels in SETS]
+        assert np.flatnonzero(got).tolist() == list(SETS[int(np.argmax(products))])
+    assert chosen[1] == [0, 1, 0]
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_temperature_is_found_again_and_mends_calibration(temperature):
+    logits, truth = simulate(6000, temperature)
+    fitted = fit(rule(), logits, truth)
+    assert fitted.temperatures[1:] == pytest.approx([temperature] * 2, rel=0.1)
+    if temperature != 1:
+        before, after = (calibration_error(r.probabilities(logits), truth)[0] for r in (rule(), fitted))
+        assert after < before / 2
+
+
+def test_temperature_of_a_softmax_is_one_for_all():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 4, (5000, 3))
+    p = np.exp(logits / 2) / np.exp(logits / 2).sum(axis=1, keepdims=True)
+    truth = np.eye(3, dtype=bool)[[rng.choice(3, p=row) for row in p]]
+    assert fit(rule("single"), logits, truth).temperatures == pytest.approx([2.0] * 3, rel=0.08)
+
+
+def test_thresholds_are_where_f1_is_highest_but_drawn_towards_a_half():
+    logits, truth = simulate(4000, shift=-1.5)
+    fitted = fit(rule(), logits, truth)
+    probability = fitted.probabilities(logits)
+    for c in range(3):
+
+        def f1(t, c=c):
+            given = probability[:, c] >= t
+            return 2 * (given & truth[:, c]).sum() / (given.sum() + truth[:, c].sum())
+
+        fine = np.linspace(0.01, 0.99, 197)
+        assert f1(fitted.thresholds[c]) > max(f1(t) for t in fine) - 0.004
+    few = fit(rule(), logits[:20], truth[:20])
+    share = truth[:20].sum(axis=0) / (truth[:20].sum(axis=0) + PRIOR)
+    assert (np.abs(few.thresholds - 0.5) <= 0.45 * share + 1e-9).all()
+
+
+def test_nothing_to_learn_from_leaves_the_rule_alone():
+    for n in (0, 1):
+        logits, truth = np.ones((n, 3)), np.tile([True, False, False], (n, 1))
+        for targets in ("single", "multi"):
+            fitted = fit(rule(targets), logits, truth)
+            assert np.isfinite(fitted.temperatures).all()
+            assert fitted.thresholds[1:].tolist() == [0.5, 0.5]
+            assert cross_fitted(rule(targets), logits, truth)[0].shape == (n, 3)
+
+
+def test_cross_fitting_never_lets_a_photo_judge_itself():
+    """With other photos' truth fixed, a photo is judged by the half it does not lie in: fitted here by hand."""
+    logits, truth = simulate(61, shift=-1)
+    probability, decision, _ = cross_fitted(rule(), logits, truth)
+    judged_by = {}
+    for row in range(61):
+        # which other photos matter to this one? those whose truth, changed, changes what is said of it
+        for other in (0, 30, 60):
+            if other != row:
+                moved = logits.copy()
+                moved[other] += 5
+                judged_by.setdefault(row, set())
+                if not np.allclose(cross_fitted(rule(), moved, truth)[0][row], probability[row]):
+                    judged_by[row].add(other)
+    groups = {frozenset(others) for row, others in judged_by.items() if row not in (0, 30, 60)}
+    assert len(groups) == 2  # two halves,
+    assert not frozenset.intersection(*groups)  # which share no judge
+    for row in (0, 30, 60):
+        moved = logits.copy()
+        moved[row] += 5
+        fitted = cross_fitted(rule(), moved, truth)[0]
+        ratio = np.log(fitted[row] / (1 - fitted[row])) / (logits[row] + 5)
+        assert ratio == pytest.approx(
+            np.log(probability[row] / (1 - probability[row])) / logits[row]
+        )  # same temperature
+    assert decision.any(axis=1).all()
+
+
+def test_abstaining_by_hand():
+    confidence = np.array([0.9, 0.8, 0.8, 0.7, 0.6])
+    right = np.array([True, True, False, True, True])
+    assert abstention(confidence, right, 0.2) == 0.6  # 1 wrong of 5
+    assert abstention(confidence, right, 0.19) == 0.9  # 1 of 4 and 1 of 3 are too many; 0.8 comes as a pair
+    assert abstention(confidence, ~right, 0.1) == float("inf")
+    assert rule().confidence(np.array([[0.9, 0.2, 0.5]]), np.array([[True, False, False]])) == pytest.approx(
+        [0.9 * 0.8 * 0.5]
+    )
+
+
+def test_a_powerset_learns_what_goes_together():
+    """Truth: 0 alone whenever 0 is likely, whatever 1 says. The product of the two would often say both."""
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, (2000, 3))
+    truth = np.zeros((2000, 3), bool)
+    truth[np.arange(2000), np.where(logits[:, 0] > 0, 0, np.where(logits[:, 1] > logits[:, 2], 1, 2))] = True
+    fresh = rng.normal(0, 3, (2000, 3))
+    wanted = np.where(fresh[:, 0] > 0, 0, np.where(fresh[:, 1] > fresh[:, 2], 1, 2))
+    fitted = fit(rule(how="powerset"), logits, truth)
+    probability = fitted.probabilities(fresh)
+    right = fitted.decide(probability)[np.arange(2000), wanted]
+    product = fit(rule(how="combination"), logits, truth)
+    assert right.mean() > 0.9
+    assert (product.decide(product.probabilities(fresh)).sum(axis=1) == 1).mean() < 0.9
+    confidence = fitted.confidence(probability, fitted.decide(probability))
+    assert confidence[right].mean() > 0.2 + confidence[~right].mean(), "it knows where it may be wrong"
+    assert fitted.unfit().powerset is None
+    assert decided(fitted.unfit()) == decided(rule(how="combination"))
+
+
+@pytest.mark.parametrize("sets", [1, 2, 3])
+def test_a_powerset_is_scikit_learns_regression_whatever_the_number_of_sets(sets):
+    from sklearn.linear_model import LogisticRegression
+
+    logits, _ = simulate(300)
+    numbers = logits[:, :sets].argmax(axis=1)
+    fitted = fit(rule(how="powerset"), logits, np.eye(3, dtype=bool)[numbers])
+    if sets == 1:
+        assert fitted.powerset is None
+        return
+    tempered = logits / fitted.temperatures
+    oracle = LogisticRegression(C=0.1, max_iter=5000).fit(tempered, numbers).predict_proba(tempered)
+    order = fitted.powerset.sets.argmax(axis=1)
+    assert fitted.powerset.probabilities(fitted.probabilities(logits)) == pytest.approx(oracle[:, order], abs=1e-3)

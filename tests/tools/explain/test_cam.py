@@ -1,0 +1,243 @@
+"""Heat maps: the peak is where the evidence is, for tokens, NHWC and NCHW; and a wrong layer is never a picture."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from pytorch_grad_cam.utils.image import scale_cam_image
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch import nn
+
+from models.swin_transformer import SwinTransformer
+from tools.base.errors import NumericsError, UsageError
+from tools.evaluate.inference import VIEWS
+from tools.explain.cam import (
+    METHODS,
+    Recipe,
+    block_layers,
+    classic_recipe,
+    default_recipe,
+    explain,
+    find_layer,
+    map_geometry,
+    stage_layers,
+    turn_back,
+)
+from tools.render.maps import overlay
+
+
+class Corner(nn.Module):
+    """Class c is the brightness of the c-th quadrant, in reading order, seen through a layer of one layout."""
+
+    def __init__(self, layout: str):
+        super().__init__()
+        self.layout, self.layer = layout, nn.Identity()
+        self.gain = nn.Parameter(torch.ones(1))
+        self.quadrants = torch.zeros(4, 8, 8)
+        for index in range(4):
+            y, x = 4 * (index // 2), 4 * (index % 2)
+            self.quadrants[index, y : y + 4, x : x + 4] = 1
+
+    def forward(self, images):
+        light = nn.functional.adaptive_avg_pool2d(images[:, :1], 8)
+        maps = self.gain * light * self.quadrants  # [B, 4, 8, 8]: channel c lights up in quadrant c
+        if self.layout == "tokens":
+            return self.layer(maps.flatten(2).transpose(1, 2)).transpose(1, 2).mean(2)
+        if self.layout == "nhwc":
+            return self.layer(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2).mean((2, 3))
+        return self.layer(maps).mean((2, 3))
+
+
+def small_swin(**kwargs):
+    torch.manual_seed(0)
+    return SwinTransformer(
+        img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=6, **kwargs
+    ).eval()
+
+
+def heat(model, images, classes, layer="layer", method="gradcam"):
+    """The maps by one recipe."""
+    return explain(model, images, [Recipe.parse(method, layer)], classes).maps[0]
+
+
+@pytest.mark.parametrize("layout", ["tokens", "nhwc", "nchw"])
+@pytest.mark.parametrize("method", ["gradcam", "gradcam++", "layercam", "scorecam"])
+def test_the_peak_is_in_the_quadrant_that_decides(layout, method):
+    model = Corner(layout).eval()
+    for index, one in enumerate(heat(model, torch.ones(4, 3, 64, 64), [0, 1, 2, 3], method=method)):
+        y, x = np.unravel_index(one.argmax(), one.shape)
+        assert (y >= 32, x >= 32) == (index // 2 == 1, index % 2 == 1)
+        inside = one[32 * (index // 2) :, 32 * (index % 2) :][:32, :32].sum()
+        assert inside > 0.8 * one.sum()
+        assert one.min() >= 0
+        assert one.max() == pytest.approx(1, abs=1e-3)
+
+
+def test_nothing_for_the_class_is_a_zero_map_and_nan_is_an_error():
+    model = Corner("nchw").eval()
+    assert not heat(model, torch.zeros(1, 3, 64, 64), [0]).any()
+    with pytest.raises(NumericsError):
+        heat(model, torch.full((1, 3, 64, 64), torch.nan), [0])
+    with pytest.raises(UsageError, match="class index 4"):
+        heat(model, torch.ones(1, 3, 64, 64), [4])
+
+
+def test_gradcam_by_the_papers_formula():
+    """Equation 1 and 2 of arXiv 1610.02391 on a real Swin: weights are mean gradients, the map their relu'd sum."""
+    model = small_swin()
+    layer, images, seen = model.layers[-1].blocks[-1].norm1, torch.randn(1, 3, 64, 64), {}
+    handle = layer.register_forward_hook(lambda _m, _i, out: (out.retain_grad(), seen.update(out=out))[1])
+    model(images)[0, 2].backward()
+    handle.remove()
+    tokens, gradient = seen["out"][0], seen["out"].grad[0]
+    expected = (tokens * gradient.mean(0)).sum(1).relu().view(8, 8).detach().numpy()
+    expected = (expected - expected.min()) / (expected.max() - expected.min())
+    got = heat(model, images, [2], "layers[-1].blocks[-1].norm1")[0]
+    assert got[4::8, 4::8] == pytest.approx(expected, abs=0.25)  # the map is drawn out to 64x64 between these points
+    assert np.corrcoef(got[4::8, 4::8].ravel(), expected.ravel())[0, 1] > 0.97
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("paths", ["layers[0].blocks[1].norm2", "layers[0].blocks[1].norm2+layers[1].blocks[0].norm1"])
+def test_maps_equal_those_of_pytorch_grad_cam(method, paths):
+    """The library's own pass, a photo at a time, against ours of the whole batch."""
+    model, images, classes = small_swin(), torch.randn(3, 3, 64, 64), [4, 0, 4]
+    layers = [find_layer(model, path) for path in paths.split("+")]
+    library = METHODS[method](
+        model, layers, lambda t: t.unflatten(1, (round(t.shape[1] ** 0.5),) * 2).permute(0, 3, 1, 2)
+    )
+    expected = [library(images[i : i + 1], [ClassifierOutputTarget(c)])[0] for i, c in enumerate(classes)]
+    library.activations_and_grads.release()
+    assert np.abs(heat(model, images, classes, paths, method) - np.stack(expected)).max() < 1e-5
+
+
+def test_joined_layers_and_views_by_hand():
+    model, images = small_swin(), torch.randn(2, 3, 64, 64)
+    one, other = ("layers[0].blocks[1].norm1", "layers[1].blocks[1].norm1")
+    first, second, product = (heat(model, images, [1, 2], paths) for paths in (one, other, f"{one}*{other}"))
+    assert product == pytest.approx(scale_cam_image(first * second), abs=1e-6)
+    recipe = [Recipe("gradcam", (one,))]
+    turned = explain(model, images.rot90(1, (2, 3)), recipe, [1, 2]).maps[0]
+    averaged = explain(model, images, recipe, [1, 2], VIEWS["turns"][:2]).maps[0]
+    assert averaged == pytest.approx(scale_cam_image(first + np.rot90(turned, -1, (1, 2))), abs=1e-5)
+    for view in VIEWS["all"]:
+        assert np.array_equal(turn_back(view, view(images[:, :1])[:, 0].numpy()), images[:, 0].numpy())
+
+
+def test_the_backward_pass_ends_at_the_layer():
+    model, reached = small_swin(), []
+    for block in (model.layers[0].blocks[0], model.layers[1].blocks[1]):
+        block.register_full_backward_hook(lambda module, _i, _o: reached.append(module))
+    heat(model, torch.randn(1, 3, 64, 64), [0], "layers[1].blocks[0].norm1")
+    assert reached == [model.layers[1].blocks[1]]
+
+
+def test_models_stay_as_they_were():
+    """300 photos, an error in between, a frozen model in training mode with one part that is not."""
+    model = small_swin().train()
+    model.head.eval()
+    for parameter in model.patch_embed.parameters():
+        parameter.requires_grad_(False)
+    asking = [p.requires_grad for p in model.parameters()]
+    for _ in range(10):
+        assert heat(model, torch.randn(30, 3, 64, 64), [0] * 30, "layers[0].blocks[1].norm2").shape == (30, 64, 64)
+        with pytest.raises(UsageError):
+            heat(model, torch.randn(1, 3, 64, 64), [0], "layers[0].blocks[0].attn")
+    assert model.training
+    assert not model.head.training
+    assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert all(p.grad is None for p in model.parameters())
+    assert [p.requires_grad for p in model.parameters()] == asking
+
+
+def test_an_in_place_activation_behind_the_layer_does_no_harm():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    images = torch.randn(2, 3, 16, 16)
+    before, after = model(images), explain(model, images, [Recipe("gradcam", ("0",))], [0, 1])
+    assert after.logits == pytest.approx(before.detach().numpy())
+
+
+def test_layers_that_do_not_speak_for_the_class():
+    class Aside(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.unused, self.never = nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3), nn.Conv2d(3, 6, 3)
+
+        def forward(self, images):
+            self.unused(images)
+            return self.used(images).mean((2, 3))
+
+    for path, words in (("unused", "reaches the logits"), ("never", "runs 0 times")):
+        with pytest.raises(UsageError, match=words):
+            heat(Aside(), torch.ones(1, 3, 16, 16), [0], path)
+
+
+def test_geometry_of_real_architectures():
+    images = torch.randn(1, 3, 64, 64)
+    ours = small_swin()
+    theirs = timm.models.swin_transformer.SwinTransformer(
+        img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=6
+    ).eval()
+    lite = timm.create_model("tf_efficientnet_lite0").eval()
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64).eval()
+    for model, path, shape in (
+        (ours, "layers[0].blocks[0].norm1", (1, 16, 16, 16)),
+        (ours, "layers[0]", (1, 32, 8, 8)),
+        (theirs, "layers[-1].blocks[-1].norm1", (1, 32, 8, 8)),
+        (theirs, "layers[-1].blocks[-1].norm2", (1, 32, 8, 8)),
+        (lite, "blocks[4]", (1, 112, 4, 4)),
+        (vit, "blocks[-1].norm1", (1, 192, 4, 4)),
+    ):
+        out = []
+        handle = find_layer(model, path).register_forward_hook(lambda _m, _i, o, out=out: out.append(o))
+        model(images)
+        handle.remove()
+        reshape = map_geometry(model, out[0], 1)
+        assert tuple(reshape(out[0]).shape) == shape
+        assert heat(model, images, [0], path).shape == (1, 64, 64)
+    tokens = out[0]
+    assert torch.equal(reshape(tokens)[0, :, 1, 2], tokens[0, 1 + 1 * 4 + 2]), "raster order, without the class token"
+    for path in ("layers[0].blocks[0].attn", "head", "layers[0].blocks[0].attn.qkv"):
+        with pytest.raises(UsageError, match="--layer"):
+            heat(ours, images, [0], path)
+
+
+def test_means_and_products_are_not_mixed():
+    with pytest.raises(UsageError, match="either"):
+        Recipe.parse("gradcam", "a+b*c")
+
+
+@pytest.mark.parametrize("path", ["layers[9]", "layer[-1]", "__import__('os')", "layers[-1].", "patch_embed[0]", ""])
+def test_paths_that_lead_nowhere(path):
+    model = SwinTransformer(img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4)
+    with pytest.raises(UsageError, match="--layer"):
+        find_layer(model, path)
+
+
+def test_the_layers_we_name_exist():
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=6).eval()
+    lite = timm.create_model("tf_efficientnet_lite0", num_classes=6).eval()
+    images = torch.randn(1, 3, 64, 64)
+    for model in (small_swin(), lite, vit):
+        recipes = [default_recipe(model), classic_recipe(model)]
+        recipes += [
+            Recipe("layercam", (path,)) for path in (*block_layers(model, "norm2"), *stage_layers(model, "norm1"))
+        ]
+        explain(model, images, recipes, [0])
+    assert block_layers(small_swin(), "norm1") == ["layers[-1].blocks[-2].norm1", "layers[-1].blocks[-1].norm1"]
+    assert block_layers(lite, "norm1") == ["blocks[5]", "blocks[6]"]
+    grids = explain(small_swin(), images, [Recipe("gradcam", (p,)) for p in stage_layers(small_swin(), "norm2")], [0])
+    assert grids.cells == [4, 8]  # 16 and 8 tokens a side: the first one's before patch merging
+
+
+def test_red_stays_red_and_heat_is_red():
+    """OpenCV's jet is blue at 0 and red at 1, in BGR; a slip would turn them round."""
+    photo = np.zeros((4, 4, 3), np.uint8)
+    photo[..., 0] = 200
+    heat = np.zeros((4, 4), np.float32)
+    heat[0, 0] = 1
+    mixed = overlay(photo, heat)
+    assert mixed[0, 0, 0] > 150 > mixed[0, 0, 2]
+    assert mixed[3, 3, 0] == 100
+    assert mixed[3, 3, 2] == 64

@@ -1,0 +1,117 @@
+"""Heat maps measured: figures by hand on a map of 4x4, and a model of which everything is known."""
+
+import csv
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from tools.explain.cam import Recipe
+from tools.explain.faithfulness import with_shuffled_weights
+from tools.explain.pointing import FIGURES, area_under, box_mask, correlation, pointing_and_energy, summarise
+from tools.explain.score import Case, lines, score_recipes, to_csv
+from tools.render.figures import draw_cam_scores
+
+HEAT = np.array([[0, 0, 0, 0], [0, 4, 2, 0], [0, 2, 0, 0], [0, 0, 0, 2]], np.float32)
+
+
+def test_pointing_and_energy_by_hand():
+    """The box covers pixels (1..2, 1..2); grown by half a pixel it reaches no further centre, by one it does."""
+    mask = box_mask([(1, 1, 3, 3)], 4, 0.4)
+    assert mask.sum() == 4
+    assert mask[1:3, 1:3].all()
+    assert pointing_and_energy(HEAT, mask) == (1, 4 / 16, pytest.approx(8 / 10))
+    far = box_mask([(3, 3, 4, 4)], 4, 0)
+    assert pointing_and_energy(HEAT, far) == (0, 1 / 16, pytest.approx(2 / 10))
+    assert pointing_and_energy(HEAT, box_mask([(3, 3, 4, 4)], 4, 1))[1] == 4 / 16
+    assert pointing_and_energy(HEAT, box_mask([(3, 3, 4, 4)], 4, 2))[0] == 1, "half a cell of 4 pixels"
+    two = box_mask([(0, 0, 1, 1), (0, 0, 2, 1)], 4, 0)
+    assert two.sum() == 2, "boxes that overlap are counted once"
+    assert pointing_and_energy(np.zeros((4, 4)), mask) == (0, 1 / 4, 0)
+
+
+def test_areas_and_correlations():
+    assert area_under(np.array([0, 1.0])) == 0.5
+    assert area_under(np.array([0, 1, 1.0])) == 0.75
+    assert correlation(HEAT, 2 * HEAT + 1) == pytest.approx(1)
+    assert correlation(HEAT, -HEAT) == pytest.approx(-1)
+    assert correlation(HEAT, np.ones((4, 4))) == 0
+
+
+def test_a_photos_cases_are_drawn_together():
+    """Two photos, one right in both of its cases and one wrong: every draw is 0, 1, or something between."""
+    values = np.full((3, len(FIGURES)), np.nan)
+    values[:, 0] = 1, 1, 0
+    summary = summarise(values, np.array(["a", "a", "b"]))
+    assert summary["pointing"] == (pytest.approx(2 / 3), 0, 1)
+    assert summary["insertion"] is None
+
+
+class Spot(nn.Module):
+    """Class 0 is how red a photo is in its upper left quarter, class 1 in its lower right one."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 2, 1, bias=False)
+        with torch.no_grad():
+            self.layer.weight[:] = torch.tensor([[1.0, 0, 0], [1.0, 0, 0]])[:, :, None, None]
+
+    def forward(self, images):
+        maps = self.layer(nn.functional.adaptive_avg_pool2d(images, 8))
+        return torch.stack([maps[:, 0, :4, :4].mean((1, 2)), maps[:, 1, 4:, 4:].mean((1, 2))], 1)
+
+
+def cases(thorough=False):
+    boxes = [[(4.0, 4.0, 28.0, 28.0)], [(36.0, 36.0, 60.0, 60.0)]]
+    for number in range(6):
+        yield Case(f"photo {number // 2}", torch.ones(3, 64, 64), number % 2, boxes[number % 2], thorough)
+
+
+def sigmoid(logits):
+    return 1 / (1 + np.exp(-8 * (logits - 0.5)))
+
+
+def test_a_model_of_which_everything_is_known():
+    model, batch = Spot().eval(), list(cases(thorough=True))
+    scores = score_recipes(model, [batch[:4], batch[4:]], [Recipe("layercam", ("layer",))], sigmoid, "spot.pth")
+    (score,), figures = scores, scores[0].figures
+    assert (score.photos, score.cases) == (3, 6)
+    assert figures["pointing"] == (1, 1, 1)
+    assert figures["chance"][0] == pytest.approx((32 / 64) ** 2), "24 pixels and 4 of a cell's 8 on either side"
+    assert figures["energy"][0] > 0.9
+    low, high = sigmoid(np.zeros(1))[0], sigmoid(np.ones(1))[0]
+    assert figures["deletion"][0] < low + 0.35 * (high - low), "a quarter of the pixels is all that counts"
+    assert figures["road"][0] == pytest.approx(0, abs=0.05), "a photo of one colour is filled up to what it was"
+    assert -1 <= figures["sanity"][0] <= 1
+    rows = list(csv.DictReader(io.StringIO(to_csv(scores).decode())))
+    assert rows[0]["layer"] == "layer"
+    assert float(rows[0]["pointing_high"]) == 1
+    assert "1.00 [1.00, 1.00]" in lines(scores)[1]
+    assert draw_cam_scores(scores).startswith(b"\x89PNG")
+
+
+def test_a_red_spot_comes_and_goes():
+    """Insertion finds it at once where the map knows it, deletion too; a map of the wrong corner does worse."""
+    image = torch.zeros(3, 64, 64)
+    image[0, :32, :32] = 1
+    figures = {}
+    for index in (0, 1):
+        case = Case("a", image, 0, [(0.0, 0.0, 32.0, 32.0)], True)
+        model = Spot().eval()
+        if index:
+            model.layer.register_forward_hook(lambda _m, _i, out: out.flip((2, 3)) * 1.0)
+        (score,) = score_recipes(model, [[case]], [Recipe("layercam", ("layer",))], sigmoid, "x")
+        figures[index] = score.figures
+    assert figures[0]["insertion"][0] > 0.75
+    assert figures[0]["deletion"][0] < 0.3
+    assert figures[0]["road"][0] > 0.2
+    assert figures[1]["pointing"][0] == 0, "nothing is red where this one looks"
+
+
+def test_shuffled_weights_are_the_same_values_elsewhere():
+    model = nn.Linear(20, 30)
+    stranger = with_shuffled_weights(model)
+    assert not torch.equal(stranger.weight, model.weight)
+    assert torch.equal(stranger.weight.flatten().sort().values, model.weight.flatten().sort().values)

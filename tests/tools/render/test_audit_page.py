@@ -1,0 +1,81 @@
+"""The audit page from a manifest written by hand: every count is on it, twins stand together, long lists are cut."""
+
+import re
+
+from tools.render.audit_page import MOST_ROWS, MOST_TWINS, PHOTOS_A_LABEL, audit_page
+
+CODES = {"scab": "000001", "rust": "000010"}
+
+
+def manifest(**changes) -> dict:
+    files = {f"000001/{n:03}.jpg": {} for n in range(30)} | {"000010/030.jpg": {}, "000010/030.made-flip.jpg": {}}
+    split = {
+        "rows": 31,
+        "several": 0,
+        "copied": 5,
+        "labels": {"scab": 30, "rust": 1},
+        "made": {"scab": 0, "rust": 1},
+        "combinations": {"rust": 1, "scab": 30},
+        "facts": {
+            "sizes": {f"{n}x{n}": 1 for n in range(100, 131)},
+            "modes": {"RGB": 31},
+            "formats": {"JPEG": 31},
+            "turned": 7,
+            "animated": 8,
+            "misnamed": 9,
+        },
+        "files": files,
+    }
+    left_out = {
+        "rows without a photo": [],
+        "photos without a row": [],
+        "unreadable photos": ["train/x.jpg: empty file"],
+    }
+    known = {"settings": {"twins": True, "csv_sha256": {"train": "abc"}}, "twins": [], "notes": ["a note"]}
+    return {**known, "splits": {"train": split}, "left_out": left_out, **changes}
+
+
+def page_of(content: dict) -> tuple[str, list[tuple[str, int]]]:
+    """The page's text without tags, and the pictures it asked for."""
+    asked = []
+
+    def picture(file, side):
+        asked.append((file, side))
+        return b"\xff\xd8\xff"
+
+    page = audit_page(content, CODES, picture)
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("<body>")[1])), asked
+
+
+def test_counts_and_lists_are_on_the_page():
+    text, asked = page_of(manifest())
+    for words in ("31 photos in train", "copied, not linked 5", "rust 1 + 1 made", "turned by EXIF 7", "JPEG 31"):
+        assert words in text
+    for words in (
+        "1 unreadable photos train/x.jpg: empty file",
+        "csv_sha256 train abc",
+        "a note",
+        "0 groups of photos",
+    ):
+        assert words in text
+    assert f"and {31 - MOST_ROWS} rarer sizes" in text
+    assert len(asked) <= PHOTOS_A_LABEL + 1
+    assert asked[0] == ("train/000001/000.jpg", 96)
+    assert ("train/000010/030.jpg", 96) in asked
+    assert not any(".made-" in file for file, _ in asked)
+
+
+def test_twins_stand_together_with_their_faults():
+    members = [
+        {"split": "train", "image": f"{n:03}.jpg", "labels": [label]} for n, label in ((1, "scab"), (30, "rust"))
+    ]
+    twin = {"kind": "near", "members": members, "contradicting": True, "leak": True}
+    text, asked = page_of(manifest(twins=[twin] * (MOST_TWINS + 3)))
+    assert "near twins, labelled differently, a leak train/001.jpg scab train/030.jpg rust" in text
+    assert "53 groups of photos that show the same; 53 are labelled differently." in text
+    assert [file for file, side in asked if side == 160] == [
+        "train/000001/001.jpg",
+        "train/000010/030.jpg",
+    ] * MOST_TWINS
+    text, _ = page_of(manifest(settings={"twins": False}))
+    assert "Not looked for" in text

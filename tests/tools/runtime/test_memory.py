@@ -1,0 +1,52 @@
+"""What a process keeps of freed memory, seen in its own resident size. Each case is a process of its own."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+COMMON = """
+import torch
+from tools.runtime.memory import keep_freed_memory, release_freed_memory, trim
+from tools.evaluate.inference import predict
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 / 2**20
+
+assert keep_freed_memory()
+blocks = [torch.ones(2**20) for _ in range(200)]  # 4 MiB each
+del blocks
+kept = resident()
+"""
+PREDICT = """
+def model(images):
+    after.append(resident())
+    return images
+
+after = []
+model.eval = lambda: None
+batches = [(torch.zeros(1, 2), torch.zeros(1, 2))]
+from tools.runtime.precision import NativePrecision
+predict(model, batches, torch.device("cpu"), NativePrecision("cpu", None), 2)
+after, = after
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
+@pytest.mark.parametrize(
+    ("work", "given_back"),
+    [
+        ("again = [torch.ones(2**20) for _ in range(100)]; del again; after = resident()", False),
+        ("trim(); after = resident()", True),
+        ("release_freed_memory(); after = resident()", True),
+        (PREDICT, True),
+    ],
+    ids=["kept", "trim", "release", "predict"],
+)
+def test_freed_memory_is_kept_until_it_is_given_back(work, given_back):
+    script = f"{COMMON}{work}\nprint(kept, after)"
+    told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, after = map(float, told.stdout.split())
+    assert kept > 800
+    assert (kept - after > 700) == given_back

@@ -1,0 +1,51 @@
+"""Which checkpoint a command uses: the named ones, or the best.pth of the newest run; and the config inside."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from configs.load import from_text
+from tools.base.errors import CheckpointError, UsageError
+from tools.checkpoint import store
+from tools.checkpoint.store import BEST, RUN
+
+
+def newest_run(output: Path) -> Path:
+    """The best.pth of the run under `output` that started last, by the time recorded in its folder.
+
+    Raises:
+        CheckpointError: when there is none.
+    """
+    found = []
+    for record in output.glob(f"*/*/{RUN}"):
+        try:
+            started = json.loads(record.read_text())["started"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if (record.parent / BEST).is_file():
+            found.append((str(started), str(record.parent / BEST)))
+    if not found:
+        raise CheckpointError(f"no trained run under {output}; train one with main.py, or give --resume FILE")
+    return Path(max(found)[1])
+
+
+def stored_config(content: dict, path: Path):
+    """The config that a checkpoint was made with. Raises CheckpointError for text that is none."""
+    try:
+        return from_text(content["config"], f"{path} (config)")
+    except UsageError as error:
+        raise CheckpointError(f"{path} does not hang together: {error}") from None
+
+
+def find_checkpoints(resume: Sequence[str], output: str, run: Path | None = None) -> tuple[list[Path], str]:
+    """The checkpoints a command is to use, and a line that says why these.
+
+    Args:
+        resume: files that were asked for; none takes the best.pth of `run`, or of the newest run under `output`.
+    """
+    if resume:
+        return [Path(name) for name in resume], f"checkpoint {', '.join(resume)}"
+    if run is not None:
+        return [run / store.BEST], f"checkpoint {run / store.BEST}"
+    path = newest_run(Path(output))
+    return [path], f"checkpoint {path} (of the run started last; another one: --resume FILE)"

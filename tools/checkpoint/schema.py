@@ -1,0 +1,93 @@
+"""What every part of a checkpoint may hold: key -> (test, words for the error). The one list of its keys."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+Schema = Mapping[str, tuple[Callable[[object], bool], str]]
+
+
+def _whole(low: int, high: int = 2**53) -> Callable[[object], bool]:
+    return lambda value: type(value) is int and low <= value <= high
+
+
+def _number(low: float, high: float = 1e300) -> Callable[[object], bool]:
+    return lambda value: type(value) in (int, float) and low <= value <= high and math.isfinite(value)
+
+
+def _list(good: Callable[[object], bool], lengths: range) -> Callable[[object], bool]:
+    return lambda value: isinstance(value, list) and len(value) in lengths and all(map(good, value))
+
+
+def _text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _tensors(value: object) -> bool:
+    return isinstance(value, Mapping) and all(_text(k) and isinstance(v, Tensor) for k, v in value.items())
+
+
+def _preprocess(value: object) -> bool:
+    parts = {
+        "size": _whole(1, 4096),
+        "crop": lambda v: isinstance(v, bool),
+        "interpolation": lambda v: _text(v) and v in ("bilinear", "bicubic", "lanczos"),
+        "mean": _list(_number(-1000, 1000), range(3, 4)),
+        "std": _list(_number(1e-3, 1000), range(3, 4)),
+    }
+    return isinstance(value, Mapping) and value.keys() == parts.keys() and all(f(value[k]) for k, f in parts.items())
+
+
+def _validation(value: object) -> bool:
+    if not (_tensors(value) and value.keys() == {"logits", "truth"}):
+        return False
+    logits, truth = value["logits"], value["truth"]
+    kinds = logits.dtype == torch.float32 and truth.dtype == torch.bool
+    return kinds and logits.ndim == 2 and logits.shape == truth.shape
+
+
+def _group(value: object) -> bool:
+    names, numbers = (_list(good, range(10**6)) for good in (_text, _whole(0)))
+    return isinstance(value, Mapping) and names(value.get("names")) and numbers(value.get("params"))
+
+
+def _optimizer(value: object) -> bool:
+    if not isinstance(value, Mapping) or not isinstance(value.get("state"), Mapping):
+        return False
+    return _list(_group, range(10**6))(value.get("param_groups")) and all(map(_tensors, value["state"].values()))
+
+
+_CLASSES = range(2, 100_001)
+
+
+INFERENCE: Schema = {
+    "format": (_whole(1), "a whole number"),
+    "model": (lambda v: bool(v) and _tensors(v), "tensors by name"),
+    "step": (_whole(0), "a whole number from 0"),
+    "epoch": (_whole(0), "a whole number from 0"),
+    "config": (_text, "text"),
+    "classes": (lambda v: _list(_text, _CLASSES)(v) and sorted(set(v)) == v, "a sorted list of names"),
+    "preprocess": (_preprocess, "size, crop, interpolation, mean and std within bounds"),
+    "targets": (lambda v: _text(v) and v in ("single", "multi"), "single or multi"),
+    "thresholds": (_list(_number(0, 1), _CLASSES), "a list of numbers between 0 and 1"),
+    "temperatures": (_list(_number(1e-6), _CLASSES), "a list of numbers greater than 0"),
+    "validation": (_validation, "logits and truth of equal size"),
+    "combinations": (_list(_list(_whole(0), range(1, 100_001)), range(10**9)), "lists of class indices"),
+    "data_digest": (_list(_text, range(2, 3)), "two digests"),
+    "images_per_update": (_whole(1), "a whole number from 1"),
+}
+
+
+RESUME: Schema = {
+    **INFERENCE,
+    "model_ema": (_tensors, "tensors by name"),
+    "optimizer": (_optimizer, "the state and groups of an optimizer"),
+    "scaler": (lambda v: isinstance(v, Mapping), "the state of a loss scaler"),
+    "micro_batch": (_whole(1), "a whole number from 1"),
+    "best": (_number(-1, 1), "a score up to 1, or -1"),
+    "sums": (_list(_number(-1e300), range(4, 5)), "four numbers"),
+    "skipped": (_whole(0), "a whole number from 0"),
+    "validated": (_whole(0), "a whole number from 0"),
+}

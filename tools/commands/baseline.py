@@ -1,0 +1,72 @@
+"""What a score is worth: the same photos scored by an untrained model and by colour histograms alone."""
+
+from configs.load import load
+from tools.base import cli
+
+BINS = 8  # a colour channel
+
+
+@cli.command
+def main(argv: list[str]) -> int:
+    """Parses `argv`, fits and scores both."""
+    parser = cli.Parser(prog="python -m tools baseline", description=__doc__)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="whose model is left untrained")
+    parser.add_argument("--split", default="test", choices=["val", "test"], help="photos to score")
+    cli.add_config_flags(parser, ("--data-path", "--zip"))
+    args = parser.parse_args(argv)
+    config = load(args.cfg, None, cli.overrides(args)).config
+
+    import torch
+
+    from data.build import batches_of, build_eval_loader, build_preprocess, num_workers
+    from data.loading.seeds import INIT, seed_of
+    from data.loading.split import scan_split
+    from models.build import build_model, normalization
+    from tools.evaluate.inference import predict
+    from tools.evaluate.rule import DecisionRule
+    from tools.runtime.precision import NativePrecision
+    from tools.train.run import validation_scores
+
+    data, device = config.DATA, torch.device("cpu")
+    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, follow=data.FOLLOW_LINKS)
+    split = scan_split(data.DATA_PATH, args.split, data.ZIP_MODE, train.classes, follow=data.FOLLOW_LINKS)
+    torch.manual_seed(seed_of(config.SEED, INIT))
+    model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes), test_size=config.TEST.IMG_SIZE)
+    preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
+    loader = build_eval_loader(split, preprocess, batch_size=data.BATCH_SIZE, workers=num_workers(data.NUM_WORKERS))
+    logits, truth = predict(model, batches_of(loader, device), device, NativePrecision("cpu", None), len(train.classes))
+    combinations = [photo.classes for photo in train.photos]
+    rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE, combinations, len(train.classes))
+    untrained, histogram = (validation_scores(rule, z, truth) for z in (logits, fit_histograms(train, split)))
+    for name, scores in (("untrained model", untrained), ("colour histogram", histogram)):
+        print(
+            f"{name:<18} hit@1 {100 * scores['hit1']:5.1f}%  exact match {100 * scores['exact']:5.1f}%  "
+            f"macro-F1 {scores['macro_f1']:.3f}  copies {100 * scores['accuracy']:5.1f}%"
+        )
+    return 0
+
+
+def fit_histograms(train, split):
+    """Logits `[n, num_classes]` for `split` of one logistic regression a class on the colours of the `train` photos."""
+    import numpy as np
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    from data.images import decode
+
+    def histogram(split, photo):
+        pixels = np.asarray(decode(split.source.read(photo.file), photo.name)).reshape(-1, 3)
+        counts, _ = np.histogramdd(pixels, bins=BINS, range=[(0, 256)] * 3)
+        return np.sqrt(counts.ravel() / len(pixels))
+
+    features, asked = (np.stack([histogram(s, p) for p in s.photos]) for s in (train, split))
+    logits = np.zeros((len(asked), len(train.classes)))
+    for index in range(len(train.classes)):
+        truth = [index in photo.classes for photo in train.photos]
+        if len(set(truth)) == 1:  # nothing to tell apart: as sure as the photos are
+            logits[:, index] = 20 if truth[0] else -20
+            continue
+        classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
+        logits[:, index] = classifier.fit(features, truth).decision_function(asked)
+    return logits

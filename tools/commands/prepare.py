@@ -1,0 +1,167 @@
+"""Audits raw photos and label CSVs, and turns them into the folders that main.py, test.py and visual.py read."""
+
+from tools.base import cli
+
+EPILOG = """
+reads   SRC/{train,val,test}/images and SRC/{split}/{split}_label.csv (or SRC/{split}_label.csv), with the columns
+        images,labels or the one-hot columns images,label_complex,...,label_scab; one split is enough
+        with --split: photos in SRC/train_images, SRC/images or SRC, and SRC/train.csv or the only CSV of SRC
+writes  DST/{split}/{000001,...,100000}/ID.jpg, DST/OneHot-{split}_label.csv, DST/manifest.json, DST/report.html
+"""
+
+
+def build_parser() -> cli.Parser:
+    """The flags."""
+    parser = cli.Parser(prog="process_dataset.py", description=__doc__, epilog=EPILOG)
+    add = parser.add_argument
+    add("--src", default="plant_dataset", metavar="FOLDER", help="raw data (default: %(default)s)")
+    add("--dst", default="dataset", metavar="FOLDER", help="folder to write (default: %(default)s)")
+    add(
+        "--multi-label",
+        default="copy",
+        choices=["copy", "error", "first"],
+        help="a photo with several labels: one file a label, an error, or its first label only",
+    )
+    add("--mode", default="link", choices=["link", "copy"], help="hard links, or copies of the photos")
+    add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="cut one folder into shares, sum 1")
+    add("--seed", default=0, type=int, metavar="N", help="another seed cuts otherwise (default: %(default)s)")
+    add("--size", type=int, metavar="PIXELS", help="write smaller copies with this short side; never enlarges")
+    add("--squash", action="store_true", help="with --size: squares, as the course's photos are")
+    add("--quality", default=95, type=int, metavar="Q", help="of JPEGs that are written, 1 to 100 (default: 95)")
+    add("--balance", action="store_true", help="make brighter, mirrored, turned copies of rare labels, for training")
+    add("--no-twins", action="store_false", dest="twins", help="do not look for photos that show the same")
+    add("--allow-leak", action="store_true", help="go on although twins lie in different splits")
+    add(
+        "--max-missing",
+        default=0,
+        type=int,
+        metavar="N",
+        help="go on with up to N rows without a photo, and N photos without a row",
+    )
+    add("--max-bad", default=0, type=int, metavar="N", help="leave out up to N unreadable photos")
+    add("--follow-links", action="store_true", help="take photos that are links out of SRC")
+    add("--overwrite", action="store_true", help="replace a DST that this command made")
+    return parser
+
+
+def check_arguments(args) -> None:
+    """Raises UsageError for what argparse cannot know."""
+    from tools.base.errors import UsageError
+
+    if args.split and not (min(args.split) >= 0 < args.split[0] and abs(sum(args.split) - 1) < 1e-6):
+        raise UsageError(f"--split {' '.join(map(str, args.split))}: wanted shares of 0 or more, train above 0, sum 1")
+    if args.squash and not args.size:
+        raise UsageError("--squash needs --size PIXELS")
+    lowest = {"seed": 0, "size": 16, "quality": 1, "max_missing": 0, "max_bad": 0}
+    for name, low in lowest.items():
+        value = getattr(args, name)
+        if value is not None and value < low:
+            raise UsageError(f"--{name.replace('_', '-')} {value} is below {low}")
+    if args.quality > 100:
+        raise UsageError(f"--quality {args.quality} is above 100")
+
+
+def check_apart(src, dst, raws) -> None:
+    """Raises UsageError when writing `dst` would touch what is read."""
+    from tools.base.errors import UsageError
+
+    target = dst.resolve()
+    if src.resolve().is_relative_to(target) or any(target.is_relative_to(raw.folder.resolve()) for raw in raws):
+        raise UsageError(f"--dst {dst} and --src {src} lie within each other; choose another --dst")
+
+
+def settings_of(args, raws) -> dict:
+    """What decides how the tree looks, besides the photos."""
+    names = ("mode", "multi_label", "split", "seed", "size", "squash", "quality", "balance", "twins")
+    return {name: getattr(args, name) for name in names} | {"csv_sha256": {raw.name: raw.csv_sha256 for raw in raws}}
+
+
+def examine(args, raws, smaller) -> tuple[list, list[dict], list[str]]:
+    """Audits the photos, writing copies of --size to `smaller`, finds twins, and cuts the pool where --split asks.
+
+    Returns:
+        the photos with their splits, the twins as the manifest lists them, and what could not be read and why.
+    """
+    from data.prepare.audit import Shrinking, audit, check_leaks, describe_twins
+    from data.prepare.duplicates import find_twins
+    from data.prepare.raw import check_count
+    from data.prepare.tree import divide
+
+    shrinking = Shrinking(args.size, args.squash, args.quality, smaller) if args.size else None
+    photos, unreadable = audit(raws, shrinking, args.twins, bar("checking photos"))
+    check_count(unreadable, "unreadable photos", "--max-bad", args.max_bad)
+    groups = find_twins([photo.print for photo in photos]) if args.twins else []
+    if args.split:
+        photos = divide(photos, groups, args.split, args.seed)
+    twins = describe_twins(photos, groups)
+    check_leaks(twins, args.allow_leak)
+    return photos, twins, unreadable
+
+
+def write_page(manifest: dict, root) -> None:
+    """Writes the report of the tree at `root` into it."""
+    from data.images import read_image, thumbnail
+    from data.labels import CODE_OF
+    from data.prepare.tree import REPORT
+    from tools.render.audit_page import audit_page
+
+    page = audit_page(manifest, CODE_OF, lambda file, side: thumbnail(read_image(root / file), side))
+    (root / REPORT).write_bytes(page.encode(errors="backslashreplace"))  # a file name may be no Unicode
+
+
+def bar(description: str):
+    """(items, total) -> the items, under a progress bar of this name."""
+    from tools.base.log import progress
+
+    return lambda items, total: progress(items, description, total)
+
+
+def print_outcome(manifest: dict, dst) -> None:
+    """The counts, the twins, and everything that was left out."""
+    from data.prepare.tree import REPORT, table
+    from tools.base.errors import listing
+
+    print(table(manifest["splits"]))
+    lines = [cli.printable(describe_twin(twin)) for twin in manifest["twins"]]
+    lines = [listing(lines, "\n", most=20)] if lines else []
+    lines += [cli.printable(note) for note in manifest["notes"]]
+    lines += [cli.printable(f"left out: {name}") for names in manifest["left_out"].values() for name in names]
+    print(*lines, f"{dst} is complete: {', '.join(manifest['splits'])}; look at {dst / REPORT}", sep="\n")
+
+
+def describe_twin(twin: dict) -> str:
+    """A group of twins of the manifest, on one line."""
+    members = " = ".join(f"{m['split']}/{m['image']} ({' '.join(m['labels'])})" for m in twin["members"])
+    return f"{twin['kind']} twins{', labelled differently' if twin['contradicting'] else ''}: {members}"
+
+
+@cli.command
+def main(argv: list[str]) -> int:
+    """Parses `argv`, audits the raw data, writes the tree in one move, prints the counts."""
+    args = build_parser().parse_args(argv)
+    check_arguments(args)
+
+    from pathlib import Path
+
+    from data.prepare.raw import check_rows, left_out, read_pool, read_splits
+    from data.prepare.tree import check_target, is_finished, write_tree
+    from tools.base.files import locked, publish, staging
+
+    src, dst = Path(args.src), Path(args.dst)
+    raws = [read_pool(src, args.follow_links)] if args.split else read_splits(src, args.follow_links)
+    check_apart(src, dst, raws)
+    check_rows(raws, args.max_missing, args.multi_label)
+    settings = settings_of(args, raws)
+    check_target(dst, settings, args.overwrite)
+    target = dst.resolve()
+    with locked(target), staging(target) as folder:
+        tree = folder / "tree"
+        photos, twins, unreadable = examine(args, raws, folder / "smaller")
+        notes = [note for raw in raws for note in raw.notes()]
+        facts = {"settings": settings, "twins": twins, "left_out": left_out(raws, unreadable), "notes": notes}
+        manifest = write_tree(photos, tree, facts, bar("making copies"))
+        write_page(manifest, tree)
+        if args.overwrite or not is_finished(dst, tree):
+            publish(tree, target)
+    print_outcome(manifest, dst)
+    return 0

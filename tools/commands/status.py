@@ -1,0 +1,76 @@
+"""Tells where a run stands: step, time left, last scores, and whether it is alive. Reads its files, touches nothing."""
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from tools.base import cli
+from tools.base.errors import CheckpointError, ResourceError
+
+
+@cli.command
+def main(argv: list[str]) -> int:
+    """Parses `argv` and does what it says."""
+    parser = cli.Parser(prog="python -m tools status", description=__doc__)
+    parser.add_argument("run", metavar="RUN", help="run folder, e.g. output/sample/default")
+    parser.add_argument("--json", action="store_true", help="print it for a program")
+    args = parser.parse_args(argv)
+    found = look(Path(args.run))
+    print(json.dumps(found) if args.json else describe(found))
+    return 0
+
+
+def look(folder: Path) -> dict:
+    """Everything that is known of a run.
+
+    Raises:
+        CheckpointError: when `folder` is no run folder.
+        ResourceError: when its files make no sense.
+    """
+    from tools.base.files import holder
+    from tools.train.history import HISTORY, read_history
+
+    path = folder / "status.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder} has no status.json; it is no run folder, or its run has not made an update yet"
+        )
+    try:
+        status = json.loads(path.read_text())
+        age = (datetime.now(UTC) - datetime.fromisoformat(status["at"])).total_seconds()
+        left = (status["total_steps"] - status["step"]) * status.get("seconds_an_update", 0.0)
+        epoch = min(status["step"], status["total_steps"] - 1) // status["updates_an_epoch"]
+        epochs = status["total_steps"] // status["updates_an_epoch"]
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise ResourceError(f"{path} cannot be read: {type(error).__name__} {error}; train the run further") from None
+    rows = read_history(folder / HISTORY)
+    alive = holder(folder)
+    more = {"run": str(folder), "alive": alive, "seconds_old": age, "seconds_left": left, "epoch": epoch}
+    return status | more | {"epochs": epochs, "last_scores": rows[-1] if rows else {}}
+
+
+def describe(found: dict) -> str:
+    """The same in words, a line each."""
+    step, total = found["step"], found["total_steps"]
+    lines = [f"{found['run']}: {_state(found)}"]
+    lines.append(f"step {step} of {total} ({100 * step / total:.0f} %), epoch {found['epoch']} of {found['epochs']}")
+    if found["alive"]:
+        lines.append(f"about {timedelta(seconds=int(found['seconds_left']))} to go, validations not counted")
+    if "loss" in found:
+        lines.append(f"training loss of the epoch {found['loss']:.4f}")
+    if scores := found["last_scores"]:
+        names = ("val_loss", "hit1", "exact", "macro_f1")
+        said = ", ".join(f"{name} {float(scores[name]):.4f}" for name in names)
+        lines.append(f"after epoch {scores['epoch']}: {said}; best {found['select']} {found['best']:.4f}")
+    if not found["alive"] and step < total:
+        lines.append(f"go on with: {found['command']}")
+    return "\n".join(lines)
+
+
+def _state(found: dict) -> str:
+    ago = timedelta(seconds=int(found["seconds_old"]))
+    if found["alive"]:
+        return f"alive, {found['alive']}; last heard of {ago} ago"
+    if found["state"] == "training":
+        return f"dead: it was training, last heard of {ago} ago"
+    return f"{found['state']} {ago} ago"

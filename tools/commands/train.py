@@ -1,0 +1,120 @@
+"""Trains a model on prepared leaf photos, or scores (--eval) or times (--throughput) one on the validation photos."""
+
+import signal
+
+from configs.checks import check_training
+from configs.load import load
+from tools.base import cli
+from tools.base.errors import UsageError, nearest
+
+EPILOG = """
+Settings come from the defaults, the BASE files, the file, --opts and the flags, the later ones winning; --print-config
+shows each value with where it came from. Several GPUs: torchrun --nproc_per_node=N main.py ...
+"""
+
+
+def parse(argv: list[str]):
+    """The flags, and the config they lead to."""
+    parser = cli.Parser(prog="main.py", description=__doc__, epilog=EPILOG)
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment to run, e.g. configs/sample.yaml")
+    parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument("--eval", action="store_true", help="score --resume FILE on the validation photos and leave")
+    modes.add_argument("--throughput", action="store_true", help="time forward passes and leave")
+    modes.add_argument("--check", action="store_true", help="try two updates, say what a run would do, and leave")
+    parser.add_argument("--print-config", action="store_true", help="show every value with its source and leave")
+    parser.add_argument("--overwrite", action="store_true", help="start the run of this tag anew, losing the old one")
+    parser.add_argument(
+        "--allow-change",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="KEY",
+        help="resume although these config keys have changed",
+    )
+    cli.add_config_flags(parser)
+    args = parser.parse_args(argv)
+    loaded = load(args.cfg, args.opts, cli.overrides(args))
+    for key in args.allow_change:
+        if key not in loaded.sources:
+            raise UsageError(f"--allow-change {key}: is no config key{nearest(key, loaded.sources)}")
+    if not (args.eval or args.throughput):
+        check_training(loaded.config)
+    return args, loaded
+
+
+@cli.command
+def main(argv: list[str]) -> int:
+    """Parses `argv` and does what it says."""
+    args, loaded = parse(argv)
+    if args.print_config:
+        print(loaded.describe())
+        return 0
+
+    if args.check:
+        from tools.runtime.environment import check_packages
+
+        check_packages()  # before torch, which may be what is missing
+
+    from tools.runtime.distributed import choose_device, process_group, ranks_from_environment
+    from tools.runtime.memory import keep_freed_memory
+    from tools.runtime.signals import die_with_parent
+    from tools.train.setup import launch
+
+    keep_freed_memory()
+    ranks = ranks_from_environment()
+    if ranks.world_size > 1:  # a plain process may outlive its shell (nohup); a rank without its launcher would hang
+        die_with_parent(signal.SIGTERM)
+    device = choose_device(ranks)
+    dist = loaded.config.DIST
+    with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):
+        if args.check:
+            from tools.train.preflight import examine
+
+            return examine(loaded, ranks, device, overwrite=args.overwrite, allowed=args.allow_change)
+        if args.eval:
+            return evaluate(loaded.config, ranks, device)
+        if args.throughput:
+            return measure(loaded.config, device)
+        return launch(loaded, argv, ranks, device, overwrite=args.overwrite, allowed=args.allow_change)
+
+
+def evaluate(config, ranks, device) -> int:
+    """Scores the checkpoint of --resume on the validation photos, at thresholds of 0.5, as training does."""
+    from pathlib import Path
+
+    from tools.evaluate.predictor import load_ensemble, predict_split
+    from tools.train.data import validation_split
+    from tools.train.run import score_line, validation_scores
+
+    if not config.MODEL.RESUME:
+        raise UsageError("--eval needs the checkpoint to score: --resume FILE")
+    ensemble = load_ensemble([Path(config.MODEL.RESUME)], device, tta="none")
+    split = validation_split(config, ensemble.classes)
+    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device)
+    if ranks.first:
+        member = ensemble.members[0]
+        print(f"{member.path}, step {member.step}")
+        print(score_line(validation_scores(ensemble.rule.unfit(), logits, truth)))
+    return 0
+
+
+def measure(config, device) -> int:
+    """Times forward passes of the config's model on one batch of the config's size."""
+    import torch
+
+    from models.build import build_model
+    from tools.evaluate.inference import measure_throughput
+    from tools.runtime.precision import choose_precision
+
+    precision, _ = choose_precision(config.AMP.OPT_LEVEL, "native", config.AMP.DTYPE, device)
+    size = config.TEST.IMG_SIZE or config.DATA.IMG_SIZE
+    model = build_model(config.MODEL, config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, test_size=size).to(device)
+    images = torch.rand(config.DATA.BATCH_SIZE, 3, size, size, device=device)
+    speed = measure_throughput(model, images, precision)
+    print(
+        f"batch_size {len(images)} throughput {speed['images_per_second']:.1f} images/s  "
+        f"a batch: p50 {1e3 * speed['p50_seconds']:.1f} ms, p95 {1e3 * speed['p95_seconds']:.1f} ms  "
+        f"peak memory {speed['peak_bytes'] / 2**20:.0f} MB  ({precision} on {device})"
+    )
+    return 0

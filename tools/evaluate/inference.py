@@ -1,0 +1,89 @@
+"""Logits of all photos of a split, and the speed of forward passes."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from tools.runtime.distributed import gather_objects
+from tools.runtime.memory import peak_memory, trim
+
+# Views of a leaf, which has no upright, that test-time augmentation averages over; images are [B, 3, S, S].
+_TURNS = [lambda x: x, *(partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3))]
+
+
+VIEWS: dict[str, list[Callable[[Tensor], Tensor]]] = {
+    "none": [lambda x: x],
+    "flips": [lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)],
+    "turns": _TURNS,
+    "all": [*_TURNS, *(lambda x, turn=turn: turn(x.flip(3)) for turn in _TURNS)],
+}
+
+
+@torch.no_grad()
+def predict(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    device: torch.device,
+    precision,
+    num_classes: int,
+    views: Sequence[Callable[[Tensor], Tensor]] = VIEWS["none"],
+    micro_batch: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Logits and truth of all photos, `[n, num_classes]` each, in the data set's order and equal on every rank.
+
+    Every rank brings the photos r, r + world_size, ...; nothing is padded, so nothing is counted twice.
+
+    Args:
+        views: functions of `VIEWS`; the logits are their mean.
+        micro_batch: images taken through the model at a time, where a whole batch might not fit; 0: all of it.
+    """
+    model.eval()
+    trim()  # the first of `batches` may fork a loader's processes
+    logits, truth = [np.zeros((0, num_classes), np.float32)], [np.zeros((0, num_classes), bool)]
+    for images, targets in batches:
+        for part in images.to(device, non_blocking=True).split(micro_batch or len(images)):
+            with precision.autocast():
+                seen = sum(model(view(part)).float() for view in views) / len(views)
+            logits.append(seen.cpu().numpy())
+        truth.append(targets.numpy().astype(bool))
+    parts = gather_objects((np.concatenate(logits), np.concatenate(truth)))
+    whole = tuple(np.zeros((sum(len(p[0]) for p in parts), num_classes), part.dtype) for part in parts[0])
+    for rank, part in enumerate(parts):
+        for target, rows in zip(whole, part, strict=True):
+            target[rank :: len(parts)] = rows
+    return whole
+
+
+@torch.no_grad()
+def measure_throughput(model: nn.Module, images: Tensor, precision, *, timed: int = 30, patience: float = 20.0) -> dict:
+    """Speed of forward passes in eval mode: images/s, median and 95th percentile of a batch's seconds, peak bytes.
+
+    Warm-up is 50 passes or `patience` seconds, whichever ends first.
+    """
+    model.eval()
+    device = images.device
+
+    def forward() -> float:
+        started = time.perf_counter()
+        with precision.autocast():
+            model(images)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - started
+
+    begun = time.perf_counter()
+    for _ in range(50):
+        forward()
+        if time.perf_counter() - begun > patience:
+            break
+    seconds = np.array([forward() for _ in range(timed)])
+    return {
+        "images_per_second": len(images) * timed / float(seconds.sum()),
+        "p50_seconds": float(np.percentile(seconds, 50)),
+        "p95_seconds": float(np.percentile(seconds, 95)),
+        "peak_bytes": peak_memory(device),
+    }

@@ -1,0 +1,202 @@
+"""Probabilities, decisions and true labels of photos -> the figures that are reported. Pure functions on numpy arrays.
+
+A photo with k labels lies in k folders, as k copies. The course project counted copies, each right when the top class
+is its folder's: a photo with two labels is then always half wrong, and the best possible score is below 100 %. The
+other figures count photos.
+
+Letters in shape comments: n photos, C classes, R weightings. Every figure is a function of how often each photo counts:
+once each gives the figure itself, and R draws with replacement give its bootstrap interval by the same formula.
+"""
+
+from collections import Counter
+
+import numpy as np
+
+from tools.base.bootstrap import interval, resample
+from tools.base.errors import NumericsError
+
+ECE_BINS = 10
+
+
+OVERALL = (
+    *("accuracy", "top2", "hit1", "exact", "hamming", "macro_f1", "micro_f1", "samples_f1"),
+    *("macro_precision", "macro_recall", "mean_ap", "mean_auc", "ece"),
+)
+
+
+PER_CLASS = ("accuracy", "precision", "recall", "f1", "ap", "auc")
+
+
+def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> dict:
+    """All figures of a set of photos.
+
+    Args:
+        probability: `[n, C]`, in [0, 1].
+        decision: `[n, C]` bool, the labels each photo is given.
+        truth: `[n, C]` bool, at least one label a photo.
+
+    Returns:
+        Shares in [0, 1], one for each name in `OVERALL`: `accuracy` (right copies / copies), `top2` (copies whose class
+        is among the two most probable), `hit1` (photos whose top class is a true label), `exact` (photos whose decision
+        equals the truth), `hamming` (right photo-label pairs), F1 averaged over classes, pairs and photos, and so on;
+        `ceiling` (the best accuracy possible) and `hamming_of_nothing` (Hamming when no label is ever given); counts
+        `photos` and `copies`; and `per_class`, a list with `n`, `right` and the names of `PER_CLASS`, None where a
+        class has no photos (or, for `auc`, no others).
+
+    Raises:
+        NumericsError: for NaN or infinity, of which a top class would be an accident.
+        ValueError: for shapes that do not match.
+    """
+    _check(probability, truth)
+    figures = measure(probability, decision, truth, np.ones((1, len(truth))))
+    copies, right = truth.sum(axis=0), _right_copies(probability, truth).sum(axis=0)
+    per_class = [
+        {"n": int(copies[c]), "right": int(right[c])}
+        | {key: _plain(figures["class_" + key][0, c]) for key in PER_CLASS}
+        for c in range(truth.shape[1])
+    ]
+    return {
+        "photos": len(truth),
+        "copies": int(copies.sum()),
+        "ceiling": float(len(truth) / copies.sum()),
+        "hamming_of_nothing": float(1 - truth.mean()),
+        **{key: _plain(figures[key][0]) for key in OVERALL},
+        "per_class": per_class,
+    }
+
+
+def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
+    """95 % intervals by bootstrap over photos: the names of `OVERALL`, and `per_class`, each `[low, high]` or None."""
+    figures = measure_draws(probability, decision, truth, seed)
+    per_class = [{key: interval(figures["class_" + key][:, c]) for key in PER_CLASS} for c in range(truth.shape[1])]
+    return {**{key: interval(figures[key]) for key in OVERALL}, "per_class": per_class}
+
+
+def measure_draws(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
+    """`measure` for `RESAMPLES` draws of the photos, the same ones for every pass over as many photos."""
+    parts = [measure(probability, decision, truth, weights) for weights in resample(len(truth), seed)]
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def measure(
+    probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, weights: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Every figure for each of R weightings of the photos: `[R]`, and `[R, C]` for the names that begin with `class_`.
+
+    Args:
+        weights: `[R, n]`, how often each photo counts.
+    """
+    total = weights.sum(axis=1)  # [R]
+    copies, right = weights @ truth, weights @ _right_copies(probability, truth)  # [R, C]
+    given, both = weights @ decision, weights @ (decision & truth)
+    first, second = np.argsort(-probability, axis=1, kind="stable")[:, :2].T
+    hit, near = (np.take_along_axis(truth, place[:, None], axis=1)[:, 0] for place in (first, second))
+    shared, named = (decision & truth).sum(axis=1), decision.sum(axis=1) + truth.sum(axis=1)
+    ranked = [_ranking(probability[:, c], truth[:, c], weights) for c in range(truth.shape[1])]
+    ap, auc = (np.stack([pair[i] for pair in ranked], axis=1) for i in range(2))
+    precision, recall, f1 = _share(both, given, 0), _share(both, copies, 0), _share(2 * both, given + copies, 0)
+    return {
+        "accuracy": _share(right.sum(axis=1), copies.sum(axis=1)),
+        "top2": _share(weights @ (hit.astype(float) + near), copies.sum(axis=1)),
+        "hit1": _share(weights @ hit, total),
+        "exact": _share(weights @ (decision == truth).all(axis=1), total),
+        "hamming": _share(weights @ (decision == truth).mean(axis=1), total),
+        "macro_f1": f1.mean(axis=1),
+        "micro_f1": _share(2 * both.sum(axis=1), (given + copies).sum(axis=1), 0),
+        "samples_f1": _share(weights @ _share(2 * shared, named, 0), total),
+        "macro_precision": precision.mean(axis=1),
+        "macro_recall": recall.mean(axis=1),
+        "mean_ap": _mean_of_known(ap),
+        "mean_auc": _mean_of_known(auc),
+        "ece": calibration_error(probability, truth, weights),
+        "class_accuracy": _share(right, copies),
+        "class_precision": precision,
+        "class_recall": _share(both, copies),
+        "class_f1": f1,
+        "class_ap": ap,
+        "class_auc": auc,
+    }
+
+
+def calibration_error(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
+    """Expected calibration error `[R]`, class by class and averaged (Kull et al., arXiv 1910.12656, section 2).
+
+    Over `ECE_BINS` equal bins: how far the mean probability lies from the share of photos that have the label.
+    """
+    weights = np.ones((1, len(truth))) if weights is None else weights
+    bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)  # [n, C]
+    gap = probability - truth
+    error = np.zeros(len(weights))
+    for b in range(ECE_BINS):
+        error += np.abs(weights @ (gap * (bins == b))).sum(axis=1)  # |sum of (p - y)| = size x |mean p - share|
+    return error / (weights.sum(axis=1) * truth.shape[1])
+
+
+def confusion(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, targets: str) -> np.ndarray:
+    """What was taken for what, `[C, C]` counts; rows are the truth.
+
+    "single": copies by true class and top class. "multi": on the diagonal the photos whose label was found; elsewhere
+    those where the row's label was missed while the column's, not a true one, was given.
+    """
+    if targets == "single":
+        rows, classes = np.nonzero(truth)
+        matrix = np.zeros((truth.shape[1],) * 2, int)
+        np.add.at(matrix, (classes, probability.argmax(axis=1)[rows]), 1)
+        return matrix
+    missed, wrong = (truth & ~decision).astype(int), (decision & ~truth).astype(int)
+    return missed.T @ wrong + np.diag((truth & decision).sum(axis=0))
+
+
+def by_combination(decision: np.ndarray, truth: np.ndarray) -> list[tuple[tuple[int, ...], int, int]]:
+    """(true label set, photos, photos decided exactly so), the commonest set first."""
+    sets = [tuple(np.flatnonzero(row).tolist()) for row in truth]
+    exact = (decision == truth).all(axis=1)
+    photos, right = Counter(sets), Counter(s for s, good in zip(sets, exact, strict=True) if good)
+    return [(labels, photos[labels], right[labels]) for labels in sorted(photos, key=lambda s: (-photos[s], s))]
+
+
+def _check(probability: np.ndarray, truth: np.ndarray) -> None:
+    if probability.shape != truth.shape or not len(truth):
+        raise ValueError(f"probabilities {probability.shape} and truth {truth.shape} must be equal and not empty")
+    bad = np.flatnonzero(~np.isfinite(probability).all(axis=1))
+    if len(bad):
+        raise NumericsError(
+            f"the model's output for photo {bad[0] + 1} of {len(probability)} is not finite; nothing was scored"
+        )
+
+
+def _right_copies(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """`[n, C]`: the true copies whose class is the photo's most probable one."""
+    return truth & np.eye(truth.shape[1], dtype=bool)[probability.argmax(axis=1)]
+
+
+def _ranking(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Average precision and area under the ROC curve of one class, each `[R]`; photos of one probability come together.
+
+    NaN where no photo has the label (or, for the area, all have it).
+    """
+    order = np.argsort(-probability, kind="stable")
+    starts = np.flatnonzero(np.diff(probability[order], prepend=np.inf))  # of each run of equal probabilities
+    positive, negative = (
+        np.add.reduceat(weights[:, order] * which[order], starts, axis=1) for which in (truth, ~truth)
+    )
+    found, wrong = positive.cumsum(axis=1), negative.cumsum(axis=1)  # down to each probability
+    ap = _share((positive * _share(found, found + wrong, 0)).sum(axis=1), found[:, -1])
+    # a pair (has it, has it not) is right when the first is more probable, half right when they tie
+    pairs = (negative * (found - positive / 2)).sum(axis=1)
+    return ap, _share(pairs, found[:, -1] * wrong[:, -1])
+
+
+def _share(part: np.ndarray, whole: np.ndarray, empty: float = np.nan) -> np.ndarray:
+    """part / whole, and `empty` where the whole is 0."""
+    return np.divide(part, whole, out=np.full(np.shape(part), float(empty)), where=whole > 0)
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis without NaN; NaN where all are."""
+    known = ~np.isnan(values)
+    return _share(np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1))
+
+
+def _plain(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

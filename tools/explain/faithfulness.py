@@ -1,0 +1,78 @@
+"""Whether a heat map is true to its model: what happens to the probability when pixels come and go."""
+
+import copy
+from collections.abc import Callable
+
+import cv2
+import numpy as np
+import torch
+from pytorch_grad_cam.metrics.road import ROADCombined
+from torch import Tensor, nn
+
+from tools.explain.pointing import area_under
+
+STEPS = 16  # of an insertion or deletion curve
+
+
+BLUR = (
+    1 / 8
+)  # standard deviation of the blurred photo that insertion begins with, as a share of its side: no lesion left
+
+
+ROAD_PERCENTILES = [20, 50, 80]  # of the map's values; each takes a second a photo
+
+
+def faithfulness(
+    model: nn.Module, image: Tensor, heat: np.ndarray, index: int, probability: Callable[[np.ndarray], np.ndarray]
+) -> tuple[float, float, float]:
+    """(insertion, deletion, ROAD) of one map: what the class's probability does when pixels come and go.
+
+    Insertion and deletion (Petsiuk et al., arXiv 1806.07421) are areas under the probability while the hottest pixels
+    are put into a blurred photo, and while they are made grey: high and low are good. ROAD (Rong et al., arXiv
+    2202.00449) fills the least and the most important pixels from their neighbours: how much more of the probability
+    is left when the least important go; high is good.
+    """
+
+    @torch.no_grad()
+    def likely(images: Tensor) -> np.ndarray:
+        return probability(model(images).float().cpu().numpy())[:, index]
+
+    def target(logits: Tensor) -> Tensor:
+        return torch.from_numpy(probability(logits.float().cpu().numpy()[None])[0, [index]])[0]
+
+    place = ranks(heat)
+    blurred = torch.from_numpy(cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), (0, 0), BLUR * image.shape[-1]))
+    insertion = area_under(likely(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
+    deletion = area_under(likely(_blends(image, torch.zeros_like(image), place)))
+    importance = 1 - place[None].astype(np.float32)  # it cuts at percentiles, where many equal values would go at once
+    with torch.random.fork_rng():  # it fills pixels with a little noise
+        torch.manual_seed(0)
+        road = ROADCombined(ROAD_PERCENTILES)(image[None], importance, [target], model)[0]
+    return insertion, deletion, float(road)
+
+
+def ranks(heat: np.ndarray) -> np.ndarray:
+    """Each pixel's place among those of the map, from 0 (the hottest) to less than 1."""
+    place = np.empty(heat.size)
+    place[np.argsort(-heat, axis=None, kind="stable")] = np.arange(heat.size) / heat.size
+    return place.reshape(heat.shape)
+
+
+def _blends(start: Tensor, end: Tensor, place: np.ndarray) -> Tensor:
+    """`[STEPS + 1, 3, S, S]`: from `start` to `end`, the pixels changed in the order of their places."""
+    order = torch.from_numpy(place).to(start.device)
+    return torch.stack([torch.where(order < step / STEPS, end, start) for step in range(STEPS + 1)])
+
+
+def with_shuffled_weights(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy whose every parameter holds its own values in another order: it has learned nothing, at the same scale.
+
+    The sanity check of Adebayo et al. (arXiv 1810.03292): a map that it shares with the trained model shows the photo
+    and not what was learned.
+    """
+    stranger, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in stranger.parameters():
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
+    return stranger

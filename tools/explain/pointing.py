@@ -1,0 +1,75 @@
+"""Heat maps against lesion boxes, and against the model itself: figures as pure functions on numpy arrays.
+
+A photo's case is one of its labels that has boxes. Every figure of many cases is a mean weighted by how often each
+photo counts, so that a bootstrap draw over photos is the same formula with other weights.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from tools.base.bootstrap import interval, resample
+
+# Of one heat map. `chance` is the share of the photo that the (grown) boxes cover: how often a peak at random hits, and
+# the energy that a flat map has in them.
+FIGURES = ("pointing", "chance", "energy", "insertion", "deletion", "road", "sanity")
+
+
+def box_mask(boxes: Sequence[tuple[float, float, float, float]], side: int, grow: float) -> np.ndarray:
+    """`[side, side]` bool: pixels whose centre lies in one of the boxes, each grown by `grow` on every side.
+
+    Args:
+        boxes: (left, top, right, bottom) in pixels.
+    """
+    centres = np.arange(side) + 0.5
+    mask = np.zeros((side, side), bool)
+    for left, top, right, bottom in boxes:
+        rows = (centres >= top - grow) & (centres <= bottom + grow)
+        columns = (centres >= left - grow) & (centres <= right + grow)
+        mask |= rows[:, None] & columns
+    return mask
+
+
+def pointing_and_energy(heat: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
+    """(1 when the peak lies in the mask, the mask's share of the area, its share of the map's sum).
+
+    The pointing game is Zhang et al., arXiv 1608.00507, section 4.2; energy is Wang et al., arXiv 1910.01279, section
+    4.3. A map that is zero everywhere points nowhere: 0 and 0.
+    """
+    total = float(heat.sum())
+    if total <= 0:
+        return 0.0, float(mask.mean()), 0.0
+    return float(mask.flat[heat.argmax()]), float(mask.mean()), float(heat[mask].sum()) / total
+
+
+def correlation(one: np.ndarray, other: np.ndarray) -> float:
+    """Pearson's, of two maps; 0 when one of them is flat, for then they share nothing."""
+    if one.std() == 0 or other.std() == 0:
+        return 0.0
+    return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
+
+
+def area_under(values: np.ndarray) -> float:
+    """Area under a curve of equidistant values over [0, 1], by the trapezoidal rule."""
+    return float((values[1:] + values[:-1]).mean() / 2)
+
+
+def summarise(values: np.ndarray, photos: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float, float] | None]:
+    """(mean, and its 95 % interval by bootstrap over photos) of each of FIGURES, None where nothing was measured.
+
+    Args:
+        values: `[cases, len(FIGURES)]`, NaN where a case was not measured.
+        photos: `[cases]`, which photo each case is of; a photo's cases are drawn together.
+    """
+    _, photo = np.unique(photos, return_inverse=True)
+    draws = np.concatenate([weights[:, photo] for weights in resample(int(photo.max()) + 1, seed)])  # [R, cases]
+    summary: dict[str, tuple[float, float, float] | None] = {}
+    for name, column in zip(FIGURES, values.T, strict=True):
+        known = ~np.isnan(column)
+        if not known.any():
+            summary[name] = None
+            continue
+        weight = draws[:, known].sum(axis=1)
+        drawn = np.divide(draws[:, known] @ column[known], weight, out=np.full(len(draws), np.nan), where=weight > 0)
+        summary[name] = (float(column[known].mean()), *interval(drawn))
+    return summary

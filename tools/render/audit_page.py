@@ -1,0 +1,138 @@
+"""The audit of a data set as a page: counts, bars, photos of every label, twins side by side, what was left out."""
+
+from collections.abc import Callable
+
+from tools.render.page import Bars, Picture, Pictures, Section, Table, Text, render
+
+PHOTOS_A_LABEL = 12
+
+
+MOST_TWINS = 50  # groups that are shown; the manifest lists all
+
+
+MOST_ROWS = 20  # of the table of sizes
+
+
+_SMALL, _LARGE = 96, 160  # pictures of labels and of twins, pixels
+
+
+def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> str:
+    """The page of one manifest (of data/prepare.py), as HTML.
+
+    Args:
+        codes: label -> its folder.
+        picture: (`split/code/name`, pixels) -> the bytes of a picture of that file of at most so many pixels a side.
+    """
+    splits = manifest["splits"]
+    photos = ", ".join(f"{split['rows']} photos in {name}" for name, split in splits.items())
+    sections = [
+        Section("Counts", [_counts(splits)]),
+        *(Section(f"Labels in {name}", _labels(split)) for name, split in splits.items()),
+        Section("Files", _files(splits)),
+        Section("Photos of every label", _mosaics(splits, codes, picture)),
+        Section("Twins", _twins(manifest, codes, picture)),
+        Section("Left out", _left_out(manifest["left_out"])),
+        Section("Settings and notes", _settings(manifest)),
+    ]
+    return render("Know the data", f"{photos}.", sections)
+
+
+def _counts(splits: dict) -> Table:
+    rows = {
+        "photos": lambda split: split["rows"],
+        "with several labels": lambda split: split["several"],
+        "files, one a label": lambda split: sum(split["labels"].values()),
+        "made by --balance": lambda split: sum(split["made"].values()),
+        "copied, not linked": lambda split: split["copied"],
+    }
+    return _by_split(splits, rows)
+
+
+def _by_split(splits: dict, rows: dict[str, Callable[[dict], object]]) -> Table:
+    """A table with a column a split."""
+    return Table(("", *splits), [(name, *(value(split) for split in splits.values())) for name, value in rows.items()])
+
+
+def _labels(split: dict) -> list:
+    """Bars of the labels, then of the combinations in which they stand together, the most frequent first."""
+    made = split["made"]
+    labels = [
+        (name, count + made[name], f"{count}{f' + {made[name]} made' if made[name] else ''}")
+        for name, count in split["labels"].items()
+    ]
+    combinations = sorted(split["combinations"].items(), key=lambda item: (-item[1], item[0]))
+    return [
+        Bars(labels),
+        Text("Combinations:"),
+        Bars([(names.replace(" ", " + "), count, str(count)) for names, count in combinations]),
+    ]
+
+
+def _files(splits: dict) -> list:
+    unusual = {
+        "turned by EXIF": lambda split: split["facts"]["turned"],
+        "several frames, first used": lambda split: split["facts"]["animated"],
+        "wrong extension": lambda split: split["facts"]["misnamed"],
+    }
+    return [_by_split(splits, unusual), *(_frequent(splits, fact) for fact in ("sizes", "modes", "formats"))]
+
+
+def _frequent(splits: dict, fact: str) -> Table:
+    """How often each value of a fact occurs; the rarest values are counted together in the note."""
+    values = list(dict.fromkeys(value for split in splits.values() for value in split["facts"][fact]))
+    rest = len(values) - MOST_ROWS
+    rows = [(value, *(split["facts"][fact].get(value, 0) for split in splits.values())) for value in values[:MOST_ROWS]]
+    return Table((fact, *splits), rows, note=f"and {rest} rarer {fact}" if rest > 0 else "")
+
+
+def _mosaics(splits: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> list:
+    """For every label some photos of the first split, spread over its names."""
+    split, entry = next(iter(splits.items()))
+    blocks = []
+    for label, code in codes.items():
+        count = entry["labels"][label]  # photos stand before made copies among the files
+        files = sorted([file for file in entry["files"] if file.startswith(f"{code}/")][:count])
+        shown = files[:: max(1, -(-len(files) // PHOTOS_A_LABEL))]
+        pictures = [Picture(picture(f"{split}/{file}", _SMALL), file.split("/")[1]) for file in shown]
+        blocks += [Text(f"{label}: {len(shown)} of {count} in {split}"), Pictures(pictures, width=_SMALL)]
+    return blocks
+
+
+def _twins(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> list:
+    twins = manifest["twins"]
+    if not manifest["settings"]["twins"]:
+        return [Text("Not looked for (--no-twins).", alert=True)]
+    leaks, contradicting = (sum(twin[key] for twin in twins) for key in ("leak", "contradicting"))
+    blocks = [
+        Text(f"{len(twins)} groups of photos that show the same; {contradicting} are labelled differently."),
+        Text(f"{leaks} groups lie in different splits.", alert=leaks > 0),
+    ]
+    for twin in twins[:MOST_TWINS]:
+        blocks += [
+            Text(_title(twin)),
+            Pictures([_member(m, codes, picture) for m in twin["members"]], _LARGE, group=True),
+        ]
+    return blocks
+
+
+def _title(twin: dict) -> str:
+    faults = [name for key, name in (("contradicting", "labelled differently"), ("leak", "a leak")) if twin[key]]
+    return ", ".join([f"{twin['kind']} twins", *faults])
+
+
+def _member(member: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> Picture:
+    split, image, labels = member["split"], member["image"], member["labels"]
+    return Picture(picture(f"{split}/{codes[labels[0]]}/{image}", _LARGE), f"{split}/{image}\n{', '.join(labels)}")
+
+
+def _left_out(left_out: dict[str, list[str]]) -> list:
+    if not any(left_out.values()):
+        return [Text("Nothing.")]
+    return [Table((f"{len(names)} {what}",), [(name,) for name in names]) for what, names in left_out.items() if names]
+
+
+def _settings(manifest: dict) -> list:
+    rows = []
+    for name, value in manifest["settings"].items():
+        rows += [(f"{name} {key}", v) for key, v in value.items()] if isinstance(value, dict) else [(name, value)]
+    return [Table(("setting", "value"), rows), *(Text(note) for note in manifest["notes"])]

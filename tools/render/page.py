@@ -1,0 +1,91 @@
+"""One self-contained HTML page of tables, bars and pictures: no script, no request, readable at any width.
+
+    page = render("The leaves", "600 photos", [Section("Counts", [Table(("label", "photos"), [("rust", 69)])])])
+
+Text is escaped by Jinja, so a photo may be named as it likes. The page forbids itself every request (its Content
+Security Policy allows inline styles and embedded pictures only).
+"""
+
+import base64
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jinja2
+
+_SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `alert` makes it stand out."""
+
+    text: str
+    alert: bool = False
+    kind: str = "text"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of cells under a header. The columns in `text` stand left, the others (numbers) right."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[object]]
+    note: str = ""
+    text: Sequence[int] = (0,)
+    kind: str = "table"
+
+
+@dataclass(frozen=True)
+class Bars:
+    """(name, value, text beside the bar) triples, drawn to a common scale from 0 to `top` (the largest value)."""
+
+    rows: Sequence[tuple[str, float, str]]
+    top: float = 0.0
+    kind: str = "bars"
+
+    def width(self, value: float) -> float:
+        """Length of a bar in per cent."""
+        top = self.top or max((row[1] for row in self.rows), default=0) or 1
+        return round(100 * min(1, max(0, value / top)), 2)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Bytes of a PNG or JPEG and what stands under it."""
+
+    data: bytes
+    caption: str = ""
+
+    @property
+    def source(self) -> str:
+        """A data: address."""
+        kind = next((kind for start, kind in _SIGNATURES.items() if self.data.startswith(start)), "image/png")
+        return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Pictures side by side, each at most `width` pixels wide; `group` rules a line round them."""
+
+    items: Sequence[Picture]
+    width: int = 160
+    group: bool = False
+    kind: str = "pictures"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A heading and what stands under it."""
+
+    heading: str
+    blocks: Sequence[Text | Table | Bars | Pictures] = field(default_factory=list)
+
+
+def render(title: str, lead: str, sections: Sequence[Section]) -> str:
+    """The page as one HTML document; `lead` is the paragraph under the title."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
+    return template.render(title=title, lead=lead, sections=sections)

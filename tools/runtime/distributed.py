@@ -1,0 +1,199 @@
+"""Ranks: who we are, and the few things that all ranks do together. Plain `python` makes no process group."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from tools.base.errors import ResourceError, UsageError, UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others. `local_rank` counts on this machine and picks the GPU."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes files and talks."""
+        return self.rank == 0
+
+
+ALONE = Ranks()
+
+
+def ranks_from_environment(environ=os.environ) -> Ranks:
+    """Reads RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets.
+
+    Raises:
+        UsageError: when only some are set, or they make no sense.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
+    given = {name: environ[name] for name in names if name in environ}
+    if not given:
+        return Ranks()
+    missing = [name for name in names if name not in given]
+    if missing:
+        raise UsageError(f"{', '.join(given)} set in the environment, and not {missing[0]}; start with torchrun")
+    if not all(re.fullmatch("[0-9]{1,6}", text) for text in given.values()):
+        raise UsageError(f"the environment has {given}; these must be whole numbers, start with torchrun")
+    rank, world_size, local_rank = (int(given[name]) for name in names)
+    if not rank < world_size:
+        raise UsageError(f"the environment has {given}: a rank must lie in 0..WORLD_SIZE-1")
+    return Ranks(rank, world_size, local_rank)
+
+
+@contextmanager
+def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seconds: int) -> Iterator[None]:
+    """A process group for as long as it is needed; none for a single plain process.
+
+    Raises:
+        UsageError: for an environment that names no place to meet.
+        ResourceError: for a place or a backend that cannot be had.
+    """
+    if ranks.world_size == 1 and "RANK" not in os.environ:
+        yield
+        return
+    if backend == "auto":
+        backend = "nccl" if device.type == "cuda" else "gloo"
+    if backend == "nccl" and device.type != "cuda":
+        raise ResourceError("DIST.BACKEND nccl needs a GPU; use gloo or auto")
+    address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
+    if not address or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
+        raise UsageError(
+            f"the environment has MASTER_ADDR={address!r} and MASTER_PORT={port!r}, which is no place to meet; "
+            "start with torchrun"
+        )
+    try:
+        timeout = timedelta(seconds=timeout_seconds)
+        place = {"store": _meeting_place(ranks, timeout), "rank": ranks.rank, "world_size": ranks.world_size}
+        dist.init_process_group(backend, timeout=timeout, **place)
+    except (ValueError, RuntimeError) as error:
+        raise ResourceError(
+            f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}; choose another port or address"
+        ) from None
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def _meeting_place(ranks: Ranks, timeout: timedelta) -> dist.Store:
+    """The launcher's store; after each restart a part of it that is still empty.
+
+    Torch 2.14 uses all of it again, so that restarted ranks find the addresses of those before them, and wait for ever.
+    """
+    store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # several machines may count their restarts differently
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    return store
+
+
+def choose_device(ranks: Ranks) -> torch.device:
+    """This rank's GPU, or the CPU where there is none. Raises ResourceError for more ranks than GPUs."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if ranks.local_rank >= torch.cuda.device_count():
+        raise ResourceError(
+            f"rank {ranks.rank} wants GPU {ranks.local_rank}, and this machine shows "
+            f"{torch.cuda.device_count()}; lower --nproc_per_node"
+        )
+    device = torch.device("cuda", ranks.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def sum_across_ranks(values: Tensor) -> Tensor:
+    """Elementwise sum over all ranks, in place. Add sums and counts, then divide once."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def worst_of_ranks(value: int, device: torch.device) -> int:
+    """The largest value of any rank."""
+    if not dist.is_initialized():
+        return value
+    largest = torch.tensor(value, device=device)
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return int(largest)
+
+
+def sum_gradients(parameters: Sequence[Tensor]) -> None:
+    """Replaces every gradient by its sum over all ranks; a missing one counts as zero.
+
+    Not DistributedDataParallel: that adds up inside the backward pass, where a rank that ran out of memory could no
+    longer tell the others. The price is that adding up does not overlap with computing.
+    """
+    if not dist.is_initialized():
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    for bucket in _buckets([parameter.grad for parameter in parameters]):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        dist.all_reduce(flat)
+        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+
+def share_weights(*models: nn.Module) -> None:
+    """Gives every rank the first rank's parameters and buffers, such as batch norm's statistics."""
+    if dist.is_initialized():
+        for model in models:
+            for tensor in (*model.parameters(), *model.buffers()):
+                dist.broadcast(tensor.data, 0)
+
+
+def raise_together(error: UserError | None, ranks: Ranks) -> None:
+    """Raises `error` on every rank, if any rank has one: in its own words there, pointing to them elsewhere."""
+    codes = gather_objects(error.exit_code if error else 0)
+    if error:
+        raise error
+    failed = next((rank for rank, code in enumerate(codes) if code), None)
+    if failed is not None:
+        other = UserError(f"rank {ranks.rank} stops because rank {failed} failed; its own line says why")
+        other.exit_code = codes[failed]
+        raise other
+
+
+@contextmanager
+def on_first_rank(ranks: Ranks) -> Iterator[None]:
+    """Round a block that only the first rank has work in: what fails there ends all ranks with the same exit code."""
+    error = None
+    try:
+        yield
+    except UserError as raised:
+        error = raised
+    raise_together(error, ranks)
+
+
+def gather_objects(value: object) -> list:
+    """Every rank's value, in order of rank, on every rank."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _buckets(tensors: Sequence[Tensor], size: int = 2**25) -> Iterator[list[Tensor]]:
+    """The tensors in runs of one dtype and about `size` bytes."""
+    bucket: list[Tensor] = []
+    for tensor in tensors:
+        full = sum(t.numel() * t.element_size() for t in bucket) >= size
+        if bucket and (full or tensor.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(tensor)
+    if bucket:
+        yield bucket

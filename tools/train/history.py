@@ -1,0 +1,61 @@
+"""metrics.csv: one row an epoch. Because a run is a pure function of its step, rows after a resume replace old ones."""
+
+import csv
+import io
+from pathlib import Path
+
+from tools.base.errors import ResourceError
+from tools.base.files import write_bytes
+
+HISTORY = "metrics.csv"
+
+
+FIELDS = (
+    "epoch",
+    "step",
+    "lr",
+    "train_loss",
+    "grad_norm",
+    "skipped",
+    "seconds",
+    "val_loss",
+    "accuracy",
+    "top2",
+    "hit1",
+    "exact",
+    "macro_f1",
+    "best",
+)
+
+
+def read_history(path: Path) -> list[dict[str, str]]:
+    """The rows of a metrics.csv; none when it does not exist.
+
+    Raises:
+        ResourceError: for a file that a run cannot go on writing, because something else has written it.
+    """
+    if not path.exists():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            header, *lines = list(csv.reader(file, strict=True)) or [[]]
+        if tuple(header) != FIELDS:
+            raise ValueError(f"its header is not {','.join(FIELDS)}")
+        rows = [dict(zip(FIELDS, line, strict=True)) for line in lines]
+        for row in rows:
+            int(row["epoch"]), *map(float, row.values())
+    except (OSError, ValueError, csv.Error) as error:
+        raise ResourceError(f"{path} cannot be continued: {error}; move it, or start anew with --overwrite") from None
+    return rows
+
+
+def add_row(path: Path, row: dict) -> list[dict[str, str]]:
+    """Writes `row` in the place of those of its epoch and later, and returns all rows. Nobody sees half of it."""
+    rows = [old for old in read_history(path) if int(old["epoch"]) < row["epoch"]]
+    rows.append({key: f"{value:.8g}" if isinstance(value, float) else str(value) for key, value in row.items()})
+    text = io.StringIO()
+    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_bytes(path, text.getvalue().encode(), make_folder=False)
+    return rows

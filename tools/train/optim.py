@@ -1,0 +1,136 @@
+"""Parameter groups and the optimizer."""
+
+from collections.abc import Callable, Iterable
+from functools import partial
+
+import torch
+from torch import nn
+
+from tools.base.errors import CheckpointError, UsageError, nearest
+from tools.runtime.precision import trainable
+
+
+def freeze(model: nn.Module, prefixes: Iterable[str]) -> list[str]:
+    """Stops training of every parameter under the given names and returns the names.
+
+    Frozen modules go to eval mode for good, so that batch norm statistics and dropout stand still too.
+
+    Raises:
+        UsageError: for a name that no parameter begins with.
+    """
+    frozen: list[str] = []
+    for prefix in prefixes:
+        hits = [name for name, _ in model.named_parameters() if name == prefix or name.startswith(prefix + ".")]
+        if not hits:
+            modules = [name for name, _ in model.named_modules() if name]
+            raise UsageError(f"TRAIN.FREEZE {prefix!r}: the model has no such part{nearest(prefix, modules)}")
+        frozen += hits
+    for name, parameter in model.named_parameters():
+        if name in frozen:
+            parameter.requires_grad_(False)
+    if not any(p.requires_grad for p in model.parameters()):
+        raise UsageError("TRAIN.FREEZE leaves nothing to train")
+    return frozen
+
+
+def set_train_mode(model: nn.Module) -> None:
+    """`model.train()`, but modules whose parameters are all frozen stay in eval mode."""
+    model.train()
+    for module in model.modules():
+        own = list(module.parameters())
+        if own and not any(p.requires_grad for p in own):
+            module.eval()
+
+
+def parameter_groups(
+    model: nn.Module,
+    *,
+    weight_decay: float,
+    no_decay: Iterable[str] = (),
+    head: str = "head",
+    head_scale: float = 1.0,
+    layer_decay: float = 1.0,
+    layer_index: Callable[[str], int] | None = None,
+) -> list[dict]:
+    """Groups of trainable parameters that share `weight_decay` and `lr_scale` (a factor on the scheduled rate).
+
+    No decay for 1-D parameters, biases and whatever ends in one of the `no_decay` names.
+
+    Args:
+        head: name of the layer that gives the logits; its rate is multiplied by `head_scale`.
+        layer_decay: a parameter d layers below the head gets this to the power of d.
+        layer_index: name -> layer, 0 the first; needed when `layer_decay` is not 1.
+    """
+    depth = max(layer_index(name) for name, _ in model.named_parameters()) if layer_index else 0
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = parameter.ndim <= 1 or name.endswith((".bias", *no_decay))
+        scale = layer_decay ** (depth - layer_index(name)) if layer_index else 1.0
+        scale *= head_scale if name.startswith(head + ".") else 1.0
+        key = (0.0 if plain else weight_decay, scale)
+        group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": key[0], "lr_scale": scale})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(
+    groups: list[dict], name: str, *, lr: float, eps: float, betas: tuple[float, float], momentum: float
+) -> torch.optim.Optimizer:
+    """AdamW, or SGD with Nesterov momentum. The rate given here is replaced at every step.
+
+    One fused kernel moves all parameters where their device has it, CPUs included, and torch's own choice elsewhere.
+    """
+    if name == "adamw":
+        make = partial(torch.optim.AdamW, groups, lr=lr, eps=eps, betas=tuple(betas))
+    else:
+        make = partial(torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
+    try:
+        return make(fused=True)
+    except RuntimeError:  # the device has none
+        return make()
+
+
+def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *, moved: bool) -> None:
+    """Gives every parameter the state that an optimizer's `state_dict` holds for its name.
+
+    Rates, decay and betas stay those of `optimizer`: they are the config's, which may have been changed on purpose.
+
+    Args:
+        moved: whether updates were made, so that there must be a state.
+
+    Raises:
+        CheckpointError: for the state of other parameters or of another kind of optimizer.
+    """
+    names = [name for group in optimizer.param_groups for name in group["names"]]
+    numbers = {n: i for group in stored["param_groups"] for n, i in zip(group["names"], group["params"], strict=False)}
+    if set(names) != set(numbers):
+        raise CheckpointError(f"{where}: the optimizer state is that of other parameters; was TRAIN.FREEZE changed?")
+    wanted = _state_names(optimizer)
+    state = {}
+    for place, (name, parameter) in enumerate(zip(names, trainable(optimizer), strict=True)):
+        part = stored["state"].get(numbers[name])
+        if part is None:  # it never had a gradient
+            continue
+        shapes = {key: () if key == "step" else parameter.shape for key in wanted}
+        if {key: tuple(value.shape) for key, value in part.items()} != shapes:
+            raise CheckpointError(f"{where}: the optimizer state of {name} is not that of this optimizer")
+        state[place] = part
+    if moved and wanted and not state:
+        raise CheckpointError(f"{where}: the optimizer state is empty after updates were made")
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
+    """What the optimizer remembers of a parameter."""
+    if isinstance(optimizer, torch.optim.AdamW):
+        return "step", "exp_avg", "exp_avg_sq"
+    return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives every group its share of `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group["lr_scale"]
