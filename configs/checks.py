@@ -72,8 +72,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "TRAIN.BALANCE": ("none", "weights", "sampler"),
     "TRAIN.LOSS.NAME": ("auto", "ce", "bce", "focal", "asymmetric"),
     "TEST.TTA": ("none", "flips", "turns", "all"),
-    "TEST.DECIDE": ("threshold", "argmax", "combination", "powerset"),
-    "TRAIN.SELECT": ("auto", "accuracy", "hit1", "exact", "macro_f1"),
+    "TEST.DECIDE_BY": ("threshold", "argmax", "combination", "powerset"),
+    "TRAIN.SELECT_BY": ("auto", "accuracy", "hit1", "exact", "macro_f1"),
     "TRAIN.LR_SCHEDULER.NAME": ("cosine", "linear", "step"),
     "TRAIN.OPTIMIZER.NAME": ("adamw", "sgd"),
     "AUG.REMODE": ("const", "rand", "pixel"),
@@ -87,7 +87,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
 RANGES: dict[str, tuple[Callable, str]] = {
     "DATA.DATA_PATH": _PATH,
     "DATA.BATCH_SIZE": _COUNT,
-    "DATA.FOLDS": (lambda v: v == 0 or 2 <= v <= 100, "0 (none) or between 2 and 100"),
+    "DATA.NUM_FOLDS": (lambda v: v == 0 or 2 <= v <= 100, "0 (none) or between 2 and 100"),
     "DATA.FOLD": _COUNT_OR_NONE,
     "DATA.IMG_SIZE": _between(1, 4096),
     "DATA.MEAN": (_channels(-1000), "empty or three numbers between -1000 and 1000"),
@@ -123,7 +123,7 @@ RANGES: dict[str, tuple[Callable, str]] = {
     "TRAIN.LOSS.GAMMA_NEG": _between(0, 100),
     "TRAIN.LOSS.GAMMA_POS": _between(0, 100),
     "TRAIN.LOSS.CLIP": _BELOW_ONE,
-    "TRAIN.SNAPSHOTS": (_sizes(100_000, least=0), "a list of epochs, counted from 1"),
+    "TRAIN.SNAPSHOT_EPOCHS": (_sizes(100_000, least=0), "a list of epochs, counted from 1"),
     "TRAIN.EMA_DECAY": _BELOW_ONE,
     "TRAIN.MAX_STEPS": _COUNT_OR_NONE,
     "TRAIN.SAVE_EVERY_STEPS": _COUNT_OR_NONE,
@@ -180,9 +180,11 @@ def check_combinations(config) -> None:
     """Raises UsageError for values that are right one by one and cannot make a model or read photos together."""
     if bool(config.DATA.MEAN) != bool(config.DATA.STD):
         raise UsageError("DATA.MEAN and DATA.STD must be given together, or neither")
-    folds, fold = config.DATA.FOLDS, config.DATA.FOLD
+    folds, fold = config.DATA.NUM_FOLDS, config.DATA.FOLD
     if fold > max(folds - 1, 0):
-        raise UsageError(f"DATA.FOLD {fold}: DATA.FOLDS is {folds}; folds are counted from 0, e.g. --folds 5 --fold 0")
+        raise UsageError(
+            f"DATA.FOLD {fold}: DATA.NUM_FOLDS is {folds}; folds are counted from 0, e.g. --folds 5 --fold 0"
+        )
     if config.MODEL.TYPE == "swin":
         _check_swin(config)
 
@@ -206,8 +208,8 @@ def check_training(config) -> None:
             f"TRAIN.LOSS.NAME {train.LOSS.NAME} does not fit DATA.TARGETS {data.TARGETS}: ce is for single, "
             "bce, focal and asymmetric are for multi"
         )
-    if max(train.SNAPSHOTS, default=0) > train.EPOCHS:
-        raise UsageError(f"TRAIN.SNAPSHOTS {max(train.SNAPSHOTS)} is after the last epoch, {train.EPOCHS}")
+    if max(train.SNAPSHOT_EPOCHS, default=0) > train.EPOCHS:
+        raise UsageError(f"TRAIN.SNAPSHOT_EPOCHS {max(train.SNAPSHOT_EPOCHS)} is after the last epoch, {train.EPOCHS}")
     if train.MIN_LR > train.BASE_LR:
         raise UsageError(f"TRAIN.MIN_LR {train.MIN_LR:g} is more than TRAIN.BASE_LR {train.BASE_LR:g}")
     if aug.AUTO_AUGMENT and not POLICIES.fullmatch(aug.AUTO_AUGMENT):

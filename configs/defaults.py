@@ -11,7 +11,9 @@ _C = CN()
 _C.DATA = CN()
 _C.DATA.DATA_PATH = "dataset"  # what process_dataset.py wrote: {train,val,test}/{one-hot code}/ID.jpg
 _C.DATA.TARGETS = "single"  # single: every copy is a sample with one class; multi: one photo, a multi-hot target
-_C.DATA.FOLDS = 0  # K: cut the training photos into K parts, train on K - 1 and validate on one; 0: use the val split
+_C.DATA.NUM_FOLDS = (
+    0  # K: cut the training photos into K parts, train on K - 1 and validate on one; 0: use the val split
+)
 _C.DATA.FOLD = 0  # the part that is validated on, 0 .. K - 1
 _C.DATA.BATCH_SIZE = 32  # images a rank takes at a time
 _C.DATA.IMG_SIZE = 224
@@ -63,13 +65,15 @@ _C.TRAIN.ACCUMULATION_STEPS = 1  # batches added up to one update
 _C.TRAIN.USE_CHECKPOINT = False  # recompute activations in backward: less memory, more time
 _C.TRAIN.FIT_MEMORY = False  # measure how many images of a batch fit, and take so many at a time; the update stays
 _C.TRAIN.MEMORY_GB = 8.0  # what FIT_MEMORY may fill on a CPU, in GiB; on a GPU it is what is free
-_C.TRAIN.LEAN = False  # recompute GELU and attention scores only: two thirds of the memory for little time; Swin
+_C.TRAIN.SELECTIVE_CHECKPOINT = (
+    False  # recompute GELU and attention scores only: two thirds of the memory for little time; Swin
+)
 _C.TRAIN.COMPILE = False  # torch.compile the forward pass of training; goes on without where that fails
 _C.TRAIN.AUTO_RESUME = True  # go on from last.pth when the run folder has one
 _C.TRAIN.EMA_DECAY = 0.0  # moving average of the weights, used to validate and to test; 0: off
 _C.TRAIN.BALANCE = "none"  # rare classes: weights in the loss (inverse root of the count), or a sampler; none
-_C.TRAIN.SNAPSHOTS = []  # epochs (counted from 1) after which the weights are kept as epochs/epoch_NNN.pth
-_C.TRAIN.SELECT = "auto"  # score that chooses best.pth: accuracy, hit1, exact, macro_f1; auto: accuracy or macro_f1
+_C.TRAIN.SNAPSHOT_EPOCHS = []  # epochs (counted from 1) after which the weights are kept as epochs/epoch_NNN.pth
+_C.TRAIN.SELECT_BY = "auto"  # score that chooses best.pth: accuracy, hit1, exact, macro_f1; auto: accuracy or macro_f1
 _C.TRAIN.MAX_STEPS = 0  # stop after this many updates in all, resumable; 0: train every epoch
 _C.TRAIN.SAVE_EVERY_STEPS = 0  # write last.pth inside an epoch too; 0: at its end only
 _C.TRAIN.SAVE_EVERY_MINUTES = 0.0  # likewise, by the clock
@@ -117,7 +121,7 @@ _C.TEST.IMG_SIZE = 0  # size photos are scored at, for models that take any (not
 _C.TEST.TTA = "none"  # views averaged by test.py and predict: flips (4), turns (4 quarter turns), all (8); none
 # How several labels are decided: threshold; argmax (one label); combination (the likeliest set seen in training, labels
 # taken as independent); powerset (the likeliest set by a regression on all labels, fitted on the validation photos).
-_C.TEST.DECIDE = "threshold"
+_C.TEST.DECIDE_BY = "threshold"
 _C.AMP = CN()
 _C.AMP.OPT_LEVEL = "auto"  # O0: fp32; O1, O2: mixed precision; auto: O1 on a GPU, O0 on a CPU
 _C.AMP.BACKEND = "native"  # native; apex: NVIDIA's

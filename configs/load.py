@@ -22,6 +22,14 @@ DROPPED = {
     "LOCAL_RANK": "torchrun sets it",
     "AMP_OPT_LEVEL": "it is AMP.OPT_LEVEL now",
 }
+# Names that keys of ours had in the first release -> their names now. Stored configs are read by it.
+RENAMED = {
+    "DATA.FOLDS": "DATA.NUM_FOLDS",
+    "TEST.DECIDE": "TEST.DECIDE_BY",
+    "TRAIN.LEAN": "TRAIN.SELECTIVE_CHECKPOINT",
+    "TRAIN.SELECT": "TRAIN.SELECT_BY",
+    "TRAIN.SNAPSHOTS": "TRAIN.SNAPSHOT_EPOCHS",
+}
 
 
 MAX_FILES = 32  # of a BASE chain, each counted as often as it is named
@@ -96,9 +104,18 @@ def from_text(text: str, where: str) -> CfgNode:
     tree = parse(text, where)
     if not isinstance(tree, dict):
         raise UsageError(f"{where}: the stored config is no mapping")
+    for old, new in RENAMED.items():
+        _move(tree, old.split("."), new.split("."))
     _merge(config, dict.fromkeys(flatten(config), "default"), tree, where)
     config.freeze()
     return config
+
+
+def _move(tree: dict, old: list[str], new: list[str]) -> None:
+    """Gives the value of a nested key its new name, where the tree has the old one."""
+    group = tree.get(old[0])
+    if isinstance(group, dict) and old[1] in group:
+        group[new[1]] = group.pop(old[1])
 
 
 def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
@@ -173,6 +190,8 @@ def _set(config: CfgNode, sources: dict[str, str], key: str, value, where: str, 
 def _unknown(key: str, known: Iterable[str], where: str) -> UsageError:
     if key in DROPPED:
         return UsageError(f"{key} at {where}: not a key any more; {DROPPED[key]}")
+    if key in RENAMED:
+        return UsageError(f"{key} at {where}: the key is called {RENAMED[key]} now")
     names = list(known)
     if any(k.startswith(key + ".") for k in names):
         return UsageError(

@@ -17,7 +17,12 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def build_model(
-    node, img_size: int, num_classes: int, use_checkpoint: bool = False, test_size: int = 0, lean: bool = False
+    node,
+    img_size: int,
+    num_classes: int,
+    use_checkpoint: bool = False,
+    test_size: int = 0,
+    selective_checkpoint: bool = False,
 ) -> nn.Module:
     """Builds the model of a MODEL node with fresh weights, for photos of `img_size` and of `test_size` (0: the same).
 
@@ -28,9 +33,11 @@ def build_model(
     if node.TYPE == "swin":
         if test_size not in (0, img_size):
             raise UsageError(f"a Swin that was built for {img_size} pixels cannot take {test_size}")
-        return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint, lean))
-    if lean:
-        raise UsageError("TRAIN.LEAN is for our own Swin (MODEL.TYPE swin); --use-checkpoint spares memory in all")
+        return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint, selective_checkpoint))
+    if selective_checkpoint:
+        raise UsageError(
+            "TRAIN.SELECTIVE_CHECKPOINT is for our own Swin (MODEL.TYPE swin); --use-checkpoint spares memory in all"
+        )
     _check_timm_name(node.NAME)
     try:
         model = timm.create_model(node.NAME, **timm_arguments(node, num_classes))
@@ -77,7 +84,9 @@ def compiled(
     return fast, ""
 
 
-def swin_arguments(node, img_size: int, num_classes: int, use_checkpoint: bool, lean: bool = False) -> dict:
+def swin_arguments(
+    node, img_size: int, num_classes: int, use_checkpoint: bool, selective_checkpoint: bool = False
+) -> dict:
     """Keyword arguments of `SwinTransformer`."""
     swin = node.SWIN
     return {
@@ -97,7 +106,7 @@ def swin_arguments(node, img_size: int, num_classes: int, use_checkpoint: bool, 
         "ape": swin.APE,
         "patch_norm": swin.PATCH_NORM,
         "use_checkpoint": use_checkpoint,
-        "lean": lean,
+        "selective_checkpoint": selective_checkpoint,
     }
 
 

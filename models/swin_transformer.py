@@ -106,21 +106,21 @@ def add_branch(x: Tensor, branch: nn.Module, keep: Tensor | None) -> Tensor:
 
 
 def run(part: nn.Module, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """`function(*inputs)`. Where `part` is lean and trains, backward computes its inner results again.
+    """`function(*inputs)`. Where `part` has `selective_checkpoint` and trains, backward recomputes its inner results.
 
     The recomputation ends at the last result that backward needs: a last matrix product is not repeated.
     """
-    if part.lean and part.training and torch.is_grad_enabled():
+    if part.selective_checkpoint and part.training and torch.is_grad_enabled():
         return checkpoint(function, *inputs, use_reentrant=False)
     return function(*inputs)
 
 
 class Mlp(nn.Module):
-    """Linear, GELU, Linear on `[..., C]`; `lean` computes GELU again in backward."""
+    """Linear, GELU, Linear on `[..., C]`; `selective_checkpoint` computes GELU again in backward."""
 
-    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0, lean: bool = False):
+    def __init__(self, dim: int, hidden_dim: int, drop: float = 0.0, selective_checkpoint: bool = False):
         super().__init__()
-        self.lean = lean
+        self.selective_checkpoint = selective_checkpoint
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.act = nn.GELU()
         self.fc2 = nn.Linear(hidden_dim, dim)
@@ -136,7 +136,7 @@ class Mlp(nn.Module):
 class WindowAttention(nn.Module):
     """Multi-head self-attention within windows, with a learned bias for every relative position (equation 4).
 
-    `lean` computes scores and softmax again in backward.
+    `selective_checkpoint` computes scores and softmax again in backward.
     """
 
     def __init__(
@@ -147,10 +147,11 @@ class WindowAttention(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         drop: float = 0.0,
-        lean: bool = False,
+        selective_checkpoint: bool = False,
     ):
         super().__init__()
-        self.dim, self.window_size, self.num_heads, self.lean = dim, window_size, num_heads, lean
+        self.dim, self.window_size, self.num_heads = dim, window_size, num_heads
+        self.selective_checkpoint = selective_checkpoint
         self.scale = qk_scale or (dim // num_heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         self.register_buffer("relative_position_index", relative_position_index(window_size), persistent=False)
@@ -217,16 +218,16 @@ class SwinTransformerBlock(nn.Module):
         qkv_bias: bool = True,
         qk_scale: float | None = None,
         drop: float = 0.0,
-        lean: bool = False,
+        selective_checkpoint: bool = False,
     ):
         super().__init__()
         if resolution <= window_size:  # one window holds the whole grid: nothing to shift
             window_size, shift_size = resolution, 0
         self.dim, self.resolution, self.window_size, self.shift_size = dim, resolution, window_size, shift_size
         self.norm1 = nn.LayerNorm(dim)
-        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, drop, lean)
+        self.attn = WindowAttention(dim, window_size, num_heads, qkv_bias, qk_scale, drop, selective_checkpoint)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, lean)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), drop, selective_checkpoint)
         mask = shifted_window_mask(resolution, resolution, window_size, shift_size) if shift_size else None
         self.register_buffer("attn_mask", mask, persistent=False)
         order = window_order(resolution, window_size, shift_size)
@@ -336,7 +337,7 @@ class SwinTransformer(nn.Module):
         ape: adds a learned absolute position embedding.
         patch_norm: norm after the patch embedding.
         use_checkpoint: recompute each block in backward.
-        lean: recompute GELU and attention scores in backward, which costs little and spares a third of the memory.
+        selective_checkpoint: recompute GELU and attention scores in backward: a third less memory for little time.
     """
 
     def __init__(
@@ -358,7 +359,7 @@ class SwinTransformer(nn.Module):
         ape: bool = False,
         patch_norm: bool = True,
         use_checkpoint: bool = False,
-        lean: bool = False,
+        selective_checkpoint: bool = False,
     ):
         super().__init__()
         depths, num_heads = tuple(depths), tuple(num_heads)
@@ -381,7 +382,7 @@ class SwinTransformer(nn.Module):
                 qkv_bias=qkv_bias,
                 qk_scale=qk_scale,
                 drop=drop_rate,
-                lean=lean,
+                selective_checkpoint=selective_checkpoint,
             )
             for stage, (depth, heads) in enumerate(zip(depths, num_heads, strict=True))
         )

@@ -24,7 +24,7 @@ def fold_of(split: Split, twins: Sequence[Collection[str]], folds: int, fold: in
     for index, photo in enumerate(split.photos):
         together.setdefault(leader.get(photo.origin, photo.origin), []).append(index)
     if len(together) < folds:
-        raise UsageError(f"DATA.FOLDS {folds}: {split.where} has only {len(together)} photos that are no twins")
+        raise UsageError(f"DATA.NUM_FOLDS {folds}: {split.where} has only {len(together)} photos that are no twins")
     strata = [photo.classes for photo in split.photos]
     part = stratify(list(together.values()), strata, [1 / folds] * folds, seed)
     inside = [photo for photo, number in zip(split.photos, part, strict=True) if number == fold]

@@ -104,7 +104,7 @@ def test_decisions_can_be_asked_for(scored, dataset, tmp_path):
 
 
 def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
-    opts = ["DATA.TARGETS", "multi", "TRAIN.SNAPSHOTS", "[1, 2]", "TRAIN.LOSS.NAME", "asymmetric"]
+    opts = ["DATA.TARGETS", "multi", "TRAIN.SNAPSHOT_EPOCHS", "[1, 2]", "TRAIN.LOSS.NAME", "asymmetric"]
     opts += ["TRAIN.BALANCE", "sampler"]
     arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--folds", "3", "--fold", "1"]
     assert main.main([*map(str, arguments), "--opts", *opts]) == 0
@@ -123,7 +123,7 @@ def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
                 *opts[:2],
                 "TRAIN.BALANCE",
                 "sampler",
-                "TRAIN.SNAPSHOTS",
+                "TRAIN.SNAPSHOT_EPOCHS",
                 "[2]",
             ]
         )

@@ -70,7 +70,7 @@ def test_mistakes_are_the_surest_wrong_ones(draw, capsys):
 
 def test_epochs(run_folder, draw, dataset, raw, refused, tmp_path):
     common = ["--resume", run_folder / "best.pth", "--data-path", dataset, "--examples", "1", "--compare", "epochs"]
-    refused(visual.main, common, 2, "holds no epochs", "TRAIN.SNAPSHOTS")
+    refused(visual.main, common, 2, "holds no epochs", "TRAIN.SNAPSHOT_EPOCHS")
     (run_folder / "epochs").mkdir()
     for epoch in (1, 2):
         shutil.copy(run_folder / "best.pth", run_folder / "epochs" / f"epoch_{epoch:03}.pth")

@@ -80,12 +80,16 @@ def test_trying_a_model_out_changes_nothing():
 
 
 def test_a_lean_swin_is_asked_for_by_the_config_and_timm_has_none():
-    config = load("configs/sample.yaml", ["TRAIN.LEAN", "true"]).config
-    model = build.build_model(config.MODEL, 96, 6, lean=config.TRAIN.LEAN)
-    assert all(block.mlp.lean and block.attn.lean for stage in model.layers for block in stage.blocks)
+    config = load("configs/sample.yaml", ["TRAIN.SELECTIVE_CHECKPOINT", "true"]).config
+    model = build.build_model(config.MODEL, 96, 6, selective_checkpoint=config.TRAIN.SELECTIVE_CHECKPOINT)
+    assert all(
+        block.mlp.selective_checkpoint and block.attn.selective_checkpoint
+        for stage in model.layers
+        for block in stage.blocks
+    )
     node = load("configs/tf_efficientnet_lite0.yaml").config.MODEL
-    with pytest.raises(UsageError, match=r"TRAIN\.LEAN"):
-        build.build_model(node, 64, 6, lean=True)
+    with pytest.raises(UsageError, match=r"TRAIN\.SELECTIVE_CHECKPOINT"):
+        build.build_model(node, 64, 6, selective_checkpoint=True)
 
 
 @pytest.mark.usefixtures("no_compiler")
@@ -113,9 +117,11 @@ def test_a_signal_while_compiling_ends_the_run(monkeypatch):
 
 
 def test_a_traced_swin_gives_the_same_gradients():
-    """With what precedes a compiler: the graphs that torch.compile makes of it, lean or not."""
+    """With what precedes a compiler: the graphs that torch.compile makes of it, selective_checkpoint or not."""
     torch.manual_seed(0)
-    model = SwinTransformer(img_size=32, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, lean=True).train()
+    model = SwinTransformer(
+        img_size=32, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, selective_checkpoint=True
+    ).train()
     images, keep = torch.randn(3, 3, 32, 32), model.draw_drop_path(3)
     results = []
     for forward in (model, torch.compile(model, backend="aot_eager")):

@@ -109,7 +109,7 @@ def test_the_lean_model_has_the_same_logits_and_gradients(dtype, use_checkpoint)
     torch.manual_seed(0)
     images, results = torch.randn(4, 3, 64, 64), []
     weights = SwinTransformer(**SMALL).state_dict()
-    for options in ({}, {"lean": True, "use_checkpoint": use_checkpoint}):
+    for options in ({}, {"selective_checkpoint": True, "use_checkpoint": use_checkpoint}):
         model = SwinTransformer(drop_path_rate=0.2, drop_rate=0.1, **SMALL, **options).train()
         model.load_state_dict(weights)
         keep = model.draw_drop_path(4, torch.Generator().manual_seed(3))
@@ -118,8 +118,8 @@ def test_the_lean_model_has_the_same_logits_and_gradients(dtype, use_checkpoint)
             logits = model(images, keep)
         logits.float().square().sum().backward()
         results.append([logits, *(p.grad for p in model.parameters())])
-    for plain, lean in zip(*results, strict=True):
-        assert torch.equal(plain, lean)
+    for plain, selective_checkpoint in zip(*results, strict=True):
+        assert torch.equal(plain, selective_checkpoint)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -278,11 +278,13 @@ def test_layers_are_numbered_from_embedding_to_head():
     assert [model.layer_index(name) for name in names] == [0, 2, 2, 3, 7, 7]
 
 
-@pytest.mark.parametrize("lean", [False, True])
-def test_a_block_that_nobody_goes_through_has_a_zero_gradient(lean):
+@pytest.mark.parametrize("selective_checkpoint", [False, True])
+def test_a_block_that_nobody_goes_through_has_a_zero_gradient(selective_checkpoint):
     """As in a piece of one image; the other block learns as it does without."""
     torch.manual_seed(0)
-    model = SwinTransformer(img_size=32, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, lean=lean).train()
+    model = SwinTransformer(
+        img_size=32, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, selective_checkpoint=selective_checkpoint
+    ).train()
     keep = torch.ones(2, 2, 3)
     keep[1] = 0
     model(torch.randn(3, 3, 32, 32), keep).square().sum().backward()

@@ -18,7 +18,11 @@ from tools.base.errors import Interrupted, UsageError, as_user_error, nearest
 CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
     "--batch-size": ("DATA.BATCH_SIZE", int, "images of a batch on each rank; auto: in pieces that fit into memory"),
     "--data-path": ("DATA.DATA_PATH", str, "the folder that process_dataset.py wrote"),
-    "--folds": ("DATA.FOLDS", int, "cut the training photos into N parts, twins kept together, and validate on one"),
+    "--folds": (
+        "DATA.NUM_FOLDS",
+        int,
+        "cut the training photos into N parts, twins kept together, and validate on one",
+    ),
     "--fold": ("DATA.FOLD", int, "the part to validate on, from 0"),
     "--zip": ("DATA.ZIP_MODE", bool, "read <data-path>/<split>.zip instead of the folders"),
     "--follow-links": ("DATA.FOLLOW_LINKS", bool, "take photos and class folders that are links out of their split"),
@@ -29,7 +33,7 @@ CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
     "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", bool, "recompute activations in backward to save memory"),
     "--amp-opt-level": ("AMP.OPT_LEVEL", str, "O0 = fp32, O1 or O2 = mixed precision, auto = O1 on a GPU"),
     "--tta": ("TEST.TTA", str, "views averaged: flips (4), turns (4), all (8) or none"),
-    "--decide": ("TEST.DECIDE", str, "labels by threshold, argmax, combination or powerset"),
+    "--decide": ("TEST.DECIDE_BY", str, "labels by threshold, argmax, combination or powerset"),
     "--output": ("OUTPUT", str, "where run folders go"),
     "--tag": ("TAG", str, "name of this run: <output>/<MODEL.NAME>/<tag>"),
 }

@@ -6,9 +6,9 @@ from pathlib import Path
 from tools.bench import peers
 from tools.bench.rounds import Row
 
-MODES = {"plain": {}, "lean": {"lean": True}, "checkpoint": {"use_checkpoint": True}}
+MODES = {"plain": {}, "selective": {"selective_checkpoint": True}, "checkpoint": {"use_checkpoint": True}}
 # What ours may take of timm's bytes, as the ratio of timm's by ours; at bf16, which is what GPUs train in.
-BARS = {"lean": 1 / 0.75, "checkpoint": 1.0}
+BARS = {"selective": 1 / 0.75, "checkpoint": 1.0}
 BYTES_A_PARAMETER = 16  # fp32 weight, gradient and AdamW's two moments
 MEBI, GIBI = 2**20, 2**30
 
@@ -23,7 +23,7 @@ def add_flags(parser) -> None:
 
 
 def measure(args) -> list[Row]:
-    """For fp32 and bf16 autocast, each mode of ours beside timm's same mode (lean: timm's plain)."""
+    """For fp32 and bf16 autocast, each mode of ours beside timm's same mode (selective: timm's plain)."""
     return [compare(args, mode, dtype) for dtype in ("fp32", "bf16") for mode in MODES]
 
 
@@ -51,7 +51,7 @@ def compare(args, mode: str, dtype: str) -> Row:
 
 
 def make_model(kind: str, mode: str, size: str):
-    """A model in one of `MODES`, nothing dropped; timm has no lean mode, so there it is timm's plain one."""
+    """A model in one of `MODES`, nothing dropped; timm has no selective mode, so there it is timm's plain one."""
     options = MODES[mode] if kind == "ours" else {}
     model = peers.build(kind, size, 0.0, **options).to(peers.device()).train()
     if kind == "timm" and mode == "checkpoint":

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     loader = build_eval_loader(split, preprocess, batch_size=data.BATCH_SIZE, workers=num_workers(data.NUM_WORKERS))
     logits, truth = predict(model, batches_of(loader, device), device, NativePrecision("cpu", None), len(train.classes))
     combinations = [photo.classes for photo in train.photos]
-    rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE, combinations, len(train.classes))
+    rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE_BY, combinations, len(train.classes))
     untrained, histogram = (validation_scores(rule, z, truth) for z in (logits, fit_histograms(train, split)))
     for name, scores in (("untrained model", untrained), ("colour histogram", histogram)):
         print(

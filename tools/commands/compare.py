@@ -10,7 +10,7 @@ from tools.base.errors import DataError, UsageError
 EPILOG = """
 examples
   python -m tools compare output/*/bs*                        the course project's batch-size study
-  python -m tools compare output/x/default/epochs/*.pth       one run over its epochs (TRAIN.SNAPSHOTS)
+  python -m tools compare output/x/default/epochs/*.pth       one run over its epochs (TRAIN.SNAPSHOT_EPOCHS)
   python -m tools compare a/test/predictions.csv b.csv        anybody's files; the truth is in the first
   python -m tools compare seed0 seed1 seed2 --mean            three seeds: mean and standard deviation
 A difference is called significant when 0 lies outside its 95 % interval over bootstrap draws, the same for both runs.
@@ -109,7 +109,7 @@ def scored(name: str, path, loaded, args) -> Run:
     from tools.train.schedules import scale_lr
 
     device, config = choose_device(Ranks()), loaded.config
-    ensemble = load_ensemble([path], device, decide=loaded.given("TEST.DECIDE"), tta=loaded.given("TEST.TTA"))
+    ensemble = load_ensemble([path], device, decide=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
     member = ensemble.members[0]
     split = scan_split(
         config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS

@@ -66,7 +66,7 @@ def predict(loaded, args) -> int:
     for flag, target in (("--csv", args.csv), ("--json", args.json)):
         check_output(flag, target, [*paths, *found])
     photos, bad = readable(found, args.max_bad)
-    ensemble = load_ensemble(paths, device, decide=loaded.given("TEST.DECIDE"), tta=loaded.given("TEST.TTA"))
+    ensemble = load_ensemble(paths, device, decide=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
     rule, labels = ensemble.rule, ensemble.labels
     config, watch = loaded.config, partial(progress, description="predicting")
     split = loose_photos(photos, ensemble.classes)

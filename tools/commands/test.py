@@ -79,7 +79,7 @@ def referee(loaded, args, run, ranks, device) -> int:
     paths, why = find_checkpoints(resume, config.OUTPUT, run)
     folder = Path(args.to) if args.to else paths[0].parent / args.split
     check_output("--to", folder, photos=config.DATA.DATA_PATH)
-    ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE"), loaded.given("TEST.TTA"))
+    ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA"))
     split = scan_split(
         config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS
     )

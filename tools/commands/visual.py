@@ -15,7 +15,7 @@ examples
   python visual.py --examples 6 --compare stages              six photos of dataset/test, every label in turn
   python visual.py --split val                                all photos of a split
   python visual.py --mistakes 12 --split val                  the most confident wrong answers, with both maps
-  python visual.py --image a.jpg --compare epochs             over the run's snapshots (TRAIN.SNAPSHOTS)
+  python visual.py --image a.jpg --compare epochs             over the run's snapshots (TRAIN.SNAPSHOT_EPOCHS)
   python visual.py --score lesion_boxes.csv --split val train --method gradcam layercam --layer "blocks[4]" "blocks[6]"
 """
 
@@ -218,7 +218,7 @@ def find_predictors(loaded, args, run):
     if args.compare == "epochs":
         paths = [*sorted((path.parent / SNAPSHOTS).glob("*.pth")), path]
         if len(paths) == 1:
-            raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOTS keeps some in training")
+            raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOT_EPOCHS keeps some in training")
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
     check_output("--to", folder, photos=config.DATA.DATA_PATH)
     return [load_predictor(each, device, args.weights) for each in paths], folder, why

@@ -81,11 +81,11 @@ def scan_splits(config) -> tuple[Split, Split]:
     """The photos that a run of this config trains on, made copies included, and those that it is validated on."""
     data = config.DATA
     train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, made=True, follow=data.FOLLOW_LINKS)
-    if not data.FOLDS:
+    if not data.NUM_FOLDS:
         return train, validation_split(config, train.classes)
     manifest = read_manifest(Path(data.DATA_PATH))
     twins = twin_groups(manifest, "train") if manifest else []
-    return fold_of(train, twins, data.FOLDS, data.FOLD, config.SEED)
+    return fold_of(train, twins, data.NUM_FOLDS, data.FOLD, config.SEED)
 
 
 def validation_split(config, classes: tuple[str, ...]) -> Split:
@@ -93,7 +93,7 @@ def validation_split(config, classes: tuple[str, ...]) -> Split:
     data = config.DATA
     return (
         scan_splits(config)[1]
-        if data.FOLDS
+        if data.NUM_FOLDS
         else scan_split(data.DATA_PATH, "val", data.ZIP_MODE, classes, follow=data.FOLLOW_LINKS)
     )
 

@@ -46,7 +46,7 @@ from tools.train.schedules import scale_lr
 StartWeights = Callable[[nn.Module, object], str]
 
 
-SELECT = {"single": "accuracy", "multi": "macro_f1"}  # what TRAIN.SELECT auto means
+SELECT = {"single": "accuracy", "multi": "macro_f1"}  # what TRAIN.SELECT_BY auto means
 
 
 @dataclass
@@ -118,7 +118,7 @@ def prepare(config, data: Data, ranks: Ranks, device: torch.device, weights: Sta
         config.MODEL.NUM_CLASSES,
         config.TRAIN.USE_CHECKPOINT,
         config.TEST.IMG_SIZE,
-        config.TRAIN.LEAN,
+        config.TRAIN.SELECTIVE_CHECKPOINT,
     )
     origin = (weights or start_weights)(model, config)
     train_state = make_train_state(model, config, precision, device)
@@ -222,7 +222,7 @@ def make_run(
     """Everything put together. `fitted`: what a resumed checkpoint says of decisions; empty for a new run."""
     targets, classes = config.DATA.TARGETS, data.train.classes
     combinations = sorted({photo.classes for photo in data.train.photos})
-    rule = DecisionRule.unfitted(targets, config.TEST.DECIDE, combinations, len(classes), healthy_index(classes))
+    rule = DecisionRule.unfitted(targets, config.TEST.DECIDE_BY, combinations, len(classes), healthy_index(classes))
     return Run(
         folder=folder,
         command=command,
@@ -245,9 +245,9 @@ def make_run(
         rule=rule,
         fitted=fitted or fitted_state(rule, *(np.zeros((0, len(classes)), kind) for kind in (np.float32, bool))),
         num_classes=len(classes),
-        select=SELECT[targets] if config.TRAIN.SELECT == "auto" else config.TRAIN.SELECT,
+        select=SELECT[targets] if config.TRAIN.SELECT_BY == "auto" else config.TRAIN.SELECT_BY,
         train_batches=partial(resume_batches, data.train_loader, device=device),
         val_batches=partial(batches_of, data.val_loader, device),
         print_freq=config.PRINT_FREQ,
-        snapshots=config.TRAIN.SNAPSHOTS,
+        snapshots=config.TRAIN.SNAPSHOT_EPOCHS,
     )

@@ -20,7 +20,7 @@ def swin_t(kind, mode, dtype="bf16"):
 def test_swin_t_in_training_keeps_what_is_promised():
     """bf16 autocast; the counts are in bytes and the same on every machine."""
     timms, timms_checkpointed = swin_t("timm", "plain"), swin_t("timm", "checkpoint")
-    assert swin_t("ours", "lean") <= 0.75 * timms
+    assert swin_t("ours", "selective") <= 0.75 * timms
     assert swin_t("ours", "checkpoint") <= timms_checkpointed
     assert swin_t("ours", "plain") <= 1.01 * timms
     assert timms == pytest.approx(59.1 * 2**20, rel=0.1), "another timm keeps something else: look at the bars"
@@ -48,7 +48,7 @@ def test_the_peak_is_that_of_what_lives_at_a_time():
     assert peak_bytes(lambda: None, CPU) == 0
 
 
-@pytest.mark.parametrize("mode", ["plain", "lean"])
+@pytest.mark.parametrize("mode", ["plain", "selective"])
 def test_the_peak_of_a_step_grows_by_what_is_kept(mode):
     """Two counters that know nothing of each other: tensors that autograd saves, storages that are alive."""
     model = memory.make_model("ours", mode, "toy")
