@@ -92,7 +92,6 @@ def swin_arguments(
     return {
         "img_size": img_size,
         "patch_size": swin.PATCH_SIZE,
-        "in_chans": swin.IN_CHANS,
         "num_classes": num_classes,
         "embed_dim": swin.EMBED_DIM,
         "depths": swin.DEPTHS,

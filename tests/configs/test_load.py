@@ -2,15 +2,18 @@
 
 import contextlib
 import itertools
+import re
 import time
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import ROOT
 
-from configs.checks import CHOICES, RANGES, check_training
-from configs.defaults import get_defaults
-from configs.load import DROPPED, differences, flatten, from_text, load
+from configs.checks import check_training
+from configs.keys import FORMER_KEYS, KEYS, get_defaults, reference
+from configs.load import differences, flatten, from_text, load
+from configs.values import ANYTHING
 from tools.base.errors import UsageError
 
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -59,16 +62,32 @@ def test_lossless_spellings_are_accepted(tmp_path):
     assert isinstance(config.TRAIN.EPOCHS, int)
 
 
-def test_the_rules_name_real_keys_and_accept_the_defaults():
-    flat = flatten(get_defaults())
-    assert set(CHOICES) | set(RANGES) <= set(flat)
-    assert not set(DROPPED) & set(flat)
-    for key, (holds, _) in RANGES.items():
-        assert holds(flat[key]), key
-    for key, choices in CHOICES.items():
-        assert flat[key] in choices
-    numeric = {key for key, value in flat.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-    assert numeric <= set(RANGES), "every number has a range"
+def test_every_row_accepts_its_default_and_every_number_has_a_range():
+    assert list(flatten(get_defaults())) == list(KEYS)
+    assert not set(FORMER_KEYS) & set(KEYS)
+    for name, key in KEYS.items():
+        assert key.check.holds(key.default), name
+        if isinstance(key.default, int | float) and not isinstance(key.default, bool):
+            assert key.check is not ANYTHING, name
+
+
+def test_docs_config_lists_the_rows():
+    assert (ROOT / "docs" / "config.md").read_text() == reference(), "python -m configs.keys > docs/config.md"
+
+
+@pytest.mark.parametrize("former", FORMER_KEYS)
+def test_a_former_key_names_its_successor_and_a_stored_config_may_hold_it(former):
+    now = FORMER_KEYS[former]
+    with pytest.raises(UsageError, match=f"not a key any more; .*{re.escape(now)}"):
+        load(None, [former, "1"])
+    value = get_defaults()
+    for name in (now if now in KEYS else "SEED").split("."):
+        value = value[name]
+    *groups, leaf = former.split(".")
+    tree = {leaf: value}
+    for group in reversed(groups):
+        tree = {group: tree}
+    assert not differences(from_text(yaml.safe_dump(tree), "stored"), get_defaults())
 
 
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-n3-p0.5-tweights", "augmix-m5-w4-d2", "3a", "v0r"])

@@ -14,34 +14,6 @@ from collections.abc import Callable, Sequence
 
 from tools.base.errors import Interrupted, UsageError, as_user_error, nearest
 
-# flag -> (config key, type, help). A flag that was not given changes nothing; `bool` flags take no value.
-CONFIG_FLAGS: dict[str, tuple[str, type, str]] = {
-    "--batch-size": ("DATA.BATCH_SIZE", int, "images of a batch on each rank; auto: in pieces that fit into memory"),
-    "--data-path": ("DATA.DATA_PATH", str, "the folder that process_dataset.py wrote"),
-    "--folds": (
-        "DATA.NUM_FOLDS",
-        int,
-        "cut the training photos into N parts, twins kept together, and validate on one",
-    ),
-    "--fold": ("DATA.FOLD", int, "the part to validate on, from 0"),
-    "--zip": ("DATA.ZIP_MODE", bool, "read <data-path>/<split>.zip instead of the folders"),
-    "--follow-links": ("DATA.FOLLOW_LINKS", bool, "take photos and class folders that are links out of their split"),
-    "--cache-mode": ("DATA.CACHE_MODE", str, "keep photos: no, full (decoded, on disk) or part (files, in memory)"),
-    "--pretrained": ("MODEL.PRETRAINED", str, "weights to start from: FILE, auto or none"),
-    "--resume": ("MODEL.RESUME", str, "checkpoint to continue from (with --eval: to score)"),
-    "--accumulation-steps": ("TRAIN.ACCUMULATION_STEPS", int, "batches added up to one update"),
-    "--use-checkpoint": ("TRAIN.USE_CHECKPOINT", bool, "recompute activations in backward to save memory"),
-    "--amp-opt-level": ("AMP.OPT_LEVEL", str, "O0 = fp32, O1 or O2 = mixed precision, auto = O1 on a GPU"),
-    "--tta": ("TEST.TTA", str, "views averaged: flips (4), turns (4), all (8) or none"),
-    "--decide": ("TEST.DECIDE_BY", str, "labels by threshold, argmax, combination or powerset"),
-    "--output": ("OUTPUT", str, "where run folders go"),
-    "--tag": ("TAG", str, "name of this run: <output>/<MODEL.NAME>/<tag>"),
-}
-
-
-AUTO = "auto"
-
-
 # What a number looks like. Python itself would also take 1_0, " 4 " and the digits of other scripts.
 _PLAIN = {int: r"[-+]?[0-9]{1,18}", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?"}
 
@@ -58,14 +30,6 @@ def share(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be 0 or more and less than 1, e.g. 0.05")
     return value
-
-
-def number_or_auto(text: str) -> int | str:
-    """Type of a flag that takes a whole number, or `auto`."""
-    return text if text == AUTO else _plain_number(int, _PLAIN[int], text)
-
-
-number_or_auto.__name__ = "int"  # what argparse calls it when it refuses a text
 
 
 class Parser(argparse.ArgumentParser):
@@ -89,29 +53,6 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         raise UsageError(message)
-
-
-def add_config_flags(parser: Parser, flags: Sequence[str] = tuple(CONFIG_FLAGS)) -> None:
-    """Adds flags of `CONFIG_FLAGS` to `parser`, and both spellings of local_rank, which launchers pass."""
-    for flag in flags:
-        key, kind, text = CONFIG_FLAGS[flag]
-        how = {"action": "store_true"} if kind is bool else {"type": kind, "metavar": "N" if kind is int else "VALUE"}
-        if flag == "--batch-size":
-            how["type"] = number_or_auto
-        parser.add_argument(flag, default=None, dest=key, help=f"{text} ({key})", **how)
-    parser.add_argument("--local_rank", "--local-rank", metavar="N", help="accepted and not needed: torchrun sets it")
-
-
-def overrides(args: argparse.Namespace) -> list[tuple[str, object, str]]:
-    """(key, value, source) of every config flag that was given, in the form `configs.load.load` takes."""
-    given = []
-    for flag, (key, _, _) in CONFIG_FLAGS.items():
-        value = getattr(args, key, None)
-        if value == AUTO and flag == "--batch-size":  # the batch stays the config's; its pieces are what is chosen
-            given.append(("TRAIN.FIT_MEMORY", True, f"{flag} {AUTO}"))
-        elif value is not None:
-            given.append((key, value, flag))
-    return given
 
 
 def printable(text: str) -> str:

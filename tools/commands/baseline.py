@@ -1,5 +1,6 @@
 """What a score is worth: the same photos scored by an untrained model and by colour histograms alone."""
 
+from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 
@@ -12,9 +13,9 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="python -m tools baseline", description=__doc__)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="whose model is left untrained")
     parser.add_argument("--split", default="test", choices=["val", "test"], help="photos to score")
-    cli.add_config_flags(parser, ("--data-path", "--zip"))
+    add_config_flags(parser, ("--data-path", "--zip"))
     args = parser.parse_args(argv)
-    config = load(args.cfg, None, cli.overrides(args)).config
+    config = load(args.cfg, None, overrides(args)).config
 
     import torch
 

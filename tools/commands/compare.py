@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from functools import partial
 
+from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import DataError, UsageError
@@ -33,9 +34,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--by", default="exact", choices=SHOWN, help="the figure that is compared (default exact)")
     parser.add_argument("--mean", action="store_true", help="the runs differ by chance only: show mean and spread")
-    cli.add_config_flags(parser, FLAGS)
+    add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    loaded = load(None, None, cli.overrides(args))
+    loaded = load(None, None, overrides(args))
 
     from tools.base.bootstrap import interval
     from tools.evaluate.metrics import measure_draws, score

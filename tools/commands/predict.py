@@ -3,6 +3,7 @@
 import sys
 from functools import partial
 
+from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import DataError, UsageError
@@ -37,11 +38,11 @@ def main(argv: list[str]) -> int:
         help="share of wrong answers to allow (default 0.05)",
     )
     parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable photos")
-    cli.add_config_flags(parser, FLAGS)
+    add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     if args.max_bad < 0:
         raise UsageError(f"--max-bad {args.max_bad} is below 0")
-    loaded = load(None, None, cli.overrides(args))
+    loaded = load(None, None, overrides(args))
     return predict(loaded, args)
 
 

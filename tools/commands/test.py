@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 
@@ -47,9 +48,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--abstain-at", type=cli.share, metavar="RISK", help="share of wrong answers to stay under")
     parser.add_argument("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
     parser.add_argument("--verbose", action="store_true", help="a line an image")
-    cli.add_config_flags(parser, FLAGS)
+    add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    loaded = load(args.cfg, args.opts, cli.overrides(args))
+    loaded = load(args.cfg, args.opts, overrides(args))
     run = loaded.named_run(args.cfg)
 
     from tools.runtime.distributed import choose_device, process_group, ranks_from_environment

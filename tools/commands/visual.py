@@ -1,5 +1,6 @@
 """Shows where on the leaf a trained model looked: heat maps over photos, side by side, or scored against boxes."""
 
+from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import UsageError
@@ -61,9 +62,9 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
     parser.add_argument("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
-    cli.add_config_flags(parser, FLAGS)
+    add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
-    loaded = load(args.cfg, None, cli.overrides(args))
+    loaded = load(args.cfg, None, overrides(args))
     run = loaded.named_run(args.cfg)
     check(args)
     return score(loaded, args, run) if args.score else draw(loaded, args, run)
