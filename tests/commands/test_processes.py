@@ -64,13 +64,13 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, tiny, dataset, nu
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENV
     )
     for line in process.stdout:
-        if "Train: [1/2000]" in line:
+        if "Train: [2/2000]" in line:
             break
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert err.startswith(f"error: stopped by {signal.Signals(number).name} at step ")
-    assert "go on with: python main.py --cfg" in err
+    assert "resume with: python main.py --cfg" in err
     assert len(err.splitlines()) == 1
     saved = read(tmp_path / "output" / "tiny" / "default" / "last.pth")
     assert saved["step"] > 5

@@ -19,13 +19,13 @@ def test_a_finished_run(run, capsys):
     assert status.main([str(run)]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"{run}: finished 0:0")
-    assert "step 10 of 10 (100 %), epoch 1 of 2" in out
+    assert "step 10 of 10 (100 %), epoch 2 of 2" in out
     assert "to go" not in out
-    assert "go on with" not in out
+    assert "resume with" not in out
     assert status.main([str(run), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     last = (run / "metrics.csv").read_text().splitlines()[-1].split(",")
-    assert found["last_scores"]["epoch"] == last[0] == "1"
+    assert found["last_scores"]["epoch"] == last[0] == "2"
     assert found["alive"] == ""
     assert found["best"] == pytest.approx(
         max(float(line.split(",")[-2]) for line in (run / "metrics.csv").read_text().splitlines()[1:]), abs=1e-6
@@ -34,13 +34,13 @@ def test_a_finished_run(run, capsys):
 
 def test_a_dead_run_and_a_living_one(run, capsys):
     written = json.loads((run / "status.json").read_text())
-    written |= {"state": "training", "step": 4, "seconds_an_update": 600.0, "at": "2020-01-01T00:00:00+00:00"}
+    written |= {"state": "training", "step": 4, "seconds_per_update": 600.0, "at": "2020-01-01T00:00:00+00:00"}
     (run / "status.json").write_text(json.dumps(written))
     assert status.main([str(run)]) == 0
     out = capsys.readouterr().out
     assert "dead: it was training, last heard of" in out
-    assert "step 4 of 10 (40 %), epoch 0 of 2" in out
-    assert f"go on with: python main.py --cfg {written['command'].split()[3]}" in out
+    assert "step 4 of 10 (40 %), epoch 1 of 2" in out
+    assert f"resume with: python main.py --cfg {written['command'].split()[3]}" in out
     with locked(run):
         assert status.main([str(run)]) == 0
     out = capsys.readouterr().out

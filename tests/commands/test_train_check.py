@@ -12,9 +12,9 @@ import main
 from tools.base.errors import ResourceError
 from tools.base.files import locked
 from tools.runtime import environment
-from tools.train import preflight
+from tools.train import parts, preflight
 from tools.train.loop import Progress
-from tools.train.preflight import Trial, _pace, forecast
+from tools.train.preflight import Trial, _seconds_per_step, forecast
 from tools.train.run import Plan
 
 
@@ -51,7 +51,7 @@ def test_a_good_run_is_examined_in_order_and_nothing_is_touched(argv, dataset, t
     assert parts["weights"] == "fresh weights"
     assert parts["run folder"].endswith("a run would start 10 updates")
     assert re.search(r"2 update\(s\) of 8 images: \d+\.\d\d s, then \d+\.\d\d s; loss \d", parts["trial"])
-    assert "an epoch of 5 updates" in parts["forecast"]
+    assert "per epoch of 5 updates" in parts["forecast"]
 
 
 def test_the_forecast_of_checkpoints_is_their_size(argv, trained, capsys):
@@ -81,7 +81,7 @@ def test_a_run_that_would_be_resumed_is_tried_where_it_stands(argv, tmp_path, re
     refused(main.main, [*argv, "--check", "--batch-size", "16"], 2, "DATA.BATCH_SIZE 8 -> 16")
     refused(main.main, [*argv, "--check", "--opts", "TRAIN.AUTO_RESUME", "false"], 2, "holds a run")
     assert main.main([*argv, "--check", "--overwrite", "--batch-size", "16"]) == 0
-    assert "start 4 updates anew, losing the run that is there" in said(capsys)["run folder"]
+    assert "start 4 updates and replace the run that is there" in said(capsys)["run folder"]
     assert tree(tmp_path) == before
 
 
@@ -113,37 +113,37 @@ def test_who_has_the_run_folder_is_told_and_its_lock_is_left_alone(argv, refused
 
 def test_memory_that_a_batch_does_not_fit_into_is_noted(argv, monkeypatch, capsys):
     """A stand-in for the GPU: a model that refuses more than three images."""
-    build = preflight.prepare
+    build = preflight.prepare_run
 
     def small(*args, **kwargs):
         run = build(*args, **kwargs)
-        run.train_state.module.register_forward_pre_hook(refuse)
+        run.state.module.register_forward_pre_hook(refuse)
         return run
 
     def refuse(_module, inputs):
         if len(inputs[0]) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(preflight, "prepare", small)
+    monkeypatch.setattr(preflight, "prepare_run", small)
     monkeypatch.setattr(preflight, "predict", lambda *_: None)
     assert main.main([*argv, "--check"]) == 0
-    assert "note trial: only 2 of a batch's 8 images fit into memory at a time" in capsys.readouterr().out
+    assert "note trial: only 2 of a batch's 8 images fit into memory at once" in capsys.readouterr().out
 
 
 def test_weights_of_the_hub_are_named_and_not_fetched(argv, monkeypatch, capsys):
     from models.pretrained import Hub
 
-    monkeypatch.setattr(preflight, "find_pretrained", lambda *_: Hub("tiny"))
+    monkeypatch.setattr(parts, "find_pretrained", lambda *_: Hub("tiny"))
     assert main.main([*argv, "--check", "--pretrained", "auto"]) == 0
     assert said(capsys)["weights"].startswith("a run would take tiny from timm's hub")
 
 
 def test_the_forecast_by_hand():
     """Two epochs of 5 updates are left but for 3 updates: 7 x 10 s and two validations of 30 s; an epoch is 80 s."""
-    plan = Plan(epochs=2, num_batches=5, accumulation=1, images_per_update=8)
+    plan = Plan(epochs=2, num_batches=5, accumulation_steps=1, images_per_update=8)
     line = forecast(plan, Progress(8, step=3), Trial([], 8, 10.0, 30.0), (3 * 2**20, 2**19))
     assert line == (
-        "about 0:01:20 an epoch of 5 updates, validation included, and 0:02:10 for the 7 updates to go; "
+        "about 0:01:20 per epoch of 5 updates, validation included, and 0:02:10 for the 7 updates to go; "
         "last.pth 3.0 MB, best.pth 0.5 MB"
     )
 
@@ -157,7 +157,7 @@ def test_the_forecast_by_hand():
     ],
 )
 def test_loader_processes_work_beside_the_update(seconds, waited, load, workers, pace):
-    assert _pace(seconds, waited, load, workers) == pace
+    assert _seconds_per_step(seconds, waited, load, workers) == pace
 
 
 WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_120", "compute_120"]

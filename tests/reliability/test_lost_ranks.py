@@ -39,7 +39,7 @@ def test_a_signal_to_one_rank_stops_both_with_everything_saved(of_two, tmp_path,
         ranks[1].signal(number)
         codes, errors = ends(ranks)
         assert codes == [128 + number] * 2
-        assert all("and saved; go on with: torchrun --nproc_per_node=2 main.py" in line for line in errors)
+        assert all("and saved; resume with: torchrun --nproc_per_node=2 main.py" in line for line in errors)
     assert ends(warm_ranks(tmp_path, argv, argv))[0] == [0, 0]
     assert digest(tmp_path / RUN) == expected
 

@@ -79,7 +79,7 @@ def test_a_folder_that_is_removed_during_a_run_ends_it(recipe, tmp_path):
     assert run.wait_for(UPDATE, times=2)
     (tmp_path / RUN).rename(tmp_path / "gone")
     assert run.wait() == 5
-    assert run.errors == [f"error: {RUN} was removed or replaced under the run; put it back, or start anew"]
+    assert run.errors == [f"error: {RUN} was removed or replaced during the run; put it back, or start again"]
     assert not (tmp_path / RUN).exists()
 
 
@@ -88,23 +88,22 @@ def test_a_folder_that_goes_in_the_middle_of_a_write_is_said_so(tmp_path, back):
     """The moment between the look at the folder and the file's own name, which a real run meets now and then."""
     from tools.base.errors import ResourceError
     from tools.base.files import write_bytes
-    from tools.train.run import Run
+    from tools.runtime.distributed import ALONE
+    from tools.train.output import RunFolder
 
-    run = Run.__new__(Run)
-    run.folder = tmp_path / "run"
-    run.folder.mkdir()
-    run._began_in = run.folder.stat()
+    (tmp_path / "run").mkdir()
+    output = RunFolder(tmp_path / "run", "", {}, ALONE)
 
     def write():
-        with run._own_folder() as folder:
+        with output._owned() as folder:
             folder.rename(tmp_path / "gone")
             if back:
                 folder.touch()  # not even a folder any more
             write_bytes(folder / "status.json", b"{}", make_folder=False)
 
-    with pytest.raises(ResourceError, match="was removed or replaced under the run"):
+    with pytest.raises(ResourceError, match="was removed or replaced during the run"):
         write()
-    assert not run.folder.is_dir()
+    assert not output.path.is_dir()
     assert not list((tmp_path / "gone").iterdir())
 
 

@@ -20,7 +20,7 @@ SLOW = ("MODEL.SWIN.EMBED_DIM", "96", "DATA.IMG_SIZE", "64", "TRAIN.ACCUMULATION
 
 def command_of(run):
     """argv of the command that the last line of a stopped run tells."""
-    words = shlex.split(re.search("go on with: (.*)", run.errors[-1])[1])
+    words = shlex.split(re.search("resume with: (.*)", run.errors[-1])[1])
     assert words[:2] == ["python", "main.py"]
     return words[2:]
 
@@ -60,9 +60,9 @@ def test_a_signal_to_the_whole_group_ends_no_loader_before_its_time(recipe, tmp_
 
 
 def test_a_second_ctrl_c_leaves_at_once(recipe, tmp_path):
-    """With no limit to the update under way; tried again where the first was answered before the second came."""
+    """Tried again where the first was answered before the second came."""
     for _ in range(6):
-        run = warm(tmp_path, main.main, [*recipe, *SLOW, "TRAIN.GRACE_SECONDS", "0"])
+        run = warm(tmp_path, main.main, [*recipe, *SLOW])
         assert run.wait_for(UPDATE)
         for _ in range(2):
             time.sleep(0.03)
@@ -86,42 +86,46 @@ def test_sigusr1_saves_and_the_run_goes_on(recipe, undisturbed, tmp_path):
     assert digest(tmp_path / RUN) == undisturbed
 
 
-def test_what_takes_longer_than_the_grace_is_dropped(recipe, tmp_path, times):
-    """Signals in the middle of a validation and of updates, until one of each was dropped: nothing is lost by it."""
-    times(0, 1)
-    argv = [*recipe, *SLOW, "TRAIN.SAVE_EVERY_STEPS", "0", "TRAIN.GRACE_SECONDS", "0.01"]
-    whole, dropped, goes_on = tmp_path / "whole", 0, argv
-    for moment in ("training takes", *[UPDATE] * 6):
-        run = warm(tmp_path, main.main, goes_on)
-        seen = run.wait_for(moment)
-        time.sleep(0.05)  # so that it does not come between two updates
-        run.signal(signal.SIGTERM)
-        assert run.wait() == 143, run.errors
-        overdue = any("did not end within TRAIN.GRACE_SECONDS 0.01" in line for line in run.said)
-        done = 3 if moment != UPDATE else 3 * int(seen[1]) + int(seen[2]) + 1
-        assert step_of(tmp_path) == done or (not overdue and step_of(tmp_path) == done + 1)
-        goes_on, dropped = command_of(run), dropped + overdue
-        if dropped == 2:
-            break
-        assert dropped, "the validation was not dropped"
-    assert dropped == 2
-    assert warm(tmp_path, main.main, goes_on).wait() == 0
-    whole.mkdir()
-    assert warm(whole, main.main, argv).wait() == 0
-    assert digest(tmp_path / RUN) == digest(whole / RUN)
+def ended_in_validation(argv):
+    """Receives SIGTERM after the first batch of the first validation."""
+    from tools.train.data import RunData
+
+    val_batches = RunData.val_batches
+
+    def batches(data, device):
+        first, *rest = val_batches(data, device)
+        yield first
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from rest
+
+    RunData.val_batches = batches
+    return main.main(argv)
+
+
+def test_a_signal_ends_a_validation_and_the_resumed_run_repeats_it(recipe, undisturbed, tmp_path):
+    run = warm(tmp_path, ended_in_validation, recipe)
+    assert run.wait() == 143, run.errors
+    stored = store.newest(tmp_path / RUN)[1]
+    assert (stored["step"], stored["validated"]) == (5, 0)
+    assert warm(tmp_path, main.main, command_of(run)).wait() == 0
+    assert digest(tmp_path / RUN) == undisturbed
 
 
 def test_a_loader_that_hangs_does_not_keep_the_run_from_ending(recipe, tmp_path):
-    run = warm(tmp_path, main.main, [*recipe, "TRAIN.GRACE_SECONDS", "1"])
+    """A second Ctrl-C leaves at once."""
+    run = warm(tmp_path, main.main, recipe)
     assert run.wait_for(UPDATE, times=2)
     workers = children(run.pid)
     ends = Watched(workers)
     for pid in workers:
         os.kill(pid, signal.SIGSTOP)
-    run.signal(signal.SIGTERM)
     run.patience = 60
     try:
-        assert run.wait() == 143, run.errors
+        for _ in range(2):
+            with contextlib.suppress(ProcessLookupError):  # the first was enough: the batch was already loaded
+                run.signal(signal.SIGINT)
+            time.sleep(0.2)  # two signals at once are one
+        assert run.wait() == 130, run.errors
     finally:
         for pid in workers:
             with contextlib.suppress(ProcessLookupError):

@@ -38,9 +38,9 @@ def look(folder: Path) -> dict:
     try:
         status = json.loads(path.read_text())
         age = (datetime.now(UTC) - datetime.fromisoformat(status["at"])).total_seconds()
-        left = (status["total_steps"] - status["step"]) * status.get("seconds_an_update", 0.0)
-        epoch = min(status["step"], status["total_steps"] - 1) // status["updates_an_epoch"]
-        epochs = status["total_steps"] // status["updates_an_epoch"]
+        left = (status["total_steps"] - status["step"]) * status.get("seconds_per_update", 0.0)
+        epoch = 1 + min(status["step"], status["total_steps"] - 1) // status["updates_per_epoch"]
+        epochs = status["total_steps"] // status["updates_per_epoch"]
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
         raise ResourceError(f"{path} cannot be read: {type(error).__name__} {error}; train the run further") from None
     rows = read_history(folder / HISTORY)
@@ -61,9 +61,9 @@ def describe(found: dict) -> str:
     if scores := found["last_scores"]:
         names = ("val_loss", "hit1", "exact", "macro_f1")
         said = ", ".join(f"{name} {float(scores[name]):.4f}" for name in names)
-        lines.append(f"after epoch {scores['epoch']}: {said}; best {found['select']} {found['best']:.4f}")
+        lines.append(f"after epoch {scores['epoch']}: {said}; best {found['select_by']} {found['best']:.4f}")
     if not found["alive"] and step < total:
-        lines.append(f"go on with: {found['command']}")
+        lines.append(f"resume with: {found['command']}")
     return "\n".join(lines)
 
 

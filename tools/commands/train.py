@@ -3,6 +3,7 @@
 import signal
 
 from configs.checks import check_training
+from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import UsageError, nearest
@@ -19,11 +20,11 @@ def parse(argv: list[str]):
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment to run, e.g. configs/sample.yaml")
     parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
     modes = parser.add_mutually_exclusive_group()
-    modes.add_argument("--eval", action="store_true", help="score --resume FILE on the validation photos and leave")
-    modes.add_argument("--throughput", action="store_true", help="time forward passes and leave")
-    modes.add_argument("--check", action="store_true", help="try two updates, say what a run would do, and leave")
-    parser.add_argument("--print-config", action="store_true", help="show every value with its source and leave")
-    parser.add_argument("--overwrite", action="store_true", help="start the run of this tag anew, losing the old one")
+    modes.add_argument("--eval", action="store_true", help="score --resume FILE on the validation photos, then exit")
+    modes.add_argument("--throughput", action="store_true", help="time forward passes, then exit")
+    modes.add_argument("--check", action="store_true", help="try two updates and say what a run would do, then exit")
+    parser.add_argument("--print-config", action="store_true", help="show every value with its source, then exit")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run of this tag with a new one")
     parser.add_argument(
         "--allow-change",
         nargs="+",
@@ -32,12 +33,12 @@ def parse(argv: list[str]):
         metavar="KEY",
         help="resume although these config keys have changed",
     )
-    cli.add_config_flags(parser)
+    add_config_flags(parser)
     args = parser.parse_args(argv)
-    loaded = load(args.cfg, args.opts, cli.overrides(args))
+    loaded = load(args.cfg, args.opts, overrides(args))
     for key in args.allow_change:
         if key not in loaded.sources:
-            raise UsageError(f"--allow-change {key}: is no config key{nearest(key, loaded.sources)}")
+            raise UsageError(f"--allow-change {key}: is not a config key{nearest(key, loaded.sources)}")
     if not (args.eval or args.throughput):
         check_training(loaded.config)
     return args, loaded
@@ -45,7 +46,7 @@ def parse(argv: list[str]):
 
 @cli.command
 def main(argv: list[str]) -> int:
-    """Parses `argv` and does what it says."""
+    """Parses `argv` and trains, checks, scores or times."""
     args, loaded = parse(argv)
     if args.print_config:
         print(loaded.describe())
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
     if args.check:
         from tools.runtime.environment import check_packages
 
-        check_packages()  # before torch, which may be what is missing
+        check_packages()  # before torch is imported, which may be missing
 
     from tools.runtime.distributed import choose_device, process_group, ranks_from_environment
     from tools.runtime.memory import keep_freed_memory
@@ -69,9 +70,9 @@ def main(argv: list[str]) -> int:
     dist = loaded.config.DIST
     with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):
         if args.check:
-            from tools.train.preflight import examine
+            from tools.train.preflight import preflight
 
-            return examine(loaded, ranks, device, overwrite=args.overwrite, allowed=args.allow_change)
+            return preflight(loaded, ranks, device, overwrite=args.overwrite, allowed=args.allow_change)
         if args.eval:
             return evaluate(loaded.config, ranks, device)
         if args.throughput:
@@ -114,7 +115,7 @@ def measure(config, device) -> int:
     speed = measure_throughput(model, images, precision)
     print(
         f"batch_size {len(images)} throughput {speed['images_per_second']:.1f} images/s  "
-        f"a batch: p50 {1e3 * speed['p50_seconds']:.1f} ms, p95 {1e3 * speed['p95_seconds']:.1f} ms  "
+        f"per batch: p50 {1e3 * speed['p50_seconds']:.1f} ms, p95 {1e3 * speed['p95_seconds']:.1f} ms  "
         f"peak memory {speed['peak_bytes'] / 2**20:.0f} MB  ({precision} on {device})"
     )
     return 0

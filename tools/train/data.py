@@ -1,18 +1,23 @@
-"""The photos of a run: its splits or fold, its loaders, and what is counted of them. A part of tools/launch.py.
-
-May import every shelf; only tools/launch.py and entry points import it.
-"""
+"""The photos of a run: its splits or fold, its loaders, and the table of their labels."""
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch.utils.data import DataLoader
 
-from data.build import balancing_weights, build_eval_loader, build_preprocess, build_train_loader, num_workers
+from data.build import (
+    balancing_weights,
+    batches_of,
+    build_eval_loader,
+    build_preprocess,
+    build_train_loader,
+    num_workers,
+    resume_batches,
+)
 from data.labels import label_name
 from data.loading.folds import fold_of
 from data.loading.split import Split, samples_of, scan_split
@@ -23,10 +28,11 @@ from tools.base.errors import DataError
 from tools.runtime.distributed import Ranks
 from tools.runtime.signals import start_worker
 from tools.train.losses import class_weights
+from tools.train.step import Batch
 
 
 @dataclass(frozen=True)
-class Data:
+class RunData:
     """Both splits, how photos are scored, and the loaders of this rank."""
 
     train: Split
@@ -36,11 +42,28 @@ class Data:
     val_loader: DataLoader
 
     def digests(self) -> list[str]:
-        """What tells these photos and labels from others."""
+        """Digests of the training and validation photos and labels."""
         return [self.train.digest(), self.val.digest()]
 
+    def train_batches(self, epoch: int, first: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """This rank's batches of a training epoch from number `first` on."""
+        return resume_batches(self.train_loader, epoch, first, device)
 
-def load_data(config, ranks: Ranks, device: torch.device) -> Data:
+    def val_batches(self, device: torch.device | str = "cpu") -> Iterator[Batch]:
+        """This rank's validation batches."""
+        return batches_of(self.val_loader, device)
+
+    def photos(self, step: int, updates_per_epoch: int, accumulation_steps: int) -> list[str]:
+        """Paths of this rank's training photos of an update, in order."""
+        batches = copy.copy(self.train_loader.batch_sampler)
+        batches.epoch, update = divmod(step, updates_per_epoch)
+        batches.first = update * accumulation_steps
+        samples = self.train_loader.dataset.samples
+        draws = itertools.chain.from_iterable(itertools.islice(batches, accumulation_steps))
+        return [self.train.source.locate(samples[draw.index].file) for draw in draws]
+
+
+def load_data(config, ranks: Ranks, device: torch.device) -> RunData:
     """Lists both splits and builds the loaders. Raises DataError for classes that do not match the config."""
     data = config.DATA
     train, val = scan_splits(config)
@@ -48,7 +71,7 @@ def load_data(config, ranks: Ranks, device: torch.device) -> Data:
         raise DataError(
             f"class mismatch: {train.where} has {len(train.classes)} class folders ({', '.join(train.classes[:8])}), "
             f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}; add --opts MODEL.NUM_CLASSES {len(train.classes)}, "
-            "or mend the folders"
+            "or correct the folders"
         )
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
     rank, world_size = ranks.rank, ranks.world_size
@@ -74,11 +97,11 @@ def load_data(config, ranks: Ranks, device: torch.device) -> Data:
         world_size=world_size,
         worker_init=start_worker,
     )
-    return Data(train, val, preprocess, train_loader, val_loader)
+    return RunData(train, val, preprocess, train_loader, val_loader)
 
 
 def scan_splits(config) -> tuple[Split, Split]:
-    """The photos that a run of this config trains on, made copies included, and those that it is validated on."""
+    """The training photos of this config, balanced copies included, and its validation photos."""
     data = config.DATA
     train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, made=True, follow=data.FOLLOW_LINKS)
     if not data.NUM_FOLDS:
@@ -89,7 +112,7 @@ def scan_splits(config) -> tuple[Split, Split]:
 
 
 def validation_split(config, classes: tuple[str, ...]) -> Split:
-    """The photos that a run of this config is validated on; the training photos are looked at for folds only."""
+    """The validation photos of this config; the training photos are scanned for folds only."""
     data = config.DATA
     return (
         scan_splits(config)[1]
@@ -98,21 +121,8 @@ def validation_split(config, classes: tuple[str, ...]) -> Split:
     )
 
 
-def photos_of_updates(data: Data, updates: int, accumulation: int) -> Callable[[int], list[str]]:
-    """step -> where this rank's photos of that update lie, in order. `updates`: of an epoch."""
-    dataset, batches = data.train_loader.dataset, copy.copy(data.train_loader.batch_sampler)
-
-    def photos(step: int) -> list[str]:
-        batches.epoch, update = divmod(step, updates)
-        batches.first = update * accumulation
-        taken = itertools.islice(batches, accumulation)
-        return [data.train.source.locate(dataset.samples[draw.index].file) for batch in taken for draw in batch]
-
-    return photos
-
-
-def count_table(data: Data, config) -> list[str]:
-    """Lines with the copies of every label, and what TRAIN.BALANCE makes of them: draws an epoch, or a weight."""
+def count_table(data: RunData, config) -> list[str]:
+    """Lines with the label copies per label, and the effect of TRAIN.BALANCE: draws per epoch, or a weight."""
     columns = {"train": data.train.counts, "val": data.val.counts}
     if config.TRAIN.BALANCE == "weights":
         columns["weight"] = [f"{weight:.2f}" for weight in class_weights(data.train.counts).tolist()]

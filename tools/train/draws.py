@@ -14,12 +14,12 @@ from models.swin_transformer import SwinTransformer
 
 @dataclass(frozen=True)
 class Draws:
-    """The randomness of one batch, drawn for its whole global batch beforehand, this rank's rows of it.
+    """The randomness of one batch: this rank's rows of what was drawn for the whole global batch.
 
     Attributes:
         mix: (images, targets) -> the same, mixed.
         keep: stochastic depth `[blocks, 2, B]` for models that take it; None for the others.
-        seed: of whatever the model still draws by itself (dropout, timm's stochastic depth).
+        seed: for what the model itself draws (dropout, timm's stochastic depth).
     """
 
     mix: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -33,21 +33,21 @@ def batch_draws(
     *,
     img_size: int,
     batch_size: int,
-    accumulation: int,
+    accumulation_steps: int,
     rank: int,
     world_size: int,
     seed: int,
 ) -> Callable[[int, int], Draws]:
-    """(step, batch of the update) -> what is random about it, for this rank.
+    """(step, batch of the update) -> its randomness on this rank.
 
     Everything is drawn for the whole global batch of the step from (seed, step) alone, and each rank and batch takes
-    its rows: so it does not matter how a global batch is cut up, nor what was drawn before.
+    its rows. So neither the division of a global batch nor what was drawn before has an effect.
     """
     per_batch = batch_size * world_size
 
     @functools.lru_cache(maxsize=1)
     def draw_step(step: int):
-        rows = per_batch * accumulation
+        rows = per_batch * accumulation_steps
         mix = mixer.draw(rows, img_size, img_size, seed_of(seed, MIX, step)) if mixer.active else None
         generator = torch.Generator().manual_seed(seed_of(seed, DROP_PATH, step))
         keep = model.draw_drop_path(rows, generator) if isinstance(model, SwinTransformer) else None

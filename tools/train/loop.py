@@ -1,7 +1,7 @@
-"""The loops: one epoch of training, one pass of evaluation, one measurement of speed. Plain functions, no state.
+"""One epoch of training: a plain loop over updates.
 
-Words: a batch is what the loader gives a rank; an update (or step) is one optimizer step and takes `accumulation`
-batches; the last update of an epoch may have fewer.
+A batch is what the loader gives one rank. A step is one optimizer update and takes `accumulation_steps` batches; the
+last update of an epoch may have fewer.
 """
 
 import time
@@ -13,24 +13,23 @@ import torch
 from torch import Tensor
 
 from tools.base.errors import NumericsError
-from tools.runtime.signals import Requests
 from tools.train.optim import set_learning_rate, set_train_mode
-from tools.train.step import StepContext, apply_update
+from tools.train.step import Applied, Batch, StepContext, apply_update
 
-MAX_SKIPS = 20  # fp16 updates skipped in a row before it is a fault and no search for the right scale
+MAX_SKIPS = 20  # fp16 updates skipped in a row: more is a fault, not the search for the right scale
 
 
 @dataclass
 class Progress:
-    """How far a run is: saved in every checkpoint, restored on resume.
+    """How far a run is. Saved in every checkpoint, restored on resume.
 
     Attributes:
         step: updates done, skipped ones included.
         skipped: updates that fp16 overflow skipped.
-        sums: of this epoch so far: loss x images, images, gradient norm, updates.
+        sums: sums of this epoch: loss x images, images, gradient norms, updates.
         best: best validation score so far; -1 before the first.
         validated: epochs whose end was validated.
-        micro_batch: images that a rank takes through the model at a time; less than a batch after memory ran out.
+        micro_batch: images that a rank passes through the model at once; less than a batch after memory ran out.
     """
 
     micro_batch: int
@@ -40,10 +39,26 @@ class Progress:
     sums: list[float] = field(default_factory=lambda: [0.0] * 4)
     best: float = -1.0
 
-    def state(self) -> dict:
-        """What a checkpoint keeps besides the step, which stands in its header."""
+    @classmethod
+    def from_state_dict(cls, stored: dict, batch_size: int) -> "Progress":
+        """The inverse of `state_dict`, from a whole checkpoint; the micro-batch is at most `batch_size`."""
+        names = ("step", "skipped", "validated", "best")
+        micro_batch = min(stored["micro_batch"], batch_size)
+        return cls(micro_batch, sums=list(stored["sums"]), **{name: stored[name] for name in names})
+
+    def state_dict(self) -> dict:
+        """What a checkpoint holds of it besides the step, which is in its header."""
         names = ("best", "sums", "skipped", "validated", "micro_batch")
         return {name: getattr(self, name) for name in names}
+
+    def add(self, applied: Applied) -> None:
+        """Counts an update. A gradient norm that is not finite is that of an update which fp16 skipped."""
+        finite = np.isfinite(applied.grad_norm)
+        self.micro_batch = applied.micro_batch
+        self.step += 1
+        self.skipped += not finite
+        seen = (applied.loss_sum, applied.images, applied.grad_norm if finite else 0.0, float(finite))
+        self.sums = [a + b for a, b in zip(self.sums, seen, strict=True)]
 
     @property
     def mean_loss(self) -> float:
@@ -58,7 +73,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Update:
-    """What one update did: mean `loss` over the global batch, gradient norm, rate, images and seconds it took."""
+    """One update: mean `loss` over the global batch, gradient norm, learning rate, images, and seconds it took."""
 
     loss: float
     grad_norm: float
@@ -69,56 +84,54 @@ class Update:
 
 def train_one_epoch(
     context: StepContext,
-    batches: Iterable[tuple[Tensor, Tensor]],
+    batches: Iterable[Batch],
     progress: Progress,
-    *,
     num_batches: int,
-    accumulation: int,
-    schedule: Callable[[int], float],
-    asked: Requests | None = None,
+    accumulation_steps: int,
 ) -> Iterator[Update]:
-    """Trains from where `progress` stands in its epoch to the epoch's end, yielding after every update.
+    """Trains from where `progress` stands to the end of its epoch, yielding after every update.
+
+    A micro-batch that was halved, because memory ran out, may grow again at the start of an epoch.
 
     Args:
         batches: what is left of this rank's batches of the epoch.
         num_batches: batches of the whole epoch.
-        schedule: step -> learning rate.
-        asked: what signals ask of the run; None for nothing.
 
     Raises:
         NumericsError: at a non-finite loss or gradient, before it reaches the weights.
-        UpdateDropped, ResourceError, UserError: see `tools.train.step.apply_update`.
+        ResourceError, UserError: see `tools.train.step.apply_update`.
     """
     set_train_mode(context.model)
-    batches, asked = iter(batches), asked or Requests()
-    updates = -(-num_batches // accumulation)
-    in_a_row = 0
-    for update in range(progress.step % updates, updates):
+    batches, updates_per_epoch, skips_in_a_row = iter(batches), -(-num_batches // accumulation_steps), 0
+    for update in range(progress.step % updates_per_epoch, updates_per_epoch):
         started = time.perf_counter()
-        size = min(accumulation, num_batches - update * accumulation)
-        lr = schedule(progress.step)
+        if update == 0:
+            progress.micro_batch = min(2 * progress.micro_batch, context.batch_size)
+        size = min(accumulation_steps, num_batches - update * accumulation_steps)
+        lr = context.schedule(progress.step)
         set_learning_rate(context.optimizer, lr)
-        applied = apply_update(context, batches, size, progress.step, progress.micro_batch, asked)
+        applied = apply_update(context, batches, size, progress.step, progress.micro_batch)
         finite = np.isfinite(applied.grad_norm)
-        in_a_row = 0 if finite else in_a_row + 1
-        if in_a_row > MAX_SKIPS:
+        skips_in_a_row = 0 if finite else skips_in_a_row + 1
+        if skips_in_a_row > MAX_SKIPS:
             raise NumericsError(
-                f"fp16 gradients overflowed {in_a_row} times in a row up to step {progress.step}; "
+                f"fp16 gradients overflowed {skips_in_a_row} times in a row up to step {progress.step}; "
                 "train with AMP.DTYPE bf16 or --amp-opt-level O0"
             )
-        progress.micro_batch = applied.micro_batch
-        progress.step += 1
-        progress.skipped += not finite
-        seen = (applied.loss_sum, applied.images, applied.grad_norm if finite else 0.0, float(finite))
-        progress.sums = [a + b for a, b in zip(progress.sums, seen, strict=True)]
-        loss = applied.loss_sum / applied.images
-        yield Update(loss, applied.grad_norm, lr, applied.images, time.perf_counter() - started)
+        progress.add(applied)
+        yield Update(
+            applied.loss_sum / applied.images, applied.grad_norm, lr, applied.images, time.perf_counter() - started
+        )
 
 
 def validation_loss(
     logits: np.ndarray, truth: np.ndarray, targets: str, criterion: Callable[[Tensor, Tensor], Tensor]
 ) -> float:
-    """Mean loss over photos for "multi" targets, over copies for "single"; `[n, num_classes]` logits and bool truth."""
+    """Mean loss over photos for "multi" targets, over label copies for "single".
+
+    Args:
+        logits, truth: `[n, num_classes]`, float and bool.
+    """
     if targets == "single":  # a photo of two labels is two samples, each with one class
         rows, classes = np.nonzero(truth)
         logits, truth = logits[rows], np.eye(truth.shape[1])[classes]

@@ -1,7 +1,5 @@
-"""Whether a run may start in its folder, from where it goes on, and whether that still fits. A part of tools/launch.py.
-
-May import every shelf; only tools/launch.py and entry points import it. Nothing is written here but the lock.
-"""
+"""Whether a run may start in its folder, from where it resumes, and whether that still fits. Nothing is written here
+but the lock."""
 
 import os
 import shutil
@@ -10,6 +8,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from configs.keys import KEYS
 from configs.load import Loaded, differences
 from tools.base.errors import CheckpointError, ResourceError, UsageError
 from tools.base.files import locked
@@ -17,20 +16,12 @@ from tools.checkpoint import store
 from tools.checkpoint.find import stored_config
 from tools.checkpoint.schema import RESUME
 from tools.runtime.distributed import Ranks, gather_objects, on_first_rank
-from tools.train.data import Data
+from tools.train.data import RunData
 from tools.train.history import HISTORY, read_history
-from tools.train.run import STATUS, Plan
+from tools.train.output import STATUS
+from tools.train.run import Plan
 
-# What may differ between a run and its continuation without changing a bit of the result.
-HARMLESS = (
-    *("OUTPUT", "TAG", "SAVE_FREQ", "PRINT_FREQ", "MODEL.RESUME", "MODEL.PRETRAINED"),
-    *("DIST.BACKEND", "DIST.TIMEOUT_SECONDS", "TEST.TTA"),
-    *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.FOLLOW_LINKS", "DATA.CACHE_MODE", "DATA.PIN_MEMORY", "DATA.NUM_WORKERS"),
-    *("TRAIN.AUTO_RESUME", "TRAIN.MAX_STEPS", "TRAIN.SAVE_EVERY_STEPS", "TRAIN.SAVE_EVERY_MINUTES"),
-    *("TRAIN.GRACE_SECONDS", "TRAIN.FIT_MEMORY", "TRAIN.MEMORY_GB", "TRAIN.SNAPSHOT_EPOCHS"),
-)
-
-
+HARMLESS = [name for name, key in KEYS.items() if key.may_change]
 CHECKPOINTS = (store.LAST, store.PREVIOUS, store.BEST)
 
 
@@ -39,24 +30,24 @@ RUN_FILES = (*CHECKPOINTS, store.RUN, STATUS, HISTORY, "curves.png", "log.txt", 
 
 @dataclass(frozen=True)
 class Start:
-    """From where a run goes on.
+    """From where a run starts.
 
     Attributes:
-        path: the checkpoint; None for a run from the beginning.
+        path: the checkpoint to resume; None for a new run.
         stored: its content.
-        goes_on: whether it is the folder's own, so that the folder's files are added to and not replaced.
+        in_place: it is the folder's own checkpoint, so that the folder's files are continued and not replaced.
         faults: what is wrong with the folder's other checkpoints.
     """
 
     path: Path | None = None
     stored: dict = field(default_factory=dict)
-    goes_on: bool = False
+    in_place: bool = False
     faults: dict[Path, str] = field(default_factory=dict)
 
 
 @contextmanager
 def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
-    """Inside, no other run has the folder. Raises BusyError on every rank when one has."""
+    """Inside, no other run uses the folder. Raises BusyError on every rank when one does."""
     with ExitStack() as held:
         with on_first_rank(ranks):
             if ranks.first:
@@ -66,11 +57,11 @@ def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def starting_point(loaded: Loaded, overwrite: bool) -> Start:
-    """From where the run goes on. After a restart by torchrun, whatever the flags say, from where it was.
+    """From where the run starts. After a restart by torchrun it resumes in place, regardless of the flags.
 
     Raises:
         UsageError: for a folder that holds another run.
-        CheckpointError: when there are checkpoints and none is whole, or the one that was asked for is not.
+        CheckpointError: when no checkpoint of the folder is intact, or the requested one is not.
     """
     config, folder = loaded.config, loaded.run_folder
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
@@ -80,24 +71,24 @@ def starting_point(loaded: Loaded, overwrite: bool) -> Start:
         if not any(path.exists() and asked.exists() and path.samefile(asked) for path in own):
             _refuse_another_run(folder, overwrite)
             return Start(asked, store.read_own(asked, RESUME))
-        return Start(asked, store.read_own(asked, RESUME), goes_on=True)
+        return Start(asked, store.read_own(asked, RESUME), in_place=True)
     if own and (restarted or (config.TRAIN.AUTO_RESUME and not overwrite)):
         path, stored, faults = store.newest(folder)
-        read_history(folder / HISTORY)  # or its new rows would be refused after an epoch
-        return Start(path, stored, goes_on=True, faults=faults)
+        read_history(folder / HISTORY)  # otherwise its new row would be refused after an epoch
+        return Start(path, stored, in_place=True, faults=faults)
     _refuse_another_run(folder, overwrite or restarted)
     return Start()
 
 
 def _refuse_another_run(folder: Path, overwrite: bool) -> None:
     if not overwrite and any((folder / name).exists() for name in CHECKPOINTS):
-        raise UsageError(f"{folder} holds a run; name another with --tag, or lose it with --overwrite")
+        raise UsageError(f"{folder} holds a run; name another run with --tag, or replace it with --overwrite")
 
 
 def check_folder(folder: Path) -> None:
-    """Raises when a run cannot write its files into `folder`, because something else stands where they would be.
+    """Raises when a run cannot write its files into `folder`, because something else has their names.
 
-    A link is refused too, wherever it leads: what is written through it would be somebody else's.
+    A link is refused as well: writing through it would overwrite a file outside the folder.
     """
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
@@ -113,10 +104,10 @@ def check_folder(folder: Path) -> None:
             )
 
 
-def check_unchanged(start: Start, config, data: Data, plan: Plan, allowed: list[str]) -> None:
+def check_unchanged(start: Start, config, data: RunData, plan: Plan, allowed: list[str]) -> None:
     """Raises when a checkpoint was made with another config, other photos or another batch than this run would use."""
     stored, path = start.stored, start.path
-    remedy = "start another run with --tag NAME, or lose this one with --overwrite"
+    remedy = "start another run with --tag NAME, or replace this one with --overwrite"
     changed = differences(config, stored_config(stored, path), (*HARMLESS, *allowed))
     if changed:
         keys = " ".join(line.split()[0] for line in changed)
@@ -130,12 +121,12 @@ def check_unchanged(start: Start, config, data: Data, plan: Plan, allowed: list[
         raise CheckpointError(f"{path} was made with other photos or labels; {remedy}")
     if stored["images_per_update"] != plan.images_per_update:
         raise CheckpointError(
-            f"{path} was made with {stored['images_per_update']} images an update, and this would be "
-            f"{plan.images_per_update}; use as many ranks x batch size as before"
+            f"{path} was made with {stored['images_per_update']} images per update, and this would be "
+            f"{plan.images_per_update}; use the same ranks x batch size as before"
         )
 
 
-def check_agreement(ranks: Ranks, config, data: Data, start: Start) -> None:
+def check_agreement(ranks: Ranks, config, data: RunData, start: Start) -> None:
     """Raises UsageError on every rank when one of them sees another config, other photos or another checkpoint."""
     mine = {"config": config.dump(), "photos": data.digests(), "step": start.stored.get("step", 0)}
     for rank, theirs in enumerate(gather_objects(mine)):

@@ -53,8 +53,8 @@ def epoch_of(precision, criterion, steps=3):
     progress = Progress(micro_batch=2)
     draws = Draws(lambda images, targets: (images, targets), None, 0)
     before = model.weight.detach().clone()
-    context = StepContext(model, criterion, optimizer, precision, CPU, draw=lambda _step, _number: draws)
-    updates = train_one_epoch(context, batches, progress, num_batches=steps, accumulation=1, schedule=lambda _step: 0.1)
+    context = StepContext(model, criterion, optimizer, precision, CPU, lambda _s, _n: draws, lambda _step: 0.1, 2)
+    updates = train_one_epoch(context, batches, progress, steps, 1)
     return model, before, progress, updates
 
 

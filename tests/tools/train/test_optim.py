@@ -51,6 +51,7 @@ def test_layer_decay_and_head_rate_by_hand(model):
 
 
 def test_frozen_parts_stand_still_and_the_rest_moves(model):
+    torch.manual_seed(0)  # of stochastic depth: where it drops all images, a gradient is zero
     names = freeze(model, ["patch_embed", "layers.0"])
     assert len(names) == sum(n.startswith(("patch_embed.", "layers.0.")) for n, _ in model.named_parameters())
     before = {name: p.clone() for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""StepContext rates at known steps: timm's schedulers as oracle, and numbers on paper."""
+"""Learning rates at known steps: timm's schedulers as oracle, and numbers on paper."""
 
 import pytest
 import torch

@@ -1,9 +1,7 @@
-"""One update: in pieces, tried again, dropped or refused, it is the same update or none."""
+"""One update: in micro-batches, repeated or refused, it is the same update or none."""
 
 import dataclasses
-import itertools
 import os
-import signal
 import subprocess
 import sys
 
@@ -14,7 +12,6 @@ from torch import nn
 
 from tools.base.errors import DataError, NumericsError, ResourceError
 from tools.runtime.precision import NativePrecision
-from tools.runtime.signals import UpdateDropped, requests
 from tools.train.draws import Draws
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.optim import parameter_groups
@@ -44,14 +41,14 @@ class Hungry(nn.Sequential):
 def context(model, criterion=nn.functional.mse_loss, **more):
     groups = parameter_groups(model, weight_decay=0.1, no_decay=(), head="head", head_scale=1.0)
     optimizer = torch.optim.AdamW(groups, lr=0.01)
+    more = {"schedule": lambda _step: 0.01, "batch_size": 8, **more}
     return StepContext(model, criterion, optimizer, NativePrecision("cpu", None), CPU, lambda _s, _n: PLAIN, **more)
 
 
-def train(model, micro_batch, accumulation=2):
+def train(model, micro_batch, batch_size=8):
+    """An epoch of two updates with at most `batch_size` images at once."""
     progress = Progress(micro_batch=micro_batch)
-    updates = train_one_epoch(
-        context(model), BATCHES, progress, num_batches=4, accumulation=accumulation, schedule=lambda _step: 0.01
-    )
+    updates = train_one_epoch(context(model, batch_size=batch_size), BATCHES, progress, 4, 2)
     return list(updates), progress, {k: v.clone() for k, v in model.state_dict().items()}
 
 
@@ -60,7 +57,7 @@ def test_out_of_memory_halves_the_pieces_and_is_the_run_that_had_them_from_the_s
     updates, progress, found = train(Hungry(room), 8)
     assert progress.micro_batch == pieces
     assert [update.images for update in updates] == [16, 16]
-    *_, wanted = train(Hungry(8), pieces)
+    *_, wanted = train(Hungry(8), pieces, pieces)
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
     *_, again = train(Hungry(8), 8)
     assert not torch.equal(found["0.weight"], again["0.weight"]), "batch norm sees the pieces"
@@ -71,7 +68,7 @@ def test_pieces_change_nothing_but_the_order_of_sums_without_batch_norm():
     for micro_batch in (8, 3, 1):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Linear(5, 4), nn.Tanh(), nn.Linear(4, 2))
-        updates, _, weights = train(model, micro_batch)
+        updates, _, weights = train(model, micro_batch, micro_batch)
         results.append((updates[-1].loss, weights))
     for loss, weights in results[1:]:
         assert loss == pytest.approx(results[0][0], abs=1e-6)
@@ -83,9 +80,10 @@ def test_clipped_updates_are_those_of_a_loop_with_torchs_own_clipping(clip_grad)
     ours, theirs = (nn.Linear(5, 2) for _ in range(2))
     theirs.load_state_dict(ours.state_dict())
     sgd = [torch.optim.SGD([{"params": list(m.parameters()), "lr_scale": 1.0}], lr=0.5) for m in (ours, theirs)]
-    told = dataclasses.replace(context(ours, clip_grad=clip_grad), optimizer=sgd[0])
+    told = context(ours, clip_grad=clip_grad, schedule=lambda _step: 0.5)
+    told = dataclasses.replace(told, optimizer=sgd[0])
     progress = Progress(micro_batch=8)
-    updates = list(train_one_epoch(told, BATCHES, progress, num_batches=4, accumulation=1, schedule=lambda _step: 0.5))
+    updates = list(train_one_epoch(told, BATCHES, progress, 4, 1))
     for (images, targets), update in zip(BATCHES, updates, strict=True):
         nn.functional.mse_loss(theirs(images), targets).backward()
         norm = nn.utils.clip_grad_norm_(theirs.parameters(), clip_grad or float("inf"))
@@ -98,16 +96,10 @@ def test_when_not_even_one_image_fits_it_is_said_and_nothing_has_changed():
     model = Hungry(0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(ResourceError, match="step 0 with one image at a time"):
-        apply_update(context(model), iter(BATCHES), 2, 0, 8, requests_of_nobody())
+        apply_update(context(model), iter(BATCHES), 2, 0, 8)
     assert model.tried == [8, 4, 2, 1]
     assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
     assert all(p.grad is None for p in model.parameters())
-
-
-def requests_of_nobody():
-    from tools.runtime.signals import Requests
-
-    return Requests()
 
 
 REAL = """
@@ -132,7 +124,7 @@ def test_memory_that_really_runs_out_is_answered_with_smaller_pieces(dataset, ti
         [sys.executable, "-c", REAL, "500", *map(str, command)], capture_output=True, text=True, timeout=300, env=env
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    assert "out of memory at step 0: now 20 images at a time" in result.stdout
+    assert "out of memory at step 0: micro-batch halved to 20 images" in result.stdout
     from tools.checkpoint.store import read
 
     stored = read(tmp_path / "tiny" / "default" / "last.pth")
@@ -149,9 +141,9 @@ def test_a_loss_that_is_not_finite_names_its_photos_and_no_others():
     batches = [BATCHES[0], (BATCHES[1][0], targets)]
     model = nn.Linear(5, 2)
     before = model.weight.detach().clone()
-    train_state = context(model, criterion, photos=lambda step: [f"{step}/{i}.jpg" for i in range(16)])
+    told = context(model, criterion, photos=lambda step: [f"{step}/{i}.jpg" for i in range(16)])
     with pytest.raises(NumericsError, match=r"loss of step 7 .* photos 7/12\.jpg, 7/13\.jpg; the weights were not"):
-        apply_update(train_state, iter(batches), 2, 7, 2, requests_of_nobody())
+        apply_update(told, iter(batches), 2, 7, 2)
     assert torch.equal(model.weight, before)
 
 
@@ -161,7 +153,7 @@ def test_an_error_of_the_loader_is_the_error_of_the_update():
         raise DataError("image x.jpg cannot be decoded")
 
     with pytest.raises(DataError, match=r"x\.jpg"):
-        apply_update(context(nn.Linear(5, 2)), broken(), 2, 0, 8, requests_of_nobody())
+        apply_update(context(nn.Linear(5, 2)), broken(), 2, 0, 8)
 
 
 def test_a_dead_loader_process_is_said_with_the_photos_it_was_reading():
@@ -169,29 +161,21 @@ def test_a_dead_loader_process_is_said_with_the_photos_it_was_reading():
         raise RuntimeError("DataLoader worker (pid(s) 17) exited unexpectedly")
         yield
 
-    train_state = context(nn.Linear(5, 2), photos=lambda _step: ["a.jpg", "b.jpg"])
+    told = context(nn.Linear(5, 2), photos=lambda _step: ["a.jpg", "b.jpg"])
     with pytest.raises(ResourceError, match=r"pid\(s\) 17.*reading a\.jpg, b\.jpg or a later photo"):
-        apply_update(train_state, dead(), 1, 0, 8, requests_of_nobody())
+        apply_update(told, dead(), 1, 0, 8)
 
 
-def test_an_update_that_takes_longer_than_it_may_leaves_no_trace():
-    """The signal comes in the second update of four; its batches never come to an end."""
-    with requests(grace_seconds=0.05) as asked:
-
-        def batches():
-            yield BATCHES[0]
-            os.kill(os.getpid(), signal.SIGTERM)
-            for _ in itertools.count():  # the alarm ends it
-                torch.ones(10).sum()
-
-        model, progress = Hungry(8), Progress(micro_batch=8)
-        updates = train_one_epoch(
-            context(model), batches(), progress, num_batches=4, accumulation=1, schedule=lambda _s: 0.01, asked=asked
-        )
-        next(updates)
-        before = {key: value.clone() for key, value in model.state_dict().items()}
-        with pytest.raises(UpdateDropped):
-            next(updates)
-        assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
-        assert progress.step == 1
-        assert asked.agreed(CPU) == (signal.SIGTERM, False)
+def test_the_micro_batch_grows_again_at_the_start_of_an_epoch_only():
+    model, progress = Hungry(8), Progress(micro_batch=2)
+    told = context(model)
+    for _ in train_one_epoch(told, BATCHES, progress, 4, 2):
+        assert progress.micro_batch == 4
+    list(train_one_epoch(told, BATCHES, progress, 4, 2))
+    assert progress.micro_batch == 8
+    model.room = 4
+    list(train_one_epoch(told, BATCHES, progress, 4, 2))
+    assert progress.micro_batch == 4
+    progress.step += 1  # as after a resume inside an epoch
+    list(train_one_epoch(told, BATCHES[2:], progress, 4, 2))
+    assert progress.micro_batch == 4
