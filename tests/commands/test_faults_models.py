@@ -124,7 +124,7 @@ OURS = [
     ("F5", with_part("config", "MODEL: {TYPE: timm, NAME: nosuch}"), "no model of timm"),
     ("F5", with_part("preprocess", {"size": 3}), "preprocess must be"),
     ("F5", changed(lambda content: content | {"preprocess": content["preprocess"] | {"size": 48}}), "cannot take 48"),
-    ("F5", with_part("combinations", [[7]]), "does not hang together"),
+    ("F5", with_part("combinations", [[7]]), "is inconsistent"),
     ("F5", with_part("thresholds", [0.5] * 5), "not 6"),
 ]
 
@@ -185,7 +185,7 @@ COMMANDS = [
     ("E1", visual.main, ["--resume", "{model}", "--split", "test", "--data-path", "no"], 3, "no/test"),
     ("D1", visual.main, ["--resume", "{model}", "--image", "{photo}", "no.jpg"], 3, "no.jpg does not exist"),
     *(
-        ("M1", visual.main, ["--resume", "{model}", "--image", "{photo}", f"--target={target}"], 2, "is no class of")
+        ("M1", visual.main, ["--resume", "{model}", "--image", "{photo}", f"--target={target}"], 2, "is not a class of")
         for target in ("scrab", "9", "-1", "")
     ),
     *(

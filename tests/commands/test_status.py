@@ -50,7 +50,7 @@ def test_a_dead_run_and_a_living_one(run, capsys):
 
 def test_what_is_no_run_and_what_is_damaged(run, tmp_path, refused):
     before = sorted(p.name for p in run.iterdir())
-    refused(status.main, [tmp_path / "no"], 4, "no run folder")
+    refused(status.main, [tmp_path / "no"], 4, "not a run folder")
     (run / "status.json").write_text('{"at": "2020-01-01"}')
     refused(status.main, [run], 5, "status.json cannot be read")
     (run / "status.json").write_text("[")

@@ -17,7 +17,7 @@ from data.labels import CODE_OF, NAME_OF
 from data.loading.split import scan_split
 from tools.commands import compare, predict, score
 from tools.evaluate.calibration import fit
-from tools.evaluate.predictor import load_ensemble, predict_split
+from tools.evaluate.predictor import load_predictor, predict_split
 from tools.runtime.distributed import Ranks
 
 LABELS = [NAME_OF[code] for code in sorted(CODE_OF.values())]
@@ -145,18 +145,19 @@ def test_folds_average_to_one_predictor_that_no_photo_judged_itself(tiny, datase
     for fold in ("0", "1"):
         assert main.main([*map(str, arguments), "--fold", fold, "--tag", f"f{fold}", *opts]) == 0
     paths = [tmp_path / "tiny" / f"f{fold}" / "best.pth" for fold in (0, 1)]
-    ensemble = load_ensemble(paths, torch.device("cpu"))
-    assert len(ensemble.validation[0]) == 42  # the training photos, each once
+    predictor = load_predictor(paths, torch.device("cpu"))
+    assert len(predictor.validation[0]) == 42  # the training photos, each once
     by_hand = fit(
-        ensemble.rule.unfit(), *(np.concatenate(p) for p in zip(*(m.validation for m in ensemble.members), strict=True))
+        predictor.rule.unfit(),
+        *(np.concatenate(p) for p in zip(*(m.validation for m in predictor.members), strict=True)),
     )
-    assert (by_hand.thresholds == ensemble.rule.thresholds).all()
+    assert (by_hand.thresholds == predictor.rule.thresholds).all()
     assert referee.main(["--resume", *map(str, paths), "--data-path", str(dataset), "--to", str(tmp_path / "x")]) == 0
-    members = [load_ensemble([path], torch.device("cpu")) for path in paths]
-    split = scan_split(dataset, "test", classes=ensemble.classes)
-    config = ensemble.members[0].config
+    members = [load_predictor([path], torch.device("cpu")) for path in paths]
+    split = scan_split(dataset, "test", classes=predictor.classes)
+    config = predictor.members[0].config
     logits = [predict_split(m, split, config.DATA, config.AMP, Ranks(), torch.device("cpu"))[0] for m in members]
-    wanted = ensemble.rule.probabilities(np.mean(logits, axis=0))
+    wanted = predictor.rule.probabilities(np.mean(logits, axis=0))
     got = np.array(
         [[float(row[f"p_{label}"]) for label in LABELS] for row in table(tmp_path / "x" / "predictions.csv")]
     )
@@ -195,7 +196,7 @@ def test_anybodys_file_is_scored(raw, tmp_path, capsys, refused):
         (named.replace(" ", "", 1).replace("rust", "rsut", 1), "rsut"),
         (shares.replace("0.9", "1.5", 1), "1.5"),
         (shares.replace(",rust,", ",rost,"), "rust"),
-        ("\n".join(named.splitlines()[:-1]) + "\n", "says nothing of"),
+        ("\n".join(named.splitlines()[:-1]) + "\n", "has no row for"),
         (named + named.splitlines()[1] + "\n", "twice"),
         ("", "images"),
         ("images,what\na,b\n", "neither"),

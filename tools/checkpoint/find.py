@@ -29,6 +29,11 @@ def newest_run(output: Path) -> Path:
     return Path(max(found)[1])
 
 
+def checkpoint_at(path: Path) -> Path:
+    """The best.pth of a run folder; any other path as it is."""
+    return path / BEST if path.is_dir() else path
+
+
 def stored_config(content: dict, path: Path):
     """The config that a checkpoint was made with. Raises CheckpointError for text that is none."""
     try:

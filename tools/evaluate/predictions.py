@@ -1,4 +1,4 @@
-"""predictions.csv: what was said of every photo, written by us and read from anybody.
+"""predictions.csv: a table of predictions, one row per photo, as we write it and as other programs may.
 
 images,truth,p_scab,...,p_complex,decision,confidence
 80a0.jpg,rust,0.01,...,0.02,rust,0.93
@@ -14,21 +14,20 @@ from pathlib import Path
 import numpy as np
 
 from tools.base.errors import DataError, nearest
+from tools.evaluate.rule import Answers
 
 MAX_BYTES = 256_000_000
-
-
 IMAGE_COLUMNS = ("images", "image", "image_id", "file")
 
 
 @dataclass(frozen=True)
-class Predictions:
-    """What was said of n photos.
+class PredictionTable:
+    """The predictions for n photos.
 
     Attributes:
         labels: names of the C classes.
         probability: `[n, C]`, or None when the file has decisions only.
-        decision: `[n, C]` bool; a row may be empty, for others do say nothing at times.
+        decision: `[n, C]` bool; a row may be empty in files of other programs.
         truth: `[n, C]` bool, or None.
     """
 
@@ -39,37 +38,80 @@ class Predictions:
     truth: np.ndarray | None = None
 
 
-def to_csv(predictions: Predictions, confidence: np.ndarray, unsure: np.ndarray | None = None) -> bytes:
-    """The file, UTF-8 with LF; `confidence` `[n]`, and `unsure` `[n]` bool as a last column of 0 and 1."""
+@dataclass(frozen=True)
+class Prediction:
+    """The prediction for one image; `str` gives its labels with their probabilities.
+
+    Attributes:
+        labels: names of the labels that were decided, at least one.
+        confidence: the probability that exactly these labels are right.
+        probabilities: of each label.
+    """
+
+    labels: tuple[str, ...]
+    confidence: float
+    probabilities: dict[str, float]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{label} {100 * self.probabilities[label]:.0f}%" for label in self.labels)
+
+
+def predictions_of(answers: Answers, labels: Sequence[str]) -> list[Prediction]:
+    """One `Prediction` per image, in order."""
+    return [
+        Prediction(
+            labels=tuple(label for label, given in zip(labels, decision, strict=True) if given),
+            confidence=float(confidence),
+            probabilities=dict(zip(labels, probability.tolist(), strict=True)),
+        )
+        for probability, decision, confidence in zip(
+            answers.probability, answers.decision, answers.confidence, strict=True
+        )
+    ]
+
+
+def to_csv(
+    images: Sequence[str],
+    labels: Sequence[str],
+    answers: Answers,
+    truth: np.ndarray | None = None,
+    unsure: np.ndarray | None = None,
+) -> bytes:
+    """The file, UTF-8 with LF.
+
+    Args:
+        truth: `[n, C]` bool, adds a column of the true labels.
+        unsure: `[n]` bool, adds a last column of 0 and 1.
+    """
+    columns = [("images", images)]
+    if truth is not None:
+        columns.append(("truth", [names(labels, row) for row in truth]))
+    for label, shares in zip(labels, answers.probability.T, strict=True):
+        columns.append((f"p_{label}", [f"{p:.6f}" for p in shares]))
+    columns.append(("decision", [names(labels, row) for row in answers.decision]))
+    columns.append(("confidence", [f"{value:.6f}" for value in answers.confidence]))
+    if unsure is not None:
+        columns.append(("unsure", unsure.astype(int)))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    truth = ["truth"] if predictions.truth is not None else []
-    writer.writerow(
-        ["images", *truth, *(f"p_{label}" for label in predictions.labels), "decision", "confidence"]
-        + ([] if unsure is None else ["unsure"])
-    )
-    for row, image in enumerate(predictions.images):
-        known = [names(predictions.labels, predictions.truth[row])] if truth else []
-        shares = [f"{p:.6f}" for p in predictions.probability[row]]
-        said = names(predictions.labels, predictions.decision[row])
-        flag = [] if unsure is None else [int(unsure[row])]
-        writer.writerow([image, *known, *shares, said, f"{confidence[row]:.6f}", *flag])
+    writer.writerow([name for name, _ in columns])
+    writer.writerows(zip(*(column for _, column in columns), strict=True))
     return buffer.getvalue().encode(errors="surrogateescape")  # a file name keeps its bytes
 
 
-def aligned(predictions: Predictions, images: Sequence[str], where: object) -> Predictions:
+def aligned(table: PredictionTable, images: Sequence[str], where: object) -> PredictionTable:
     """The rows of `images`, in that order.
 
     Raises:
         DataError: naming the first of `images` that has no row; `where` names the file.
     """
-    place = {image: row for row, image in enumerate(predictions.images)}
+    place = {image: row for row, image in enumerate(table.images)}
     missing = [image for image in images if image not in place]
     if missing:
-        raise DataError(f"{where} says nothing of {missing[0]} ({len(missing)} photos in all)")
+        raise DataError(f"{where} has no row for {missing[0]} ({len(missing)} photos without one)")
     rows = [place[image] for image in images]
-    parts = (predictions.probability, predictions.decision, predictions.truth)
-    return Predictions(list(images), predictions.labels, *(None if part is None else part[rows] for part in parts))
+    parts = (table.probability, table.decision, table.truth)
+    return PredictionTable(list(images), table.labels, *(None if part is None else part[rows] for part in parts))
 
 
 def names(labels: Sequence[str], row: np.ndarray) -> str:
@@ -77,7 +119,7 @@ def names(labels: Sequence[str], row: np.ndarray) -> str:
     return " ".join(label for label, given in zip(labels, row, strict=True) if given)
 
 
-def read_predictions(raw: bytes, path: Path, labels: Sequence[str]) -> Predictions:
+def read_predictions(raw: bytes, path: Path, labels: Sequence[str]) -> PredictionTable:
     """Reads the bytes of a file (`path` in errors) of ours, or of anybody who names the photo in the first column.
 
     Understood are a column `decision` or `labels` with label names separated by spaces, and a column a label (called
@@ -116,7 +158,7 @@ def read_predictions(raw: bytes, path: Path, labels: Sequence[str]) -> Predictio
         if not binary:  # a file of probabilities says something of every photo
             decision |= (shares == shares.max(axis=1, keepdims=True)) & ~decision.any(axis=1, keepdims=True)
     truth = _spelt(columns["truth"], labels, path) if "truth" in columns else None
-    return Predictions(images, tuple(labels), None if binary else shares, decision, truth)
+    return PredictionTable(images, tuple(labels), None if binary else shares, decision, truth)
 
 
 def _repeated(names: Sequence[str]) -> str:

@@ -13,8 +13,8 @@ SETS = [(0,), (1,), (2,), (0, 1)]
 LOGITS = np.array([[2.0, -1, -1], [-1, 3, 1], [1, -2, -3], [-1, -2, -3]])
 
 
-def rule(targets="multi", how="threshold", healthy=None, combinations=SETS):
-    return DecisionRule.unfitted(targets, how, combinations, 3, healthy)
+def rule(targets="multi", decide_by="threshold", healthy=None, combinations=SETS):
+    return DecisionRule.unfitted(targets, decide_by, combinations, 3, healthy)
 
 
 def decided(rule, logits=LOGITS):
@@ -44,7 +44,7 @@ def test_decisions_by_hand():
     """Sigmoid 0.5 is logit 0: photo 1 gets classes 1 and 2, photo 3 none, so its most probable one."""
     assert decided(rule()) == [[1, 0, 0], [0, 1, 1], [1, 0, 0], [1, 0, 0]]
     assert decided(replace(rule(), thresholds=np.array([0.5, 0.5, 0.9])))[1] == [0, 1, 0]
-    assert decided(rule(how="argmax"))[1] == [0, 1, 0]
+    assert decided(rule(decide_by="argmax"))[1] == [0, 1, 0]
     assert decided(rule("single"))[1] == [0, 1, 0]
 
 
@@ -55,7 +55,7 @@ def test_healthy_never_stands_beside_a_disease():
 
 def test_a_combination_is_the_likeliest_that_training_saw():
     """(1, 2) was never seen: against the products of probabilities, set by set."""
-    chosen = decided(rule(how="combination"))
+    chosen = decided(rule(decide_by="combination"))
     p = 1 / (1 + np.exp(-LOGITS))
     for row, got in enumerate(chosen):
         products = [np.prod([p[row, c] if c in labels else 1 - p[row, c] for c in range(3)]) for labels in SETS]
@@ -105,13 +105,14 @@ def test_nothing_to_learn_from_leaves_the_rule_alone():
             fitted = fit(rule(targets), logits, truth)
             assert np.isfinite(fitted.temperatures).all()
             assert fitted.thresholds[1:].tolist() == [0.5, 0.5]
-            assert cross_fitted(rule(targets), logits, truth)[0].shape == (n, 3)
+            assert cross_fitted(rule(targets), logits, truth).probability.shape == (n, 3)
 
 
 def test_cross_fitting_never_lets_a_photo_judge_itself():
     """With other photos' truth fixed, a photo is judged by the half it does not lie in: fitted here by hand."""
     logits, truth = simulate(61, shift=-1)
-    probability, decision, _ = cross_fitted(rule(), logits, truth)
+    answers = cross_fitted(rule(), logits, truth)
+    probability, decision = answers.probability, answers.decision
     judged_by = {}
     for row in range(61):
         # which other photos matter to this one? those whose truth, changed, changes what is said of it
@@ -120,7 +121,7 @@ def test_cross_fitting_never_lets_a_photo_judge_itself():
                 moved = logits.copy()
                 moved[other] += 5
                 judged_by.setdefault(row, set())
-                if not np.allclose(cross_fitted(rule(), moved, truth)[0][row], probability[row]):
+                if not np.allclose(cross_fitted(rule(), moved, truth).probability[row], probability[row]):
                     judged_by[row].add(other)
     groups = {frozenset(others) for row, others in judged_by.items() if row not in (0, 30, 60)}
     assert len(groups) == 2  # two halves,
@@ -128,7 +129,7 @@ def test_cross_fitting_never_lets_a_photo_judge_itself():
     for row in (0, 30, 60):
         moved = logits.copy()
         moved[row] += 5
-        fitted = cross_fitted(rule(), moved, truth)[0]
+        fitted = cross_fitted(rule(), moved, truth).probability
         ratio = np.log(fitted[row] / (1 - fitted[row])) / (logits[row] + 5)
         assert ratio == pytest.approx(
             np.log(probability[row] / (1 - probability[row])) / logits[row]
@@ -155,16 +156,16 @@ def test_a_powerset_learns_what_goes_together():
     truth[np.arange(2000), np.where(logits[:, 0] > 0, 0, np.where(logits[:, 1] > logits[:, 2], 1, 2))] = True
     fresh = rng.normal(0, 3, (2000, 3))
     wanted = np.where(fresh[:, 0] > 0, 0, np.where(fresh[:, 1] > fresh[:, 2], 1, 2))
-    fitted = fit(rule(how="powerset"), logits, truth)
+    fitted = fit(rule(decide_by="powerset"), logits, truth)
     probability = fitted.probabilities(fresh)
     right = fitted.decide(probability)[np.arange(2000), wanted]
-    product = fit(rule(how="combination"), logits, truth)
+    product = fit(rule(decide_by="combination"), logits, truth)
     assert right.mean() > 0.9
     assert (product.decide(product.probabilities(fresh)).sum(axis=1) == 1).mean() < 0.9
     confidence = fitted.confidence(probability, fitted.decide(probability))
     assert confidence[right].mean() > 0.2 + confidence[~right].mean(), "it knows where it may be wrong"
     assert fitted.unfit().powerset is None
-    assert decided(fitted.unfit()) == decided(rule(how="combination"))
+    assert decided(fitted.unfit()) == decided(rule(decide_by="combination"))
 
 
 @pytest.mark.parametrize("sets", [1, 2, 3])
@@ -173,7 +174,7 @@ def test_a_powerset_is_scikit_learns_regression_whatever_the_number_of_sets(sets
 
     logits, _ = simulate(300)
     numbers = logits[:, :sets].argmax(axis=1)
-    fitted = fit(rule(how="powerset"), logits, np.eye(3, dtype=bool)[numbers])
+    fitted = fit(rule(decide_by="powerset"), logits, np.eye(3, dtype=bool)[numbers])
     if sets == 1:
         assert fitted.powerset is None
         return
