@@ -1,6 +1,5 @@
 """Trained models from checkpoints, one or several averaged, and their pass over the images of a split."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,7 +103,9 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
     Raises:
         CheckpointError: for any error in the file.
     """
-    content = store.read_own(path)
+    file = store.read_file(path)
+    store.check_own(file)
+    content = file.content
     try:
         config = stored_config(content, path)
         classes = tuple(content["classes"])
@@ -114,7 +115,7 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
         load_strictly(model, tensors or content["model"], str(path))
         return LoadedModel(
             path=path,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=file.sha256,
             config=config,
             model=model.to(device).eval(),
             preprocess=Preprocess.from_dict(content["preprocess"]),

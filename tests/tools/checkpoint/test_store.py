@@ -1,9 +1,12 @@
 """Files that are damaged, hostile or somebody else's; and that a failed save loses nothing."""
 
+import hashlib
 import io
 import os
 import pickle
+import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from conftest import written
 from tools.base.errors import CheckpointError, NumericsError, ResourceError
 from tools.checkpoint import store
 from tools.checkpoint.schema import RESUME
+from tools.evaluate.predictor import load_model
 
 FLIPS = 300
 
@@ -22,6 +26,11 @@ def file(tmp_path):
     path = tmp_path / "last.pth"
     store.save(path, {"format": 2, "model": {"w": torch.arange(5000.0)}, "text": "x"})
     return path
+
+
+def bytes_read():
+    """What this process has read through system calls so far."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
 class Bomb:
@@ -36,6 +45,25 @@ def test_round_trip_and_no_temporary_files(file):
     content = store.read(file)
     assert torch.equal(content["model"]["w"], torch.arange(5000.0))
     assert [p.name for p in file.parent.iterdir()] == ["last.pth"]
+
+
+def test_a_file_is_read_once(trained):
+    """By Python and by C++ alike, with its digest, its seal and its checksums."""
+    path = trained / "best.pth"
+    load_model(path, torch.device("cpu"))  # imports read files too
+    before = bytes_read()
+    model = load_model(path, torch.device("cpu"))
+    size = path.stat().st_size
+    assert size <= bytes_read() - before < 1.2 * size
+    assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_written_file_is_verified_in_one_pass(trained, tmp_path):
+    content = store.read(trained / "last.pth")
+    before = bytes_read()
+    store.save(tmp_path / "last.pth", content)
+    size = (tmp_path / "last.pth").stat().st_size
+    assert size <= bytes_read() - before < 1.2 * size
 
 
 def damages(good):
@@ -189,7 +217,7 @@ def test_every_part_of_the_preprocessing_is_of_its_kind(trained, tmp_path, chang
 @pytest.mark.parametrize("zipped", [True, False])
 def test_our_own_files_have_their_seal(trained, tmp_path, zipped):
     torch.save(store.read(trained / "best.pth"), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="not as this program wrote it"):
+    with pytest.raises(CheckpointError, match="not bit for bit as this program wrote it"):
         store.read_own(tmp_path / "x.pth")
 
 
