@@ -199,6 +199,7 @@ def test_anybodys_file_is_scored(raw, tmp_path, capsys, refused):
         ("\n".join(named.splitlines()[:-1]) + "\n", "has no row for"),
         (named + named.splitlines()[1] + "\n", "twice"),
         ("", "images"),
+        ("images,labels\n", "at least one row"),
         ("images,what\na,b\n", "neither"),
         ("images,labels\na\n", "row 2"),
     ):

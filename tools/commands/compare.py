@@ -34,6 +34,7 @@ def main(argv: list[str]) -> int:
     loaded = load(None, None, cli.overrides(args))
 
     from tools.base.bootstrap import interval
+    from tools.base.tables import format_table
     from tools.evaluate.metrics import measure_draws, score
 
     runs = [read_run(name, loaded, args) for name in args.runs]
@@ -53,9 +54,8 @@ def main(argv: list[str]) -> int:
     if args.mean:
         rows.append(("mean ± sd", "", "", "", *spread(values), f"{len(values)} runs"))
     print(f"{len(images)} photos")
-    print_table(
-        [("run", "batch", "peak lr", "epochs", *(f"{k} %" for k in SHOWN), f"{args.by} against the first"), *rows]
-    )
+    header = ("run", "batch", "peak lr", "epochs", *(f"{key} %" for key in SHOWN), f"{args.by} against the first")
+    print("\n".join(format_table([header, *rows], "<" + ">" * (len(header) - 2) + "<")))
     return 0
 
 
@@ -157,14 +157,3 @@ def spread(values: list[list[float]]) -> list[str]:
 
     deviations = np.std(values, axis=0, ddof=1 if len(values) > 1 else 0)
     return [f"{mean:.2f} ± {sd:.2f}" for mean, sd in zip(np.mean(values, axis=0), deviations, strict=True)]
-
-
-def print_table(rows) -> None:
-    """Columns as wide as their widest cell, the first and the last to the left."""
-    widths = [max(len(str(row[i])) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [
-            f"{cell:<{width}}" if i in (0, len(row) - 1) else f"{cell:>{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        print("  ".join(cells).rstrip())

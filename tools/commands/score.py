@@ -26,6 +26,7 @@ def main(argv: list[str]) -> int:
 
     from data.labels import CODE_OF, NAME_OF, read_labels
     from tools.base.files import check_output, read_regular, write_bytes
+    from tools.base.tables import format_table
     from tools.evaluate.metrics import OVERALL, PER_CLASS
     from tools.evaluate.predictions import MAX_BYTES, aligned, read_predictions
     from tools.evaluate.result import DECISION_FIGURES, class_rows, figures_of, overall_lines
@@ -42,11 +43,10 @@ def main(argv: list[str]) -> int:
     keys = (*OVERALL, *PER_CLASS) if ranked else DECISION_FIGURES
     extra = len(everything.images) - len(rows)
     print(f"{len(rows)} photos" + (f"; {extra} more predictions left out" if extra else ""))
-    for line in overall_lines(scores, bounds, keys):
-        print(line)
+    print("\n".join(overall_lines(scores, bounds, keys)))
     columns = [key for key in PER_CLASS if key in keys]
-    for row in (("label", "photos", *columns), *class_rows(scores, bounds, labels, columns)):
-        print(f"  {row[0]:<20}{row[1]:>7}  " + "".join(f"{cell:<21}" for cell in row[2:]).rstrip())
+    classes = [("label", "photos", *columns), *class_rows(scores, bounds, labels, columns)]
+    print("\n".join(f"  {line}" for line in format_table(classes, "<><")))
     if args.json:
         content = {"labels": labels, **scores, "intervals": bounds}
         write_bytes(Path(args.json), (json.dumps(content, indent=1) + "\n").encode())
