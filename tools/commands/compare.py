@@ -100,7 +100,7 @@ def course_labels() -> list[str]:
 
 def score_checkpoint(name: str, path, loaded, args) -> Run:
     """The run of the checkpoint at `path`, after scoring it on the split."""
-    from data.loading.split import scan_split
+    from data.build import build_split
     from tools.base.log import progress
     from tools.evaluate.predictions import PredictionTable
     from tools.evaluate.predictor import load_predictor, predict_split
@@ -111,9 +111,7 @@ def score_checkpoint(name: str, path, loaded, args) -> Run:
     device, config = choose_device(Ranks()), loaded.config
     predictor = load_predictor([path], device, decide_by=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
     member = predictor.members[0]
-    split = scan_split(
-        config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, predictor.classes, follow=config.DATA.FOLLOW_LINKS
-    )
+    split = build_split(config.DATA, args.split, predictor.classes)
     watch = partial(progress, description=str(path))
     logits, truth = predict_split(predictor, split, config.DATA, config.AMP, Ranks(), device, watch)
     result = evaluate(predictor.rule, logits, truth, split.digest() == member.data_digest[1])

@@ -70,7 +70,7 @@ def examine(loaded: Loaded, ranks: Ranks, device: torch.device, *, overwrite: bo
     _say(ranks, "environment", *_environment(config, ranks, device))
     check_apart(config, folder)
     _say(ranks, "config", _settings(loaded))
-    data = load_data(config, ranks, device)
+    data = load_data(config, ranks)
     _say(ranks, "data set", f"{describe(data.train)}; {describe(data.val)}", (*data.train.notes, *data.val.notes))
     run = prepare(config, data, ranks, device, weights=_weights_at_hand)
     _say(ranks, "weights", run.origin)

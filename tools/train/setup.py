@@ -76,7 +76,7 @@ def launch(
     check_apart(config, folder)
     with sole_run(folder, ranks), children_end():
         start = starting_point(loaded, overwrite)
-        run = prepare(config, load_data(config, ranks, device), ranks, device)
+        run = prepare(config, load_data(config, ranks), ranks, device)
         plan, train_state = run.plan, run.train_state
         progress = take_up(start, run, config, ranks, device, allowed)
         if end := nothing_left(start, progress, plan):
