@@ -129,9 +129,7 @@ def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
         )
         == 0
     )
-    assert [path.name for path in epochs[0].parent.iterdir()] == [
-        "epoch_002.pth"
-    ]  # nothing of the overwritten run is left
+    assert [path.name for path in epochs[0].parent.iterdir()] == ["epoch_002.pth"]
     log = (epochs[0].parent.parent / "log.txt").read_text()
     drawn = [int(line.split()[-1]) for line in log.splitlines() if re.search(r"INFO (scab|rust|healthy) ", line)]
     assert len(drawn) == 3

@@ -136,18 +136,13 @@ def read_own(path: Path, schema: Schema = INFERENCE) -> dict:
 def read_file(path: Path) -> WeightFile:
     """A weight file, read once: a torch archive (ours, Microsoft's, the course project's) or .safetensors.
 
-    Only tensors and plain values are ever built from it (and yacs's node, which is a dict).
-    Torch checks neither the archive's checksums nor that a tensor has the numbers its shape claims, so this does.
+    Only tensors and plain values are ever built from it (and yacs's node, which is a dict). Torch checks neither the
+    archive's checksums nor that a tensor has the numbers its shape claims, so this does.
 
     Raises:
         CheckpointError: for a missing file, a damaged one, or another kind of file.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    raw = _read_bytes(path)
     sha256, sealed = read_digest(io.BytesIO(raw))
     try:
         content = _parse(path, raw, sealed)
@@ -215,6 +210,17 @@ def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:
 def non_finite(content: object) -> str:
     """Dotted path of the first tensor that holds NaN or infinity, or the empty string."""
     return next((name for name, tensor in named_tensors(content) if not tensor.isfinite().all()), "")
+
+
+def _read_bytes(path: Path) -> bytes:
+    if not path.is_file():
+        raise CheckpointError(f"{path} {'is not a file' if path.exists() else 'does not exist'}")
+    try:
+        if path.stat().st_size > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+            raise CheckpointError(f"{path} is not a checkpoint: it is larger than the memory of this machine")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def _parse(path: Path, raw: bytes, sealed: bool) -> object:

@@ -79,6 +79,7 @@ def read_run(name: str, loaded, args) -> Run:
     """The run called `name`: a predictions.csv as it is, a run folder or a checkpoint after scoring it."""
     from pathlib import Path
 
+    from data.labels import NAME_OF
     from tools.base.files import read_regular
     from tools.checkpoint.find import checkpoint_at
     from tools.evaluate.predictions import MAX_BYTES, read_predictions
@@ -87,15 +88,8 @@ def read_run(name: str, loaded, args) -> Run:
     if not path.exists():
         raise DataError(f"{path} does not exist; give run folders, checkpoints or predictions.csv files")
     if path.suffix == ".csv":
-        return Run(name, read_predictions(read_regular(path, "predictions", MAX_BYTES), path, course_labels()))
+        return Run(name, read_predictions(read_regular(path, "predictions", MAX_BYTES), path, list(NAME_OF.values())))
     return score_checkpoint(name, checkpoint_at(path), loaded, args)
-
-
-def course_labels() -> list[str]:
-    """The six labels in the order of the classes."""
-    from data.labels import NAME_OF
-
-    return [NAME_OF[code] for code in sorted(NAME_OF)]
 
 
 def score_checkpoint(name: str, path, loaded, args) -> Run:

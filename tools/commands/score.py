@@ -24,14 +24,14 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
-    from data.labels import CODE_OF, NAME_OF, read_labels
+    from data.labels import NAME_OF, read_labels
     from tools.base.files import check_output, read_regular, write_bytes
     from tools.base.tables import format_table
     from tools.evaluate.metrics import OVERALL, PER_CLASS
     from tools.evaluate.predictions import MAX_BYTES, aligned, read_predictions
     from tools.evaluate.result import DECISION_FIGURES, class_rows, figures_of, overall_lines
 
-    labels = [NAME_OF[code] for code in sorted(CODE_OF.values())]
+    labels = list(NAME_OF.values())
     rows = read_labels(Path(args.labels)).rows
     path = Path(args.predictions)
     check_output("--json", args.json, [path, args.labels])

@@ -114,6 +114,13 @@ def test_files_that_are_not_checkpoints(tmp_path, content):
         store.read(tmp_path / "x.pth")
 
 
+def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "x.pth").open("wb") as file:
+        file.truncate(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + 1)
+    with pytest.raises(CheckpointError, match=r"x\.pth is not a checkpoint: it is larger than the memory"):
+        store.read(tmp_path / "x.pth")
+
+
 def test_missing_files_and_folders(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         store.read(tmp_path / "no.pth")
