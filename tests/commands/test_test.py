@@ -104,31 +104,16 @@ def test_decide_chooses_how_labels_are_decided(scored, dataset, tmp_path):
 
 
 def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
-    opts = ["DATA.TARGETS", "multi", "TRAIN.SNAPSHOT_EPOCHS", "[1, 2]", "TRAIN.LOSS.NAME", "asymmetric"]
-    opts += ["TRAIN.BALANCE", "sampler"]
-    arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--folds", "3", "--fold", "1"]
-    assert main.main([*map(str, arguments), "--opts", *opts]) == 0
+    words = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--folds", "3", "--fold", "1"]
+    words = [*map(str, words), "--opts", "DATA.TARGETS", "multi", "TRAIN.BALANCE", "sampler"]
+    assert main.main([*words, "TRAIN.SNAPSHOT_EPOCHS", "[1, 2]", "TRAIN.LOSS.NAME", "asymmetric"]) == 0
     epochs = sorted((tmp_path / "tiny" / "default" / "epochs").iterdir())
     assert [path.name for path in epochs] == ["epoch_001.pth", "epoch_002.pth"]
     capsys.readouterr()
     assert compare.main([*map(str, epochs), "--data-path", str(dataset), "--mean"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[3] for line in out.splitlines()[2:4]] == ["1", "2"]
-    assert (
-        main.main(
-            [
-                *map(str, arguments),
-                "--overwrite",
-                "--opts",
-                *opts[:2],
-                "TRAIN.BALANCE",
-                "sampler",
-                "TRAIN.SNAPSHOT_EPOCHS",
-                "[2]",
-            ]
-        )
-        == 0
-    )
+    assert main.main([*words, "TRAIN.SNAPSHOT_EPOCHS", "[2]", "--overwrite"]) == 0
     assert [path.name for path in epochs[0].parent.iterdir()] == ["epoch_002.pth"]
     log = (epochs[0].parent.parent / "log.txt").read_text()
     drawn = [int(line.split()[-1]) for line in log.splitlines() if re.search(r"INFO (scab|rust|healthy) ", line)]
