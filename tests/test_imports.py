@@ -21,7 +21,7 @@ STOREYS = (
     ("tools.render",),
     ("tools.train",),
     ("tools.bench",),
-    ("tools.commands",),
+    ("tools.commands", "tools.api"),
     ("tools.__main__", "main", "test", "visual", "process_dataset"),
 )
 STOREY_OF = {room: number for number, storey in enumerate(STOREYS) for room in storey}

@@ -1,6 +1,6 @@
 """Faults in checkpoints that are scored (F), pretrained weights (G, N10), heat maps (M) and numbers (L4).
 
-At the end one real process of each kind, for what only a process shows: its exit code and its whole stderr.
+At the end one real process per kind of fault, whose exit code and whole stderr are checked.
 """
 
 import os
@@ -14,26 +14,26 @@ from conftest import ROOT, snapshot, written
 from provoke import NO_FILES, PHOTO, encoded, faults, put, spoilt
 
 import main
-import test as referee
+import test as scoring
 import visual
 from tools.checkpoint.store import read
 from tools.commands import predict
 
 
 class Payload:
-    """Unpickled by somebody careless, it makes the file `owned`."""
+    """Makes the file `owned` when it is unpickled without protection."""
 
     def __reduce__(self):
         return os.system, ("touch owned",)
 
 
 def changed(change, save=written):
-    """(path, content of a good checkpoint) -> the file with what `change(content)` gives instead."""
+    """A maker `(path, content of a good checkpoint)` that writes `change(content)`."""
     return lambda path, content: save(path, change(content))
 
 
 def saved(path, content):
-    """As anybody's program saves it."""
+    """Saves it as any other program would."""
     torch.save(content, path)
 
 
@@ -99,11 +99,11 @@ BROKEN = [
 
 
 @faults("make, words", BROKEN)
-def test_weights_that_no_command_takes(fault, tmp_path, monkeypatch, tiny, dataset, trained, make, words):
-    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # F14: what the environment says does not count
+def test_broken_weights_are_refused_by_every_command(fault, tmp_path, monkeypatch, tiny, dataset, trained, make, words):
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")  # F14: the environment variable has no effect
     make(tmp_path / "w.pth", read(trained / "best.pth"))
     photo = next((dataset / "test").glob("*/*.jpg"))
-    fault(referee.main, ["--resume", "w.pth", "--data-path", dataset, "--to", "to"], 4, "w.pth", words)
+    fault(scoring.main, ["--resume", "w.pth", "--data-path", dataset, "--to", "to"], 4, "w.pth", words)
     fault(visual.main, ["--resume", "w.pth", "--image", photo, "--to", "to"], 4, "w.pth", words)
     fault(predict.main, [photo, "--resume", "w.pth", "--json", "j"], 4, "w.pth", words)
     fault(main.main, ["--cfg", tiny, "--eval", "--resume", "w.pth", "--data-path", dataset], 4, "w.pth", words)
@@ -119,28 +119,28 @@ OURS = [
     ("F7", changed(lambda content: content | {"classes": content["classes"][:5]}), "does not fit"),
     ("F8", changed(lambda content: content | {"classes": content["classes"][::-1]}), "a sorted list of names"),
     ("F11", changed(lambda content: {k: v for k, v in content.items() if k != "thresholds"}), "lacks thresholds"),
-    ("F13", with_part("config", "TRAIN: !!python/object/apply:os.system [touch owned]"), "does not hang together"),
-    ("F5", with_part("config", "TRAIN: {EPOCH: 1}"), "does not hang together"),
+    ("F13", with_part("config", "TRAIN: !!python/object/apply:os.system [touch owned]"), "is inconsistent"),
+    ("F5", with_part("config", "TRAIN: {EPOCH: 1}"), "is inconsistent"),
     ("F5", with_part("config", "MODEL: {TYPE: timm, NAME: nosuch}"), "no model of timm"),
     ("F5", with_part("preprocess", {"size": 3}), "preprocess must be"),
     ("F5", changed(lambda content: content | {"preprocess": content["preprocess"] | {"size": 48}}), "cannot take 48"),
-    ("F5", with_part("combinations", [[7]]), "does not hang together"),
+    ("F5", with_part("combinations", [[7]]), "is inconsistent"),
     ("F5", with_part("thresholds", [0.5] * 5), "not 6"),
 ]
 
 
 @faults("make, words", OURS)
-def test_checkpoints_that_cannot_be_scored(fault, tmp_path, dataset, trained, make, words):
+def test_inconsistent_checkpoints_are_refused(fault, tmp_path, dataset, trained, make, words):
     make(tmp_path / "w.pth", read(trained / "best.pth"))
-    fault(referee.main, ["--resume", "w.pth", "--data-path", dataset, "--to", "to"], 4, "w.pth", words)
+    fault(scoring.main, ["--resume", "w.pth", "--data-path", dataset, "--to", "to"], 4, "w.pth", words)
     assert not (tmp_path / "owned").exists()
 
 
 def test_logits_that_overflow_give_no_score_l4(fault, tmp_path, dataset, trained):
-    """Every weight is finite, what they give is not."""
+    """Every weight is finite, but the logits are not."""
     with_weight("norm.weight", torch.full((32,), 3e38))(tmp_path / "w.pth", read(trained / "best.pth"))
     arguments = ["--resume", "w.pth", "--data-path", dataset, "--to", "to", "--opts", "DATA.NUM_WORKERS", "0"]
-    fault(referee.main, arguments, 6, "not finite")
+    fault(scoring.main, arguments, 6, "not finite")
 
 
 WEIGHTS = [
@@ -155,26 +155,26 @@ WEIGHTS = [
 
 
 @faults("choice, code, words", WEIGHTS)
-def test_pretrained_weights_that_cannot_be_had(fault, tiny, dataset, choice, code, words):
+def test_pretrained_weights_that_cannot_be_found(fault, tiny, dataset, choice, code, words):
     arguments = ["--cfg", tiny, "--pretrained", choice, "--data-path", dataset, "--output", "out"]
     fault(main.main, arguments, code, words)
 
 
-def test_a_hub_that_is_not_there_g1(fault, monkeypatch, tiny, dataset):
-    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the port of a service that nobody runs
+def test_a_hub_that_does_not_answer_g1(fault, monkeypatch, tiny, dataset):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # the port of the discard service, which is not running
     arguments = ["--cfg", tiny, "--pretrained", "auto", "--data-path", dataset, "--output", "out", "--opts"]
     model = ["MODEL.TYPE", "timm", "MODEL.NAME", "resnet10t", "DATA.IMG_SIZE", "32"]
     fault(main.main, [*arguments, *model], 4, "no connection", "--pretrained FILE")
 
 
 COMMANDS = [
-    ("F4", referee.main, ["--output", "empty"], 4, "no trained run"),
-    ("F4", referee.main, ["--resume", "{model}", "no.pth"], 4, "no.pth does not exist"),
-    ("E1", referee.main, ["--resume", "{model}", "--data-path", "no"], 3, "no/test"),
-    ("B1", referee.main, ["--resume", "{model}", "--accumulation-steps", "2"], 2, "unrecognized"),
-    ("B4", referee.main, ["--tag", "nosuch"], 2, "give --cfg FILE"),
-    *(("B4", referee.main, ["--abstain-at", share], 2, "--abstain-at") for share in ("nan", "1", "x", "0_1")),
-    ("B7", referee.main, ["--resume", "{model}", "--to", "{data}/test/000001"], 2, "lies among the photos"),
+    ("F4", scoring.main, ["--output", "empty"], 4, "no trained run"),
+    ("F4", scoring.main, ["--resume", "{model}", "no.pth"], 4, "no.pth does not exist"),
+    ("E1", scoring.main, ["--resume", "{model}", "--data-path", "no"], 3, "no/test"),
+    ("B1", scoring.main, ["--resume", "{model}", "--accumulation-steps", "2"], 2, "unrecognized"),
+    ("B4", scoring.main, ["--tag", "nosuch"], 2, "give --cfg FILE"),
+    *(("B4", scoring.main, ["--abstain-at", share], 2, "--abstain-at") for share in ("nan", "1", "x", "0_1")),
+    ("B7", scoring.main, ["--resume", "{model}", "--to", "{data}/test/000001"], 2, "lies among the photos"),
     ("B4", visual.main, ["--tag", "nosuch", "--examples", "1"], 2, "give --cfg FILE"),
     ("B4", visual.main, ["--resume", "{model}"], 2, "--image FILE"),
     ("B4", visual.main, ["--image", "{photo}", "--examples", "1"], 2, "one of these"),
@@ -185,7 +185,7 @@ COMMANDS = [
     ("E1", visual.main, ["--resume", "{model}", "--split", "test", "--data-path", "no"], 3, "no/test"),
     ("D1", visual.main, ["--resume", "{model}", "--image", "{photo}", "no.jpg"], 3, "no.jpg does not exist"),
     *(
-        ("M1", visual.main, ["--resume", "{model}", "--image", "{photo}", f"--target={target}"], 2, "is no class of")
+        ("M1", visual.main, ["--resume", "{model}", "--image", "{photo}", f"--target={target}"], 2, "is not a class of")
         for target in ("scrab", "9", "-1", "")
     ),
     *(
@@ -204,7 +204,7 @@ COMMANDS = [
 
 
 @faults("command, arguments, code, words", COMMANDS)
-def test_commands_that_have_nothing_to_go_on(fault, tiny, dataset, trained, command, arguments, code, words):
+def test_wrong_arguments_are_refused(fault, tiny, dataset, trained, command, arguments, code, words):
     places = {"model": trained / "best.pth", "data": dataset, "tiny": tiny}
     places["photo"] = next((dataset / "test").glob("*/*.jpg"))
     arguments = [argument.format(**places) for argument in arguments]
@@ -213,7 +213,7 @@ def test_commands_that_have_nothing_to_go_on(fault, tiny, dataset, trained, comm
     fault(command, arguments, code, words)
 
 
-TIFF = spoilt(encoded(PHOTO, "TIFF", compression="tiff_lzw"), b"\xff")  # libtiff has a word of its own for it
+TIFF = spoilt(encoded(PHOTO, "TIFF", compression="tiff_lzw"), b"\xff")  # libtiff prints its own message about it
 PREPARE = ["process_dataset.py", "--src", "raw", "--dst", "d"]
 PROCESSES = [
     ("A", ["main.py", "--cfg", "bad.yaml"], {"bad.yaml": "TRAIN: {EPOCH: 3}"}, 2, "bad.yaml: unknown key"),

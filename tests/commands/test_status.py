@@ -1,4 +1,4 @@
-"""tools.status: what a run's files say of it, and whether somebody is at work there."""
+"""tools.status: the state of a run from its files, and whether its process is alive."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def test_a_finished_run(run, capsys):
     )
 
 
-def test_a_dead_run_and_a_living_one(run, capsys):
+def test_a_dead_run_and_a_running_one(run, capsys):
     written = json.loads((run / "status.json").read_text())
     written |= {"state": "training", "step": 4, "seconds_per_update": 600.0, "at": "2020-01-01T00:00:00+00:00"}
     (run / "status.json").write_text(json.dumps(written))
@@ -48,9 +48,9 @@ def test_a_dead_run_and_a_living_one(run, capsys):
     assert "about 1:00:00 to go" in out
 
 
-def test_what_is_no_run_and_what_is_damaged(run, tmp_path, refused):
+def test_other_folders_and_damaged_files_are_refused(run, tmp_path, refused):
     before = sorted(p.name for p in run.iterdir())
-    refused(status.main, [tmp_path / "no"], 4, "no run folder")
+    refused(status.main, [tmp_path / "no"], 4, "not a run folder")
     (run / "status.json").write_text('{"at": "2020-01-01"}')
     refused(status.main, [run], 5, "status.json cannot be read")
     (run / "status.json").write_text("[")

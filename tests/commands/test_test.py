@@ -1,4 +1,4 @@
-"""test.py as a referee, tools.score, tools.compare, tools.predict: real runs, their files read back by other means."""
+"""test.py, tools.score, tools.compare and tools.predict: real runs, whose files are read back by other means."""
 
 import csv
 import json
@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 import main
-import test as referee
+import test as scoring
 from data.labels import CODE_OF, NAME_OF
 from data.loading.split import scan_split
 from tools.commands import compare, predict, score
 from tools.evaluate.calibration import fit
-from tools.evaluate.predictor import load_ensemble, predict_split
+from tools.evaluate.predictor import load_predictor, predict_split
 from tools.runtime.distributed import Ranks
 
 LABELS = [NAME_OF[code] for code in sorted(CODE_OF.values())]
@@ -25,10 +25,10 @@ LABELS = [NAME_OF[code] for code in sorted(CODE_OF.values())]
 
 @pytest.fixture(scope="module")
 def scored(trained, dataset, tmp_path_factory):
-    """A run folder whose test split was scored with everything on."""
+    """A run folder whose test split was scored with views and abstention."""
     folder = shutil.copytree(trained, tmp_path_factory.mktemp("scored") / "tiny" / "default")
     flags = ["--tta", "flips", "--abstain-at", "0.5"]
-    assert referee.main(["--resume", str(folder / "best.pth"), "--data-path", str(dataset), *flags]) == 0
+    assert scoring.main(["--resume", str(folder / "best.pth"), "--data-path", str(dataset), *flags]) == 0
     return folder
 
 
@@ -42,7 +42,7 @@ def indicator(rows, column):
 
 
 def test_every_overall_number_follows_from_predictions_csv(scored, raw):
-    """Truth from the raw CSV, decisions and probabilities from predictions.csv, counting by scikit-learn."""
+    """Truth from the raw CSV, decisions and probabilities from predictions.csv, counts from scikit-learn."""
     metrics = json.loads((scored / "test" / "metrics.json").read_text())
     rows = table(scored / "test" / "predictions.csv")
     labels = {row["images"]: row["labels"] for row in table(raw / "test" / "test_label.csv")}
@@ -75,11 +75,11 @@ def test_every_overall_number_follows_from_predictions_csv(scored, raw):
 
 
 def test_two_checkpoints_average_their_logits_and_views(scored, dataset, tmp_path, capsys):
-    """The mean of one checkpoint with itself is itself; --tta none and flips differ."""
+    """A checkpoint averaged with itself gives the same predictions; more views give others."""
     flags = ["--data-path", str(dataset), "--split", "test"]
     best = str(scored / "best.pth")
     for to, resume, extra in (("one", [best], []), ("two", [best, best], []), ("all", [best], ["--tta", "all"])):
-        assert referee.main(["--resume", *resume, *flags, "--to", str(tmp_path / to), *extra]) == 0
+        assert scoring.main(["--resume", *resume, *flags, "--to", str(tmp_path / to), *extra]) == 0
     one, two, views = (table(tmp_path / name / "predictions.csv") for name in ("one", "two", "all"))
     assert [row["p_rust"] for row in one] == [row["p_rust"] for row in two]
     assert [row["p_rust"] for row in one] != [row["p_rust"] for row in views]
@@ -87,98 +87,84 @@ def test_two_checkpoints_average_their_logits_and_views(scored, dataset, tmp_pat
     assert compare.main([best, str(tmp_path / "all" / "predictions.csv"), "--data-path", str(dataset)]) == 0
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "14 photos"
-    assert out[2].split()[1:4] == ["8", "0.0005", "1"]  # images an update, peak rate, epochs of the best checkpoint
+    assert out[2].split()[1:4] == ["8", "0.0005", "1"]  # images per update, peak learning rate, epochs
     metrics = json.loads((tmp_path / "all" / "metrics.json").read_text())
     assert out[3].split()[4] == f"{100 * metrics['exact']:.2f}"
 
 
-def test_decisions_can_be_asked_for(scored, dataset, tmp_path):
+def test_decide_chooses_how_labels_are_decided(scored, dataset, tmp_path):
     for how in ("argmax", "combination"):
         to = tmp_path / how
         arguments = ["--resume", scored / "best.pth", "--data-path", dataset, "--decide", how, "--to", to]
-        assert referee.main([str(a) for a in arguments]) == 0
+        assert scoring.main([str(a) for a in arguments]) == 0
     assert all(len(row["decision"].split()) == 1 for row in table(tmp_path / "argmax" / "predictions.csv"))
     train = {tuple(sorted(row["truth"].split())) for row in table(tmp_path / "combination" / "predictions.csv")}
-    assert train  # the sets seen in training hold those of the test leaves, which are drawn alike
+    assert train  # training and test leaves are drawn alike, so their label sets are the same
     assert json.loads((tmp_path / "combination" / "metrics.json").read_text())["decide"] == "combination"
 
 
 def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
-    opts = ["DATA.TARGETS", "multi", "TRAIN.SNAPSHOT_EPOCHS", "[1, 2]", "TRAIN.LOSS.NAME", "asymmetric"]
-    opts += ["TRAIN.BALANCE", "sampler"]
-    arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--folds", "3", "--fold", "1"]
-    assert main.main([*map(str, arguments), "--opts", *opts]) == 0
+    words = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--folds", "3", "--fold", "1"]
+    words = [*map(str, words), "--opts", "DATA.TARGETS", "multi", "TRAIN.BALANCE", "sampler"]
+    assert main.main([*words, "TRAIN.SNAPSHOT_EPOCHS", "[1, 2]", "TRAIN.LOSS.NAME", "asymmetric"]) == 0
     epochs = sorted((tmp_path / "tiny" / "default" / "epochs").iterdir())
     assert [path.name for path in epochs] == ["epoch_001.pth", "epoch_002.pth"]
     capsys.readouterr()
     assert compare.main([*map(str, epochs), "--data-path", str(dataset), "--mean"]) == 0
     out = capsys.readouterr().out
     assert [line.split()[3] for line in out.splitlines()[2:4]] == ["1", "2"]
-    assert (
-        main.main(
-            [
-                *map(str, arguments),
-                "--overwrite",
-                "--opts",
-                *opts[:2],
-                "TRAIN.BALANCE",
-                "sampler",
-                "TRAIN.SNAPSHOT_EPOCHS",
-                "[2]",
-            ]
-        )
-        == 0
-    )
-    assert [path.name for path in epochs[0].parent.iterdir()] == ["epoch_002.pth"]  # nothing of the lost run is left
+    assert main.main([*words, "TRAIN.SNAPSHOT_EPOCHS", "[2]", "--overwrite"]) == 0
+    assert [path.name for path in epochs[0].parent.iterdir()] == ["epoch_002.pth"]
     log = (epochs[0].parent.parent / "log.txt").read_text()
     drawn = [int(line.split()[-1]) for line in log.splitlines() if re.search(r"INFO (scab|rust|healthy) ", line)]
     assert len(drawn) == 3
-    assert max(drawn) <= 2 * min(drawn)  # about equally often, though scab is the commonest
+    assert max(drawn) <= 2 * min(drawn)  # about equally often, though scab is the most frequent
     exact = [float(line.split()[4]) for line in out.splitlines()[2:4]]
     assert f"{np.mean(exact):.2f} ± {np.std(exact, ddof=1):.2f}" in out
 
 
-def test_folds_average_to_one_predictor_that_no_photo_judged_itself(tiny, dataset, tmp_path):
-    """Two folds: the rule is fitted on every training photo, each by the model that had not seen it."""
+def test_folds_average_to_one_predictor_with_a_rule_fitted_on_all_of_them(tiny, dataset, tmp_path):
+    """Two folds: the rule is fitted on the logits of every training photo, from the model that had not seen it."""
     arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--folds", "2"]
     opts = ["--opts", "DATA.TARGETS", "multi", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
     for fold in ("0", "1"):
         assert main.main([*map(str, arguments), "--fold", fold, "--tag", f"f{fold}", *opts]) == 0
     paths = [tmp_path / "tiny" / f"f{fold}" / "best.pth" for fold in (0, 1)]
-    ensemble = load_ensemble(paths, torch.device("cpu"))
-    assert len(ensemble.validation[0]) == 42  # the training photos, each once
+    predictor = load_predictor(paths, torch.device("cpu"))
+    assert len(predictor.validation[0]) == 42  # the training photos, each once
     by_hand = fit(
-        ensemble.rule.unfit(), *(np.concatenate(p) for p in zip(*(m.validation for m in ensemble.members), strict=True))
+        predictor.rule.unfit(),
+        *(np.concatenate(p) for p in zip(*(m.validation for m in predictor.members), strict=True)),
     )
-    assert (by_hand.thresholds == ensemble.rule.thresholds).all()
-    assert referee.main(["--resume", *map(str, paths), "--data-path", str(dataset), "--to", str(tmp_path / "x")]) == 0
-    members = [load_ensemble([path], torch.device("cpu")) for path in paths]
-    split = scan_split(dataset, "test", classes=ensemble.classes)
-    config = ensemble.members[0].config
+    assert (by_hand.thresholds == predictor.rule.thresholds).all()
+    assert scoring.main(["--resume", *map(str, paths), "--data-path", str(dataset), "--to", str(tmp_path / "x")]) == 0
+    members = [load_predictor([path], torch.device("cpu")) for path in paths]
+    split = scan_split(dataset, "test", classes=predictor.classes)
+    config = predictor.members[0].config
     logits = [predict_split(m, split, config.DATA, config.AMP, Ranks(), torch.device("cpu"))[0] for m in members]
-    wanted = ensemble.rule.probabilities(np.mean(logits, axis=0))
+    wanted = predictor.rule.probabilities(np.mean(logits, axis=0))
     got = np.array(
         [[float(row[f"p_{label}"]) for label in LABELS] for row in table(tmp_path / "x" / "predictions.csv")]
     )
     assert got == pytest.approx(wanted, abs=1e-5)
 
 
-def test_anybodys_file_is_scored(raw, tmp_path, capsys, refused):
-    """Label names, one-hot columns and probabilities of one and the same content, against scikit-learn."""
+def test_predictions_of_other_programs_are_scored(raw, tmp_path, capsys, refused):
+    """The same predictions as label names, one-hot columns and probabilities, against scikit-learn."""
     truth_file = raw / "test" / "test_label.csv"
     rows = table(truth_file)
     truth = indicator(rows, "labels")
-    said = np.roll(truth, 1, axis=0)
+    given = np.roll(truth, 1, axis=0)
     named = "images,labels\n" + "".join(
-        f"{row['images']},{' '.join(label for label, yes in zip(LABELS, given, strict=True) if yes)}\n"
-        for row, given in zip(rows, said, strict=True)
+        f"{row['images']},{' '.join(label for label, yes in zip(LABELS, labels, strict=True) if yes)}\n"
+        for row, labels in zip(rows, given, strict=True)
     )
     shares = f"image,{','.join(LABELS)}\n" + "".join(
-        f"{row['images']},{','.join('0.9' if yes else '0.2' for yes in given)}\n"
-        for row, given in zip(reversed(rows), reversed(said), strict=True)
+        f"{row['images']},{','.join('0.9' if yes else '0.2' for yes in labels)}\n"
+        for row, labels in zip(reversed(rows), reversed(given), strict=True)
     )
     one_hot = shares.replace("0.9", "1").replace("0.2", "0").replace("image,", "images,")
-    wanted = f"exact match {100 * sk.accuracy_score(truth, said):>13.2f}".split()
+    wanted = f"exact match {100 * sk.accuracy_score(truth, given):>13.2f}".split()
     for name, text, ranked in (("named", named, False), ("one", one_hot, False), ("shares", shares, True)):
         path = tmp_path / f"{name}.csv"
         path.write_text(text)
@@ -188,16 +174,17 @@ def test_anybodys_file_is_scored(raw, tmp_path, capsys, refused):
         line = next(line for line in out.splitlines() if "exact match" in line)
         assert line.split()[:3] == wanted
         assert ("hit@1" in out) == ranked
-        macro = sk.f1_score(truth, said, average="macro", zero_division=0)
+        macro = sk.f1_score(truth, given, average="macro", zero_division=0)
         assert json.loads((tmp_path / "x.json").read_text())["macro_f1"] == pytest.approx(macro)
     bad = tmp_path / "bad.csv"
     for text, words in (
         (named.replace(" ", "", 1).replace("rust", "rsut", 1), "rsut"),
         (shares.replace("0.9", "1.5", 1), "1.5"),
         (shares.replace(",rust,", ",rost,"), "rust"),
-        ("\n".join(named.splitlines()[:-1]) + "\n", "says nothing of"),
+        ("\n".join(named.splitlines()[:-1]) + "\n", "has no row for"),
         (named + named.splitlines()[1] + "\n", "twice"),
         ("", "images"),
+        ("images,labels\n", "at least one row"),
         ("images,what\na,b\n", "neither"),
         ("images,labels\na\n", "row 2"),
     ):
@@ -206,23 +193,23 @@ def test_anybodys_file_is_scored(raw, tmp_path, capsys, refused):
     refused(score.main, [tmp_path / "no.csv", truth_file], 3, "no.csv")
 
 
-def test_photos_from_anywhere_are_named(scored, raw, tmp_path, capsys, refused):
-    """The same photo gets the same answer from a folder, a pattern and test.py; sizes and EXIF turns do not matter."""
+def test_predict_takes_folders_patterns_and_files(scored, raw, tmp_path, capsys, refused):
+    """The same photo gets the same prediction from a folder, a pattern and test.py, whatever its size."""
     photos = tmp_path / "orchard" / "row 1"
     photos.mkdir(parents=True)
     name = table(scored / "test" / "predictions.csv")[0]["images"]
     shutil.copy(raw / "test" / "images" / name, photos / "leaf.jpg")
     Image.fromarray(np.full((37, 90), 128, np.uint8)).save(photos / "grey.png")
-    (photos / "notes.txt").write_text("no photo")
+    (photos / "notes.txt").write_text("not a photo")
     resume = ["--resume", str(scored / "best.pth"), "--tta", "flips"]
     assert predict.main([str(tmp_path / "orchard"), *resume, "--csv", str(tmp_path / "out.csv"), "--json", "-"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert [entry["image"].rsplit("/")[-1] for entry in told] == ["grey.png", "leaf.jpg"]
+    entries = json.loads(capsys.readouterr().out)
+    assert [entry["image"].rsplit("/")[-1] for entry in entries] == ["grey.png", "leaf.jpg"]
     rows = table(tmp_path / "out.csv")
-    assert [row["images"] for row in rows] == [entry["image"] for entry in told]
+    assert [row["images"] for row in rows] == [entry["image"] for entry in entries]
     first = table(scored / "test" / "predictions.csv")[0]
     assert rows[1]["p_rust"] == first["p_rust"]
-    assert rows[1]["decision"] == first["decision"] == " ".join(told[1]["labels"])
+    assert rows[1]["decision"] == first["decision"] == " ".join(entries[1]["labels"])
     assert {row["unsure"] for row in rows} <= {"0", "1"}
     assert predict.main([str(photos / "*.png"), *resume]) == 0
     assert "grey.png: " in capsys.readouterr().out
@@ -237,17 +224,17 @@ def test_photos_from_anywhere_are_named(scored, raw, tmp_path, capsys, refused):
     refused(predict.main, [photos, *resume, "--abstain-at", "1.5"], 2, "--abstain-at")
 
 
-def test_what_cannot_be_compared(scored, dataset, tmp_path, refused):
+def test_runs_that_cannot_be_compared_are_refused(scored, dataset, tmp_path, refused):
     best, data = scored / "best.pth", ["--data-path", dataset]
-    said = (scored / "test" / "predictions.csv").read_text().splitlines()
-    (tmp_path / "fewer.csv").write_text("\n".join(said[:-1]) + "\n")
+    lines = (scored / "test" / "predictions.csv").read_text().splitlines()
+    (tmp_path / "fewer.csv").write_text("\n".join(lines[:-1]) + "\n")
     (tmp_path / "names.csv").write_text(
-        "images,labels\n" + "".join(f"{line.split(',')[0]},rust\n" for line in said[1:])
+        "images,labels\n" + "".join(f"{line.split(',')[0]},rust\n" for line in lines[1:])
     )
     refused(compare.main, [best, tmp_path / "fewer.csv", *data], 3, "13 photos")
     refused(compare.main, [best, tmp_path / "names.csv", *data], 3, "no probabilities")
     refused(compare.main, [tmp_path / "names.csv"], 2, "true labels")
     refused(compare.main, [tmp_path / "none"], 3, "does not exist")
     refused(compare.main, [best, "--data-path", tmp_path], 3, "test")
-    refused(referee.main, ["--resume", best, *data, "--abstain-at", "-0.1"], 2, "--abstain-at")
-    refused(referee.main, ["--resume", best, *data, "--tta", "flip"], 2, "flips")
+    refused(scoring.main, ["--resume", best, *data, "--abstain-at", "-0.1"], 2, "--abstain-at")
+    refused(scoring.main, ["--resume", best, *data, "--tta", "flip"], 2, "flips")

@@ -17,7 +17,7 @@ from data.images import read_image
 from data.labels import CODE_OF
 from data.loading.split import scan_split
 from tools.commands.baseline import fit_histograms
-from tools.evaluate.predictor import load_predictor
+from tools.evaluate.predictor import load_model
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_the_seeds_lines_from_a_count_of_our_own(raw, dataset, run_folder, capsy
         == 0
     )
     out = capsys.readouterr().out
-    predictor = load_predictor(run_folder / "best.pth", torch.device("cpu"))
+    predictor = load_model(run_folder / "best.pth", torch.device("cpu"))
     transform, right, total, hits = (
         predictor.preprocess.transform(),
         dict.fromkeys(CODE_OF.values(), 0),

@@ -39,7 +39,7 @@ def measure(args) -> list:
     from configs.load import load
     from tools.bench.commands import prepare_sample, train_briefly
     from tools.bench.peers import device
-    from tools.evaluate.predictor import load_ensemble
+    from tools.evaluate.predictor import load_predictor
     from tools.runtime.memory import keep_freed_memory
 
     keep_freed_memory()  # as test.py and visual.py do; the peer, in the same process, has the good of it too
@@ -49,7 +49,7 @@ def measure(args) -> list:
         folder = Path(name)
         dataset = Path(args.data_path or prepare_sample(folder, TRAIN, VAL, args.photos))
         path = Path(args.resume or train_briefly(folder, dataset, args.cfg))
-        ensemble = load_ensemble([path], device(), tta="none")  # the peer has one view of a photo
+        ensemble = load_predictor([path], device(), tta="none")  # the peer has one view of a photo
         split = first_photos(dataset, args, ensemble.classes)
         if args.ruler == "test":
             return scoring_rows(args, ensemble, split, load(None, words).config)

@@ -1,23 +1,17 @@
-"""A SHA-256 at the end of a zip archive, as its comment: every bit of the file is covered, and zip readers do not mind.
+"""The seal of a checkpoint: a SHA-256 as the comment of its zip archive. It covers every byte; zip readers ignore it.
 
-A zip's own checksums leave padding and headers out, and torch does not look at them: of 300 flipped bits it loads 299.
+A zip's own checksums leave out padding and headers, and torch does not check them: of 300 flipped bits it loads 299.
 """
 
 import hashlib
+import os
 import struct
-from pathlib import Path
 from typing import BinaryIO
 
 _MARK = b"plantswin sha256 "
-
-
-_SEAL = len(_MARK) + 64  # bytes of the comment: the mark, and the digest of all before the comment's length in hex
-
-
+_SEAL_BYTES = len(_MARK) + 64  # of the comment: the mark, and in hex the digest of all before the comment's length
 _LENGTH = struct.Struct("<H")  # the last field of a zip without a comment
-
-
-_BLOCK = 2**20
+_BLOCK_BYTES = 2**20
 
 
 class SealingWriter:
@@ -27,7 +21,7 @@ class SealingWriter:
         self._file, self._digest, self._held = file, hashlib.sha256(), b""
 
     def write(self, data) -> int:
-        """Passes `data` on, but for the two bytes that may turn out to be the length of the comment."""
+        """Writes all but the last two bytes, which may turn out to be the length of the comment."""
         block = self._held + bytes(data)
         self._digest.update(block[:-2])
         self._file.write(block[:-2])
@@ -35,29 +29,28 @@ class SealingWriter:
         return len(data)
 
     def flush(self) -> None:
-        """Nothing: `seal` writes what is held."""
+        """Does nothing: `seal` writes what is held back."""
 
     def seal(self) -> None:
         """Ends the archive with its digest."""
-        self._file.write(_LENGTH.pack(_SEAL) + _MARK + self._digest.hexdigest().encode())
+        self._file.write(_LENGTH.pack(_SEAL_BYTES) + _MARK + self._digest.hexdigest().encode())
         self._file.flush()
 
 
-def is_sealed(path: Path) -> bool:
-    """Whether the file ends with a seal, and the seal is that of its content."""
-    size, tail = path.stat().st_size, _LENGTH.size + _SEAL
+def read_digest(file: BinaryIO) -> tuple[str, bool]:
+    """(SHA-256 of the whole file, whether it ends with a seal that matches its content), in one pass over `file`."""
+    left = file.seek(0, os.SEEK_END) - _LENGTH.size - _SEAL_BYTES
+    file.seek(0)
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        left = size - tail
-        while left > 0 and (block := file.read(min(left, _BLOCK))):
-            digest.update(block)
-            left -= len(block)
-        return file.read() == _LENGTH.pack(_SEAL) + _MARK + digest.hexdigest().encode()
+    while left > 0 and (block := file.read(min(left, _BLOCK_BYTES))):
+        digest.update(block)
+        left -= len(block)
+    seal = _LENGTH.pack(_SEAL_BYTES) + _MARK + digest.hexdigest().encode()
+    end = file.read()
+    digest.update(end)
+    return digest.hexdigest(), end == seal
 
 
-def ends_well(path: Path, comment: bytes) -> bool:
-    """Whether an archive ends with the `comment` that was found in it, and with its seal if that is one."""
-    with path.open("rb") as file:
-        file.seek(-min(path.stat().st_size, _LENGTH.size + len(comment)), 2)
-        whole = file.read() == _LENGTH.pack(len(comment)) + comment
-    return whole and (not comment.startswith(_MARK) or is_sealed(path))
+def is_whole(raw: bytes, comment: bytes, sealed: bool) -> bool:
+    """Whether an archive ends with the `comment` found in it, and with a matching seal (`sealed`) if that is one."""
+    return raw.endswith(_LENGTH.pack(len(comment)) + comment) and (sealed or not comment.startswith(_MARK))

@@ -1,4 +1,4 @@
-"""Which checkpoint a command uses: the named ones, or the best.pth of the newest run; and the config inside."""
+"""Finds the checkpoint a command uses: the named ones, or the best.pth of the newest run; reads its config."""
 
 import json
 from collections.abc import Sequence
@@ -29,19 +29,24 @@ def newest_run(output: Path) -> Path:
     return Path(max(found)[1])
 
 
+def checkpoint_at(path: Path) -> Path:
+    """The best.pth of a run folder; any other path as it is."""
+    return path / BEST if path.is_dir() else path
+
+
 def stored_config(content: dict, path: Path):
-    """The config that a checkpoint was made with. Raises CheckpointError for text that is none."""
+    """The config that a checkpoint was made with. Raises CheckpointError for an invalid one."""
     try:
         return from_text(content["config"], f"{path} (config)")
     except UsageError as error:
-        raise CheckpointError(f"{path} does not hang together: {error}") from None
+        raise CheckpointError(f"{path} is inconsistent: {error}") from None
 
 
 def find_checkpoints(resume: Sequence[str], output: str, run: Path | None = None) -> tuple[list[Path], str]:
-    """The checkpoints a command is to use, and a line that says why these.
+    """The checkpoints a command is to use, and a line that says why.
 
     Args:
-        resume: files that were asked for; none takes the best.pth of `run`, or of the newest run under `output`.
+        resume: the named files; when empty, the best.pth of `run` or of the newest run under `output` is used.
     """
     if resume:
         return [Path(name) for name in resume], f"checkpoint {', '.join(resume)}"

@@ -1,4 +1,4 @@
-"""What every part of a checkpoint may hold: key -> (test, words for the error). The one list of its keys."""
+"""The keys of a checkpoint, and for each its check and the words of the error: key -> (check, words)."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -44,8 +44,8 @@ def _validation(value: object) -> bool:
     if not (_tensors(value) and value.keys() == {"logits", "truth"}):
         return False
     logits, truth = value["logits"], value["truth"]
-    kinds = logits.dtype == torch.float32 and truth.dtype == torch.bool
-    return kinds and logits.ndim == 2 and logits.shape == truth.shape
+    right_types = logits.dtype == torch.float32 and truth.dtype == torch.bool
+    return right_types and logits.ndim == 2 and logits.shape == truth.shape
 
 
 def _group(value: object) -> bool:
@@ -59,9 +59,7 @@ def _optimizer(value: object) -> bool:
     return _list(_group, range(10**6))(value.get("param_groups")) and all(map(_tensors, value["state"].values()))
 
 
-_CLASSES = range(2, 100_001)
-
-
+_CLASSES = range(2, 100_001)  # how many there may be
 INFERENCE: Schema = {
     "format": (_whole(1), "a whole number"),
     "model": (lambda v: bool(v) and _tensors(v), "tensors by name"),
@@ -78,8 +76,6 @@ INFERENCE: Schema = {
     "data_digest": (_list(_text, range(2, 3)), "two digests"),
     "images_per_update": (_whole(1), "a whole number from 1"),
 }
-
-
 RESUME: Schema = {
     **INFERENCE,
     "model_ema": (_tensors, "tensors by name"),

@@ -1,15 +1,15 @@
-"""What a score is worth: the same photos scored by an untrained model and by colour histograms alone."""
+"""Scores two baselines on the same photos: an untrained model, and colour histograms alone."""
 
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 
-BINS = 8  # a colour channel
+NUM_BINS = 8  # per colour channel
 
 
 @cli.command
 def main(argv: list[str]) -> int:
-    """Parses `argv`, fits and scores both."""
+    """Parses `argv`, fits and scores both baselines."""
     parser = cli.Parser(prog="python -m tools baseline", description=__doc__)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="whose model is left untrained")
     parser.add_argument("--split", default="test", choices=["val", "test"], help="photos to score")
@@ -19,9 +19,8 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from data.build import batches_of, build_eval_loader, build_preprocess, num_workers
+    from data.build import batches_of, build_eval_loader, build_preprocess, build_split, num_workers
     from data.loading.seeds import INIT, seed_of
-    from data.loading.split import scan_split
     from models.build import build_model, normalization
     from tools.evaluate.inference import predict
     from tools.evaluate.rule import DecisionRule
@@ -29,8 +28,8 @@ def main(argv: list[str]) -> int:
     from tools.train.run import validation_scores
 
     data, device = config.DATA, torch.device("cpu")
-    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, follow=data.FOLLOW_LINKS)
-    split = scan_split(data.DATA_PATH, args.split, data.ZIP_MODE, train.classes, follow=data.FOLLOW_LINKS)
+    train = build_split(data, "train")
+    split = build_split(data, args.split, train.classes)
     torch.manual_seed(seed_of(config.SEED, INIT))
     model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes), test_size=config.TEST.IMG_SIZE)
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
@@ -48,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 
 def fit_histograms(train, split):
-    """Logits `[n, num_classes]` for `split` of one logistic regression a class on the colours of the `train` photos."""
+    """Logits `[n, num_classes]` for `split` from one logistic regression per class on the colours of `train`."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -58,16 +57,16 @@ def fit_histograms(train, split):
 
     def histogram(split, photo):
         pixels = np.asarray(decode(split.source.read(photo.file), photo.name)).reshape(-1, 3)
-        counts, _ = np.histogramdd(pixels, bins=BINS, range=[(0, 256)] * 3)
+        counts, _ = np.histogramdd(pixels, bins=NUM_BINS, range=[(0, 256)] * 3)
         return np.sqrt(counts.ravel() / len(pixels))
 
-    features, asked = (np.stack([histogram(s, p) for p in s.photos]) for s in (train, split))
-    logits = np.zeros((len(asked), len(train.classes)))
+    features, wanted = (np.stack([histogram(s, p) for p in s.photos]) for s in (train, split))
+    logits = np.zeros((len(wanted), len(train.classes)))
     for index in range(len(train.classes)):
         truth = [index in photo.classes for photo in train.photos]
-        if len(set(truth)) == 1:  # nothing to tell apart: as sure as the photos are
+        if len(set(truth)) == 1:  # no photo, or every photo, has the label
             logits[:, index] = 20 if truth[0] else -20
             continue
         classifier = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000))
-        logits[:, index] = classifier.fit(features, truth).decision_function(asked)
+        logits[:, index] = classifier.fit(features, truth).decision_function(wanted)
     return logits

@@ -1,4 +1,4 @@
-"""Names the diseases on photos from anywhere: files, folders, patterns; of any size."""
+"""Names the diseases on photos of any size, given as files, folders or patterns."""
 
 import sys
 from functools import partial
@@ -15,8 +15,6 @@ examples
 A photo is "unsure" when the model's confidence in its labels is below the one that kept the share of wrong answers in
 validation at --abstain-at.
 """
-
-
 FLAGS = ("--batch-size", "--amp-opt-level", "--output", "--tta", "--decide")
 
 
@@ -42,59 +40,56 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if args.max_bad < 0:
         raise UsageError(f"--max-bad {args.max_bad} is below 0")
-    loaded = load(None, None, overrides(args))
-    return predict(loaded, args)
+    return predict(load(None, None, overrides(args)), args)
 
 
 def predict(loaded, args) -> int:
-    """Predicts and gives the results out."""
+    """Predicts and outputs the results."""
     import json
 
     from data.loading.split import find_photos, loose_photos
     from tools.base.files import check_output
     from tools.base.log import progress
     from tools.checkpoint.find import find_checkpoints
-    from tools.evaluate.predictions import Predictions, to_csv
-    from tools.evaluate.predictor import load_ensemble, predict_split
+    from tools.evaluate.predictions import predictions_of, to_csv
+    from tools.evaluate.predictor import load_predictor, predict_split
     from tools.evaluate.result import confidence_cut
     from tools.runtime.distributed import Ranks, choose_device
     from tools.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
-    device = choose_device(Ranks())
-    paths, why = find_checkpoints(args.resume, loaded.config.OUTPUT)
+    config, device = loaded.config, choose_device(Ranks())
+    paths, why = find_checkpoints(args.resume, config.OUTPUT)
     found = find_photos(args.photos)
     for flag, target in (("--csv", args.csv), ("--json", args.json)):
         check_output(flag, target, [*paths, *found])
-    photos, bad = readable(found, args.max_bad)
-    ensemble = load_ensemble(paths, device, decide=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
-    rule, labels = ensemble.rule, ensemble.labels
-    config, watch = loaded.config, partial(progress, description="predicting")
-    split = loose_photos(photos, ensemble.classes)
-    logits, _ = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, watch)
-    probability = rule.probabilities(logits)
-    decision = rule.decide(probability)
-    confidence = rule.confidence(probability, decision)
-    unsure = confidence < confidence_cut(rule, ensemble.validation, args.abstain_at)
-    said = Predictions([str(path) for path in photos], tuple(labels), probability, decision)
+    photos, bad = select_readable(found, args.max_bad)
+    predictor = load_predictor(paths, device, decide_by=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
+    split = loose_photos(photos, predictor.classes)
+    watch = partial(progress, description="predicting")
+    logits, _ = predict_split(predictor, split, config.DATA, config.AMP, Ranks(), device, watch)
+    answers = predictor.rule.answer(logits)
+    unsure = answers.confidence < confidence_cut(predictor.rule, predictor.validation, args.abstain_at)
+    names, predictions = [str(path) for path in photos], predictions_of(answers, predictor.labels)
     if args.csv:
-        give_out(args.csv, to_csv(said, confidence, unsure))
+        write_output(args.csv, to_csv(names, predictor.labels, answers, unsure=unsure))
     if args.json:
-        give_out(args.json, (json.dumps(as_json(said, confidence, unsure), indent=1) + "\n").encode())
+        entries = [to_json(*row) for row in zip(names, predictions, unsure, strict=True)]
+        write_output(args.json, (json.dumps(entries, indent=1) + "\n").encode())
     if "-" not in (args.csv, args.json):
         print(why)
-        for line in lines(said, confidence, unsure):
-            print(line)
+        for name, prediction, doubtful in zip(names, predictions, unsure, strict=True):
+            print(f"{name}: {prediction}" + (f"  (unsure: {100 * prediction.confidence:.0f}%)" if doubtful else ""))
     for line in bad:
         print(f"left out: {line}", file=sys.stderr)
     return 0
 
 
-def readable(paths, max_bad: int):
-    """(photos that decode, what is wrong with the others). Raises DataError for more than `max_bad` of these."""
+def select_readable(paths, max_bad: int):
+    """(photos that decode, the errors of the others). Raises DataError for more than `max_bad` errors."""
     from data.images import read_image
 
-    if max_bad == 0:  # the first bad one ends the pass by itself, so none is read twice
+    if max_bad == 0:  # the pass itself ends at the first unreadable photo, so none is read twice
         return paths, []
     good, bad = [], []
     for path in paths:
@@ -108,7 +103,7 @@ def readable(paths, max_bad: int):
     return good, bad
 
 
-def give_out(target: str, content: bytes) -> None:
+def write_output(target: str, content: bytes) -> None:
     """Writes to a file, or to stdout for `-`."""
     from pathlib import Path
 
@@ -120,26 +115,12 @@ def give_out(target: str, content: bytes) -> None:
         write_bytes(Path(target), content)
 
 
-def as_json(said, confidence, unsure) -> list[dict]:
-    """One object a photo."""
-    from tools.evaluate.predictions import names
-
-    return [
-        {
-            "image": image,
-            "labels": names(said.labels, said.decision[row]).split(),
-            "probabilities": {k: round(float(p), 6) for k, p in zip(said.labels, said.probability[row], strict=True)},
-            "confidence": round(float(confidence[row]), 6),
-            "unsure": bool(unsure[row]),
-        }
-        for row, image in enumerate(said.images)
-    ]
-
-
-def lines(said, confidence, unsure):
-    """One line a photo: labels with their probabilities, and whether to doubt it."""
-    for row, image in enumerate(said.images):
-        pairs = zip(said.labels, said.probability[row], said.decision[row], strict=True)
-        given = ", ".join(f"{label} {100 * p:.0f}%" for label, p, yes in pairs if yes)
-        doubt = f"  (unsure: {100 * confidence[row]:.0f}%)" if unsure[row] else ""
-        yield f"{image}: {given}{doubt}"
+def to_json(name: str, prediction, unsure) -> dict:
+    """The JSON object of one photo."""
+    return {
+        "image": name,
+        "labels": list(prediction.labels),
+        "probabilities": {label: round(p, 6) for label, p in prediction.probabilities.items()},
+        "confidence": round(prediction.confidence, 6),
+        "unsure": bool(unsure),
+    }

@@ -1,10 +1,11 @@
-"""Scores anybody's predictions against a label CSV, with the figures and intervals of test.py."""
+"""Scores any program's predictions against a label CSV, with the figures and intervals of test.py."""
 
 from tools.base import cli
 
 EPILOG = """
-predictions: a first column images, then decision or labels (names separated by spaces), or a column a label (<label>,
-label_<label> or p_<label>) with 0 and 1 or probabilities; without probabilities, figures that rank photos are left out
+predictions: a first column images, then decision or labels (names separated by spaces), or one column per label
+(<label>, label_<label> or p_<label>) with 0 and 1 or probabilities; without probabilities, figures that rank photos are
+left out
 labels: images,labels or the one-hot columns, as process_dataset.py reads them
 """
 
@@ -23,34 +24,30 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
-    from data.labels import CODE_OF, NAME_OF, read_labels
+    from data.labels import NAME_OF, read_labels
     from tools.base.files import check_output, read_regular, write_bytes
+    from tools.base.tables import format_table
     from tools.evaluate.metrics import OVERALL, PER_CLASS
     from tools.evaluate.predictions import MAX_BYTES, aligned, read_predictions
-    from tools.evaluate.result import DECISION_FIGURES, class_rows, figures_of, overall_rows
+    from tools.evaluate.result import DECISION_FIGURES, class_rows, figures_of, overall_lines
 
-    labels = [NAME_OF[code] for code in sorted(CODE_OF.values())]
+    labels = list(NAME_OF.values())
     rows = read_labels(Path(args.labels)).rows
     path = Path(args.predictions)
     check_output("--json", args.json, [path, args.labels])
     everything = read_predictions(read_regular(path, "predictions", MAX_BYTES), path, labels)
-    said = aligned(everything, [row.image for row in rows], path)
+    table = aligned(everything, [row.image for row in rows], path)
     truth = np.array([[label in row.labels for label in labels] for row in rows])
-    ranked = said.probability is not None
-    figures = figures_of(said.probability if ranked else said.decision.astype(float), said.decision, truth)
+    ranked = table.probability is not None
+    scores, bounds = figures_of(table.probability if ranked else table.decision.astype(float), table.decision, truth)
     keys = (*OVERALL, *PER_CLASS) if ranked else DECISION_FIGURES
     extra = len(everything.images) - len(rows)
-    print(f"{len(rows)} photos" + (f"; {extra} more predictions left aside" if extra else ""))
-    for name, value, interval, remark in overall_rows(**_named(figures), keys=keys):
-        print(f"  {name:<24} {value:>6} {interval:<14} {remark}".rstrip())
+    print(f"{len(rows)} photos" + (f"; {extra} more predictions left out" if extra else ""))
+    print("\n".join(overall_lines(scores, bounds, keys)))
     columns = [key for key in PER_CLASS if key in keys]
-    for row in (("label", "photos", *columns), *class_rows(**_named(figures), labels=labels, keys=columns)):
-        print(f"  {row[0]:<20}{row[1]:>7}  " + "".join(f"{cell:<21}" for cell in row[2:]).rstrip())
+    classes = [("label", "photos", *columns), *class_rows(scores, bounds, labels, columns)]
+    print("\n".join(f"  {line}" for line in format_table(classes, "<><")))
     if args.json:
-        content = {"labels": labels, **figures["scores"], "intervals": figures["bounds"]}
+        content = {"labels": labels, **scores, "intervals": bounds}
         write_bytes(Path(args.json), (json.dumps(content, indent=1) + "\n").encode())
     return 0
-
-
-def _named(figures: dict) -> dict:
-    return {"scores": figures["scores"], "limits": figures["bounds"]}

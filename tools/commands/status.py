@@ -1,4 +1,4 @@
-"""Tells where a run stands: step, time left, last scores, and whether it is alive. Reads its files, touches nothing."""
+"""Shows the state of a run from its files: step, time left, last scores, and whether its process is alive."""
 
 import json
 from datetime import UTC, datetime, timedelta
@@ -10,31 +10,29 @@ from tools.base.errors import CheckpointError, ResourceError
 
 @cli.command
 def main(argv: list[str]) -> int:
-    """Parses `argv` and does what it says."""
+    """Parses `argv`, reads the run's files and prints."""
     parser = cli.Parser(prog="python -m tools status", description=__doc__)
     parser.add_argument("run", metavar="RUN", help="run folder, e.g. output/sample/default")
-    parser.add_argument("--json", action="store_true", help="print it for a program")
+    parser.add_argument("--json", action="store_true", help="print JSON")
     args = parser.parse_args(argv)
-    found = look(Path(args.run))
+    found = read_status(Path(args.run))
     print(json.dumps(found) if args.json else describe(found))
     return 0
 
 
-def look(folder: Path) -> dict:
-    """Everything that is known of a run.
+def read_status(folder: Path) -> dict:
+    """What a run's status.json and history say, and who has its lock.
 
     Raises:
-        CheckpointError: when `folder` is no run folder.
-        ResourceError: when its files make no sense.
+        CheckpointError: when `folder` is not a run folder.
+        ResourceError: when one of its files cannot be read.
     """
     from tools.base.files import holder
     from tools.train.history import HISTORY, read_history
 
     path = folder / "status.json"
     if not path.is_file():
-        raise CheckpointError(
-            f"{folder} has no status.json; it is no run folder, or its run has not made an update yet"
-        )
+        raise CheckpointError(f"{folder} has no status.json; it is not a run folder, or its run has made no update yet")
     try:
         status = json.loads(path.read_text())
         age = (datetime.now(UTC) - datetime.fromisoformat(status["at"])).total_seconds()
@@ -50,7 +48,7 @@ def look(folder: Path) -> dict:
 
 
 def describe(found: dict) -> str:
-    """The same in words, a line each."""
+    """What `read_status` returned, in words."""
     step, total = found["step"], found["total_steps"]
     lines = [f"{found['run']}: {_state(found)}"]
     lines.append(f"step {step} of {total} ({100 * step / total:.0f} %), epoch {found['epoch']} of {found['epochs']}")
@@ -60,8 +58,8 @@ def describe(found: dict) -> str:
         lines.append(f"training loss of the epoch {found['loss']:.4f}")
     if scores := found["last_scores"]:
         names = ("val_loss", "hit1", "exact", "macro_f1")
-        said = ", ".join(f"{name} {float(scores[name]):.4f}" for name in names)
-        lines.append(f"after epoch {scores['epoch']}: {said}; best {found['select_by']} {found['best']:.4f}")
+        shown = ", ".join(f"{name} {float(scores[name]):.4f}" for name in names)
+        lines.append(f"after epoch {scores['epoch']}: {shown}; best {found['select_by']} {found['best']:.4f}")
     if not found["alive"] and step < total:
         lines.append(f"resume with: {found['command']}")
     return "\n".join(lines)

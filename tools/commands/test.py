@@ -1,4 +1,4 @@
-"""Scores a trained model on the test photos: the course's accuracy over copies, and all that it leaves out."""
+"""Scores a trained model on the test photos: the course's accuracy over copies, and what that figure leaves out."""
 
 from functools import partial
 
@@ -13,25 +13,14 @@ report.html and its pictures
 
 examples
   python test.py                                              the newest run on dataset/test
-  python test.py --resume a.pth b.pth --tta all               two checkpoints averaged, eight views a photo
+  python test.py --resume a.pth b.pth --tta all               two checkpoints averaged, eight views per photo
   python test.py --split val --abstain-at 0.05                how many photos it can answer with 95 % right
 """
-
-
 FLAGS = (
-    "--batch-size",
-    "--data-path",
-    "--zip",
-    "--follow-links",
-    "--amp-opt-level",
-    "--output",
-    "--tag",
-    "--tta",
-    "--decide",
+    *("--batch-size", "--data-path", "--zip", "--follow-links", "--amp-opt-level"),
+    *("--output", "--tag", "--tta", "--decide"),
 )
-
-
-WORST = 24  # mistakes that are shown
+MAX_MISTAKES = 24  # shown in the report
 
 
 @cli.command
@@ -47,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
     parser.add_argument("--abstain-at", type=cli.share, metavar="RISK", help="share of wrong answers to stay under")
     parser.add_argument("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
-    parser.add_argument("--verbose", action="store_true", help="a line an image")
+    parser.add_argument("--verbose", action="store_true", help="print one line per label copy")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     loaded = load(args.cfg, args.opts, overrides(args))
@@ -61,18 +50,19 @@ def main(argv: list[str]) -> int:
     device = choose_device(ranks)
     dist = loaded.config.DIST
     with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):
-        return referee(loaded, args, run, ranks, device)
+        return score_split(loaded, args, run, ranks, device)
 
 
-def referee(loaded, args, run, ranks, device) -> int:
-    """Scores one or several checkpoints on one split; `run` is the folder that was named, or None."""
+def score_split(loaded, args, run, ranks, device) -> int:
+    """Scores one or several checkpoints on one split; `run` is the run folder that --cfg named, or None."""
     from pathlib import Path
 
-    from data.loading.split import describe, scan_split
+    from data.build import build_split
+    from data.loading.split import describe
     from tools.base.files import check_output
     from tools.base.log import progress
     from tools.checkpoint.find import find_checkpoints
-    from tools.evaluate.predictor import load_ensemble, predict_split
+    from tools.evaluate.predictor import load_predictor, predict_split
     from tools.evaluate.result import confidence_cut, evaluate
 
     config = loaded.config
@@ -80,99 +70,103 @@ def referee(loaded, args, run, ranks, device) -> int:
     paths, why = find_checkpoints(resume, config.OUTPUT, run)
     folder = Path(args.to) if args.to else paths[0].parent / args.split
     check_output("--to", folder, photos=config.DATA.DATA_PATH)
-    ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA"))
-    split = scan_split(
-        config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS
-    )
+    predictor = load_predictor(paths, device, args.weights, loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA"))
+    split = build_split(config.DATA, args.split, predictor.classes)
     watch = partial(progress, description="scoring")
-    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device, watch)
+    logits, truth = predict_split(predictor, split, config.DATA, config.AMP, ranks, device, watch)
     if not ranks.first:
         return 0
 
     digest = split.digest()
-    result = evaluate(ensemble.rule, logits, truth, digest in {m.data_digest[1] for m in ensemble.members})
-    notes = [why, *split.notes, describe(split)]
-    if digest in {m.data_digest[0] for m in ensemble.members}:
-        notes.append("these are the photos it was trained on: the figures say nothing about new ones")
+    result = evaluate(predictor.rule, logits, truth, digest in {m.data_digest[1] for m in predictor.members})
     abstaining = None
     if args.abstain_at is not None:
-        cut = confidence_cut(ensemble.rule, ensemble.validation, args.abstain_at)
+        cut = confidence_cut(predictor.rule, predictor.validation, args.abstain_at)
         abstaining = result.abstaining(args.abstain_at, cut)
-    print("\n".join(notes))
+    print("\n".join([why, *split.notes, describe(split)]))
+    if digest in {m.data_digest[0] for m in predictor.members}:
+        print("these are the photos it was trained on: the figures say nothing about new ones")
     if args.verbose:
-        print_photos(split, result)
-    print_scores(result, ensemble, abstaining)
-    write_results(folder, result, ensemble, split, {"tta": ensemble.tta, "data_digest": digest}, abstaining)
+        print_copies(split, result)
+    print_scores(result, predictor, abstaining)
+    write_results(folder, result, predictor, split, digest, abstaining)
     print(f"written: {folder}/metrics.json, predictions.csv, report.html and its pictures")
     return 0
 
 
-def write_results(folder, result, ensemble, split, scored: dict, abstaining: dict | None) -> None:
-    """metrics.json, predictions.csv, the pictures and report.html; `scored`: how, for the first and the last."""
+def write_results(folder, result, predictor, split, digest: str, abstaining: dict | None) -> None:
+    """Writes metrics.json, predictions.csv, the pictures and report.html; `digest` is the split's."""
     import json
 
     from tools.base.files import write_bytes
-    from tools.evaluate.predictions import Predictions, to_csv
-    from tools.render.figures import draw_confusion, draw_precision_recall, draw_reliability
+    from tools.evaluate.predictions import to_csv
     from tools.render.score_page import score_page
 
-    rule, labels = ensemble.rule, ensemble.labels
-    content = {
-        "checkpoints": [{"path": str(m.path), "sha256": m.sha256, "step": m.step} for m in ensemble.members],
-        "split": split.where,
-        **scored,
-        "classes": list(ensemble.classes),
-        "labels": labels,
-        "targets": rule.targets,
-        "decide": rule.how,
-        "thresholds": rule.thresholds.tolist(),
-        "temperatures": rule.temperatures.tolist(),
-        **result.to_dict(labels),
-        **({"abstaining": abstaining} if abstaining else {}),
-    }
-    single = result.targets == "single"
-    ap = [entry["ap"] for entry in result.scores["per_class"]]
-    errors = content["calibration"]
-    pictures = {
-        "confusion.png": draw_confusion(
-            result.confusion(),
-            labels,
-            "copies by true and predicted class" if single else "found, and taken for another",
-            "true" if single else "true label: found (diagonal), missed",
-            "predicted" if single else "label wrongly given instead",
-        ),
-        "pr_curves.png": draw_precision_recall(result.probability, result.truth, labels, ap),
-        "reliability.png": draw_reliability(
-            result.raw, result.probability, result.truth, (errors["before"], errors["after"])
-        ),
-    }
+    labels = predictor.labels
+    metrics = describe_predictor(predictor, split, digest) | result.to_dict(labels)
+    if abstaining:
+        metrics["abstaining"] = abstaining
+    pictures = draw_pictures(result, labels, metrics["calibration"])
     page = score_page(
         result,
         labels,
-        title=f"{ensemble.members[0].config.MODEL.NAME} on {split.where}",
-        facts=[(key, content[key]) for key in ("split", "targets", "decide", "tta", "data_digest")]
-        + [(entry["path"], f"step {entry['step']}, sha256 {entry['sha256']}") for entry in content["checkpoints"]],
+        title=f"{predictor.members[0].config.MODEL.NAME} on {split.where}",
+        facts=[(key, metrics[key]) for key in ("split", "targets", "decide", "tta", "data_digest")]
+        + [(entry["path"], f"step {entry['step']}, sha256 {entry['sha256']}") for entry in metrics["checkpoints"]],
         pictures=list(pictures.values()),
         mistakes=worst_mistakes(result, split, labels),
         abstaining=abstaining,
     )
-    said = Predictions([p.name for p in split.photos], tuple(labels), result.probability, result.decision, result.truth)
     for name, picture in pictures.items():
         write_bytes(folder / name, picture)
-    write_bytes(folder / "predictions.csv", to_csv(said, result.confidence))
+    table = to_csv([photo.name for photo in split.photos], labels, result, result.truth)
+    write_bytes(folder / "predictions.csv", table)
     write_bytes(folder / "report.html", page.encode(errors="backslashreplace"))
-    write_bytes(folder / "metrics.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_bytes(folder / "metrics.json", (json.dumps(metrics, indent=1) + "\n").encode())
+
+
+def describe_predictor(predictor, split, digest: str) -> dict:
+    """The first keys of metrics.json: what was scored, on which photos, and by which rule."""
+    rule = predictor.rule
+    return {
+        "checkpoints": [{"path": str(m.path), "sha256": m.sha256, "step": m.step} for m in predictor.members],
+        "split": split.where,
+        "tta": predictor.tta,
+        "data_digest": digest,
+        "classes": list(predictor.classes),
+        "labels": predictor.labels,
+        "targets": rule.targets,
+        "decide": rule.decide_by,
+        "thresholds": rule.thresholds.tolist(),
+        "temperatures": rule.temperatures.tolist(),
+    }
+
+
+def draw_pictures(result, labels: list[str], errors: dict) -> dict[str, bytes]:
+    """File name -> PNG; `errors` is what `EvalResult.calibration` returned."""
+    from tools.render.figures import draw_confusion, draw_precision_recall, draw_reliability
+
+    words = ("found, and taken for another", "true label: found (diagonal), missed", "label wrongly given instead")
+    if result.targets == "single":
+        words = ("copies by true and predicted class", "true", "predicted")
+    ap = [entry["ap"] for entry in result.scores["per_class"]]
+    pair = errors["before"], errors["after"]
+    return {
+        "confusion.png": draw_confusion(result.confusion(), labels, *words),
+        "pr_curves.png": draw_precision_recall(result.probability, result.truth, labels, ap),
+        "reliability.png": draw_reliability(result.raw, result.probability, result.truth, pair),
+    }
 
 
 def worst_mistakes(result, split, labels) -> list:
-    """Thumbnails of the wrong decisions, the most confident first."""
+    """Thumbnails of the wrong decisions with captions, the most confident first."""
     from data.images import decode, thumbnail
     from tools.evaluate.predictions import names
     from tools.render.page import Picture
 
     wrong = [row for row in (-result.confidence).argsort(kind="stable") if not result.right[row]]
     pictures = []
-    for row in wrong[:WORST]:
+    for row in wrong[:MAX_MISTAKES]:
         photo = split.photos[row]
         image = decode(split.source.read(photo.file), split.source.locate(photo.file))
         given = result.decision[row]
@@ -185,8 +179,8 @@ def worst_mistakes(result, split, labels) -> list:
     return pictures
 
 
-def print_photos(split, result) -> None:
-    """The course project's line for every copy."""
+def print_copies(split, result) -> None:
+    """Prints the course project's line for every label copy."""
     from data.labels import label_name
 
     top = {p.file: split.classes[row.argmax()] for p, row in zip(split.photos, result.probability, strict=True)}
@@ -197,13 +191,13 @@ def print_photos(split, result) -> None:
         )
 
 
-def print_scores(result, ensemble, abstaining: dict | None) -> None:
-    """The course project's lines, then what they do not say."""
-    from tools.evaluate.result import overall_rows
+def print_scores(result, predictor, abstaining: dict | None) -> None:
+    """Prints the course project's lines, then the figures that it lacks."""
+    from tools.evaluate.result import overall_lines
     from tools.render.score_page import describe_abstaining
 
     scores = result.scores
-    for code, label, entry in zip(ensemble.classes, ensemble.labels, scores["per_class"], strict=True):
+    for code, label, entry in zip(predictor.classes, predictor.labels, scores["per_class"], strict=True):
         share = "no photos"
         if entry["accuracy"] is not None:
             share = f"{100 * entry['accuracy']:.2f}% ({entry['right']} of {entry['n']})"
@@ -214,8 +208,7 @@ def print_scores(result, ensemble, abstaining: dict | None) -> None:
         f"{100 * scores['ceiling']:.2f}%, for a photo with two labels is two copies)"
     )
     print(f"\n{scores['photos']} photos, per cent, with 95 % intervals:")
-    for name, value, interval, remark in overall_rows(scores, result.bounds):
-        print(f"  {name:<24} {value:>6} {interval:<14} {remark}".rstrip())
+    print("\n".join(overall_lines(scores, result.bounds)))
     errors = result.calibration()
     print(f"calibration error {100 * errors['before']:.2f} before, {100 * errors['after']:.2f} after calibration")
     if result.cross_fitted:

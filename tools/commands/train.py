@@ -84,19 +84,19 @@ def evaluate(config, ranks, device) -> int:
     """Scores the checkpoint of --resume on the validation photos, at thresholds of 0.5, as training does."""
     from pathlib import Path
 
-    from tools.evaluate.predictor import load_ensemble, predict_split
+    from tools.evaluate.predictor import load_predictor, predict_split
     from tools.train.data import validation_split
     from tools.train.run import score_line, validation_scores
 
     if not config.MODEL.RESUME:
         raise UsageError("--eval needs the checkpoint to score: --resume FILE")
-    ensemble = load_ensemble([Path(config.MODEL.RESUME)], device, tta="none")
-    split = validation_split(config, ensemble.classes)
-    logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device)
+    predictor = load_predictor([Path(config.MODEL.RESUME)], device, tta="none")
+    split = validation_split(config, predictor.classes)
+    logits, truth = predict_split(predictor, split, config.DATA, config.AMP, ranks, device)
     if ranks.first:
-        member = ensemble.members[0]
+        member = predictor.members[0]
         print(f"{member.path}, step {member.step}")
-        print(score_line(validation_scores(ensemble.rule.unfit(), logits, truth)))
+        print(score_line(validation_scores(predictor.rule.unfit(), logits, truth)))
     return 0
 
 

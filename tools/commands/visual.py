@@ -155,7 +155,7 @@ def surest_mistakes(predictor, split, data, amp, tta: str, most: int):
 
     Args:
         data, amp: see `tools.evaluate.predictor.predict_split`.
-        tta: see `tools.evaluate.predictor.Ensemble`.
+        tta: see `tools.evaluate.predictor.Predictor`.
     """
     from functools import partial
     from pathlib import Path
@@ -163,20 +163,19 @@ def surest_mistakes(predictor, split, data, amp, tta: str, most: int):
     import numpy as np
 
     from tools.base.log import progress
-    from tools.evaluate.predictor import Ensemble, predict_split
+    from tools.evaluate.predictor import Predictor, predict_split
     from tools.explain.photos import subject_of
     from tools.runtime.distributed import Ranks
 
     rule, device = predictor.rule, next(predictor.model.parameters()).device
-    ensemble = Ensemble([predictor], rule, predictor.validation, tta)
+    whole = Predictor([predictor], rule, predictor.validation, tta)
     watch = partial(progress, description="predicting")
-    logits, truth = predict_split(ensemble, split, data, amp, Ranks(), device, watch)
-    probability = rule.probabilities(logits)
-    decision = rule.decide(probability)
-    order = np.argsort(-rule.confidence(probability, decision), kind="stable")
-    wrong = [row for row in order if (decision[row] != truth[row]).any()][:most]
+    logits, truth = predict_split(whole, split, data, amp, Ranks(), device, watch)
+    answers = rule.answer(logits)
+    order = np.argsort(-answers.confidence, kind="stable")
+    wrong = [row for row in order if (answers.decision[row] != truth[row]).any()][:most]
     for number, row in enumerate(wrong, 1):
-        photo, given = split.photos[row], tuple(np.flatnonzero(decision[row]).tolist())
+        photo, given = split.photos[row], tuple(np.flatnonzero(answers.decision[row]).tolist())
         yield subject_of(split, photo, f"mistake_{number:02d}_{Path(photo.name).stem}", given)
 
 
@@ -186,18 +185,14 @@ def decisions(predictor, images):
 
     with torch.no_grad():
         logits = predictor.model(images.to(next(predictor.model.parameters()).device)).float().cpu().numpy()
-    return predictor.rule.decide(predictor.rule.probabilities(logits))
+    return predictor.rule.answer(logits).decision
 
 
 def splits_of(config, args, predictor):
     """The splits of --split."""
-    from data.loading.split import scan_split
+    from data.build import build_split
 
-    data = config.DATA
-    return [
-        scan_split(data.DATA_PATH, name, data.ZIP_MODE, predictor.classes, follow=data.FOLLOW_LINKS)
-        for name in args.split
-    ]
+    return [build_split(config.DATA, name, predictor.classes) for name in args.split]
 
 
 def find_predictors(loaded, args, run):
@@ -207,7 +202,7 @@ def find_predictors(loaded, args, run):
     from tools.base.files import check_output
     from tools.checkpoint.find import find_checkpoints
     from tools.checkpoint.store import SNAPSHOTS
-    from tools.evaluate.predictor import load_predictor
+    from tools.evaluate.predictor import load_model
     from tools.runtime.distributed import choose_device, ranks_from_environment
     from tools.runtime.memory import keep_freed_memory
 
@@ -222,7 +217,7 @@ def find_predictors(loaded, args, run):
             raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOT_EPOCHS keeps some in training")
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
     check_output("--to", folder, photos=config.DATA.DATA_PATH)
-    return [load_predictor(each, device, args.weights) for each in paths], folder, why
+    return [load_model(each, device, args.weights) for each in paths], folder, why
 
 
 def recipes_of(model, args):

@@ -6,50 +6,51 @@ from functools import partial
 
 import numpy as np
 from scipy.optimize import minimize_scalar
+from scipy.special import softmax
 
-from tools.evaluate.rule import DecisionRule, Powerset, _logit, _softmax
+from tools.evaluate.rule import Answers, DecisionRule, Powerset, logit
 
-PRIOR = 30  # photos with the label that a fitted value weighs as much as: with few it stays near its neutral value
-
-
+PRIOR = 30  # number of photos that the neutral value counts as: with few photos of a label a fit stays near it
 STRENGTH = 0.1  # of a powerset's fit, the inverse of its L2 penalty; 0.03 to 1 do as well (docs/results.md)
-
-
 GRID = np.round(np.arange(0.05, 0.951, 0.01), 2)  # thresholds that are tried
 
 
 def fit(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> DecisionRule:
-    """The rule with everything chosen on these photos: `[n, C]` logits, `[n, C]` bool truth."""
+    """The rule fitted on these photos: `[n, C]` logits, `[n, C]` bool truth."""
     rule = replace(rule, temperatures=_temperatures(logits, truth, rule.targets))
     probability = rule.probabilities(logits)
-    powerset = _powerset(probability, truth) if rule.how == "powerset" and rule.targets == "multi" else None
+    with_powerset = rule.decide_by == "powerset" and rule.targets == "multi"
+    powerset = _powerset(probability, truth) if with_powerset else None
     return replace(rule, thresholds=_thresholds(probability, truth), powerset=powerset)
 
 
-def cross_fitted(
-    rule: DecisionRule, logits: np.ndarray, truth: np.ndarray, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(probabilities, decisions, confidences) of photos that the rule is also chosen on: each half by the other's."""
+def cross_fitted(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray, seed: int = 0) -> Answers:
+    """Answers for photos that the rule is also fitted on: for each half by the rule fitted on the other half."""
     half = _halves(truth, seed)
-    probability, decision, confidence = np.zeros(truth.shape), np.zeros(truth.shape, bool), np.zeros(len(truth))
+    answers = Answers(np.zeros(truth.shape), np.zeros(truth.shape, bool), np.zeros(len(truth)))
     for part in (half, ~half):
-        fitted = fit(rule, logits[~part], truth[~part])
-        probability[part] = fitted.probabilities(logits[part])
-        decision[part] = fitted.decide(probability[part])
-        confidence[part] = fitted.confidence(probability[part], decision[part])
-    return probability, decision, confidence
+        found = fit(rule, logits[~part], truth[~part]).answer(logits[part])
+        answers.probability[part] = found.probability
+        answers.decision[part] = found.decision
+        answers.confidence[part] = found.confidence
+    return answers
 
 
 def abstention(confidence: np.ndarray, right: np.ndarray, risk: float) -> float:
-    """The confidence from which on answers are given, so that at most `risk` of them are wrong on these photos.
+    """The lowest confidence to answer at, so that at most a share `risk` of the answers to these photos is wrong.
 
-    Infinity when not even the most confident answers are that good.
+    Args:
+        confidence: `[n]`.
+        right: `[n]` bool, whether each answer is right.
+
+    Returns:
+        Infinity when not even the most confident answers are that good.
     """
     order = np.argsort(-confidence, kind="stable")
-    wrong = np.cumsum(~right[order])
-    answered = np.arange(1, len(order) + 1)
+    num_wrong = np.cumsum(~right[order])
+    num_answered = np.arange(1, len(order) + 1)
     ends = np.append(np.diff(confidence[order]) < 0, True)  # equal confidences are answered together or not at all
-    good = np.flatnonzero(ends & (wrong <= risk * answered))
+    good = np.flatnonzero(ends & (num_wrong <= risk * num_answered))
     return float(confidence[order][good[-1]]) if len(good) else float("inf")
 
 
@@ -59,54 +60,56 @@ def _temperatures(logits: np.ndarray, truth: np.ndarray, targets: str) -> np.nda
     if targets == "single":
         rows, classes = np.nonzero(truth)  # a photo of two labels is two samples, as in training
         return temperatures * _best_temperature(partial(_cross_entropy, logits[rows], classes), len(rows))
-    for c, photos in enumerate(truth.sum(axis=0)):
-        if 0 < photos < len(truth):
-            temperatures[c] = _best_temperature(partial(_log_loss, logits[:, c], truth[:, c]), photos)
+    for c, num_photos in enumerate(truth.sum(axis=0)):
+        if 0 < num_photos < len(truth):
+            temperatures[c] = _best_temperature(partial(_log_loss, logits[:, c], truth[:, c]), num_photos)
     return temperatures
 
 
 def _cross_entropy(logits: np.ndarray, classes: np.ndarray, temperature: float) -> float:
-    rows = np.arange(len(classes))
-    return float(-np.log(_softmax(logits / temperature)[rows, classes].clip(1e-12)).mean()) if len(rows) else 0.0
+    if not len(logits):
+        return 0.0
+    likelihood = softmax(logits / temperature, axis=1)[np.arange(len(classes)), classes]
+    return float(-np.log(likelihood.clip(1e-12)).mean())
 
 
 def _log_loss(logits: np.ndarray, truth: np.ndarray, temperature: float) -> float:
     return float(np.logaddexp(0, np.where(truth, -1, 1) * logits.astype(np.float64) / temperature).mean())
 
 
-def _best_temperature(loss: Callable[[float], float], photos: int) -> float:
+def _best_temperature(loss: Callable[[float], float], num_photos: int) -> float:
     best = minimize_scalar(lambda log_t: loss(np.exp(log_t)), bounds=(-2, 2), method="bounded").x
-    return float(np.exp(best * photos / (photos + PRIOR)))
+    return float(np.exp(best * num_photos / (num_photos + PRIOR)))
 
 
 def _thresholds(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """`[C]`: where F1 is highest (nearest to 0.5 among equals), drawn towards 0.5 where few photos have the label."""
     thresholds = np.full(truth.shape[1], 0.5)
     for c in np.flatnonzero(truth.any(axis=0)):
-        given = probability[:, c] >= GRID[:, None]  # [T, n]
+        given = probability[:, c] >= GRID[:, None]  # [number of thresholds, n]
         f1 = 2 * (given & truth[:, c]).sum(axis=1) / (given.sum(axis=1) + truth[:, c].sum())
         best = GRID[np.flatnonzero(f1 == f1.max())]
-        photos = truth[:, c].sum()
-        thresholds[c] += (best[np.abs(best - 0.5).argmin()] - 0.5) * photos / (photos + PRIOR)
+        num_photos = truth[:, c].sum()
+        thresholds[c] += (best[np.abs(best - 0.5).argmin()] - 0.5) * num_photos / (num_photos + PRIOR)
     return thresholds
 
 
 def _powerset(probability: np.ndarray, truth: np.ndarray) -> Powerset | None:
-    """None where the photos do not have two label sets to tell apart."""
+    """None when the photos hold fewer than two different label sets."""
     sets, numbers = np.unique(truth, axis=0, return_inverse=True)
     if len(sets) < 2:
         return None
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=STRENGTH, max_iter=5000).fit(_logit(probability), numbers.ravel())
+    model = LogisticRegression(C=STRENGTH, max_iter=5000).fit(logit(probability), numbers.ravel())
     weight, bias = model.coef_, model.intercept_
-    if len(sets) == 2:  # scikit-learn then keeps only what speaks for the second
+    if len(sets) == 2:  # scikit-learn then keeps one row, for the second set
         weight, bias = np.concatenate([0 * weight, weight]), np.append(0, bias)
     return Powerset(sets, weight, bias)
 
 
 def _halves(truth: np.ndarray, seed: int) -> np.ndarray:
-    """`[n]` bool: one of two halves in which every label set is shared out evenly."""
+    """`[n]` bool: one of two halves over which every label set is spread evenly."""
     _, sets = np.unique(truth, axis=0, return_inverse=True)
     order = np.lexsort((np.random.default_rng(seed).random(len(truth)), sets.ravel()))
     half = np.zeros(len(truth), bool)

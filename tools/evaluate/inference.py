@@ -1,4 +1,4 @@
-"""Logits of all photos of a split, and the speed of forward passes."""
+"""The logits of all images of a split, and the speed of forward passes."""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -11,10 +11,8 @@ from torch import Tensor, nn
 from tools.runtime.distributed import gather_objects
 from tools.runtime.memory import peak_memory, trim
 
-# Views of a leaf, which has no upright, that test-time augmentation averages over; images are [B, 3, S, S].
+# Test-time augmentation averages over views of a leaf, which has no upright; images are [B, 3, S, S].
 _TURNS = [lambda x: x, *(partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3))]
-
-
 VIEWS: dict[str, list[Callable[[Tensor], Tensor]]] = {
     "none": [lambda x: x],
     "flips": [lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)],
@@ -33,13 +31,13 @@ def predict(
     views: Sequence[Callable[[Tensor], Tensor]] = VIEWS["none"],
     micro_batch: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and truth of all photos, `[n, num_classes]` each, in the data set's order and equal on every rank.
+    """(logits, truth) of all images, `[n, num_classes]` each, in the data set's order and equal on every rank.
 
-    Every rank brings the photos r, r + world_size, ...; nothing is padded, so nothing is counted twice.
+    Rank r computes the images r, r + world_size, ...; nothing is padded, so nothing is counted twice.
 
     Args:
         views: functions of `VIEWS`; the logits are their mean.
-        micro_batch: images taken through the model at a time, where a whole batch might not fit; 0: all of it.
+        micro_batch: images per forward pass, where a whole batch might not fit; 0 takes the whole batch.
     """
     model.eval()
     trim()  # the first of `batches` may fork a loader's processes
@@ -60,9 +58,9 @@ def predict(
 
 @torch.no_grad()
 def measure_throughput(model: nn.Module, images: Tensor, precision, *, timed: int = 30, patience: float = 20.0) -> dict:
-    """Speed of forward passes in eval mode: images/s, median and 95th percentile of a batch's seconds, peak bytes.
+    """Speed of forward passes in eval mode: images/s, median and 95th percentile of seconds per batch, peak bytes.
 
-    Warm-up is 50 passes or `patience` seconds, whichever ends first.
+    The warm-up ends after 50 passes or `patience` seconds.
     """
     model.eval()
     device = images.device

@@ -1,11 +1,11 @@
-"""Probabilities, decisions and true labels of photos -> the figures that are reported. Pure functions on numpy arrays.
+"""The reported figures, from probabilities, decisions and true labels: pure functions on numpy arrays.
 
-A photo with k labels lies in k folders, as k copies. The course project counted copies, each right when the top class
-is its folder's: a photo with two labels is then always half wrong, and the best possible score is below 100 %. The
-other figures count photos.
+A photo with k labels is k files, one per class folder: its label copies. The course project's accuracy counts copies,
+each right when the top class is its folder's: a photo with two labels is then always half wrong, and the best possible
+score is below 100 %. The other figures count photos.
 
 Letters in shape comments: n photos, C classes, R weightings. Every figure is a function of how often each photo counts:
-once each gives the figure itself, and R draws with replacement give its bootstrap interval by the same formula.
+weights of 1 give the figure itself, and R draws with replacement give its bootstrap interval by the same formula.
 """
 
 from collections import Counter
@@ -16,14 +16,10 @@ from tools.base.bootstrap import interval, resample
 from tools.base.errors import NumericsError
 
 ECE_BINS = 10
-
-
 OVERALL = (
     *("accuracy", "top2", "hit1", "exact", "hamming", "macro_f1", "micro_f1", "samples_f1"),
     *("macro_precision", "macro_recall", "mean_ap", "mean_auc", "ece"),
 )
-
-
 PER_CLASS = ("accuracy", "precision", "recall", "f1", "ap", "auc")
 
 
@@ -32,8 +28,8 @@ def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> d
 
     Args:
         probability: `[n, C]`, in [0, 1].
-        decision: `[n, C]` bool, the labels each photo is given.
-        truth: `[n, C]` bool, at least one label a photo.
+        decision: `[n, C]` bool, the labels that each photo is given.
+        truth: `[n, C]` bool, at least one label per photo.
 
     Returns:
         Shares in [0, 1], one for each name in `OVERALL`: `accuracy` (right copies / copies), `top2` (copies whose class
@@ -44,7 +40,7 @@ def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> d
         class has no photos (or, for `auc`, no others).
 
     Raises:
-        NumericsError: for NaN or infinity, of which a top class would be an accident.
+        NumericsError: for NaN or infinity, whose argmax is meaningless.
         ValueError: for shapes that do not match.
     """
     _check(probability, truth)
@@ -73,7 +69,7 @@ def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, 
 
 
 def measure_draws(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
-    """`measure` for `RESAMPLES` draws of the photos, the same ones for every pass over as many photos."""
+    """`measure` for the `RESAMPLES` bootstrap draws, which are the same for the same number of photos."""
     parts = [measure(probability, decision, truth, weights) for weights in resample(len(truth), seed)]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
@@ -81,7 +77,7 @@ def measure_draws(probability: np.ndarray, decision: np.ndarray, truth: np.ndarr
 def measure(
     probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, weights: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Every figure for each of R weightings of the photos: `[R]`, and `[R, C]` for the names that begin with `class_`.
+    """Every figure under each of R weightings of the photos: `[R]`, and `[R, C]` for names that begin with `class_`.
 
     Args:
         weights: `[R, n]`, how often each photo counts.
@@ -119,9 +115,9 @@ def measure(
 
 
 def calibration_error(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
-    """Expected calibration error `[R]`, class by class and averaged (Kull et al., arXiv 1910.12656, section 2).
+    """Expected calibration error `[R]`: class-wise, then averaged (Kull et al., arXiv 1910.12656, section 2).
 
-    Over `ECE_BINS` equal bins: how far the mean probability lies from the share of photos that have the label.
+    Over `ECE_BINS` equal bins, the distance of the mean probability from the share of photos that have the label.
     """
     weights = np.ones((1, len(truth))) if weights is None else weights
     bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)  # [n, C]
@@ -133,10 +129,10 @@ def calibration_error(probability: np.ndarray, truth: np.ndarray, weights: np.nd
 
 
 def confusion(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, targets: str) -> np.ndarray:
-    """What was taken for what, `[C, C]` counts; rows are the truth.
+    """The confusion matrix, `[C, C]` counts; rows are the truth.
 
-    "single": copies by true class and top class. "multi": on the diagonal the photos whose label was found; elsewhere
-    those where the row's label was missed while the column's, not a true one, was given.
+    "single": label copies by true class and top class. "multi": on the diagonal, photos whose label was found; off it,
+    photos where the row's label was missed and the column's label was wrongly given.
     """
     if targets == "single":
         rows, classes = np.nonzero(truth)
@@ -148,7 +144,7 @@ def confusion(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, 
 
 
 def by_combination(decision: np.ndarray, truth: np.ndarray) -> list[tuple[tuple[int, ...], int, int]]:
-    """(true label set, photos, photos decided exactly so), the commonest set first."""
+    """(true label set, number of photos, number decided exactly right), the most frequent set first."""
     sets = [tuple(np.flatnonzero(row).tolist()) for row in truth]
     exact = (decision == truth).all(axis=1)
     photos, right = Counter(sets), Counter(s for s, good in zip(sets, exact, strict=True) if good)
@@ -166,12 +162,12 @@ def _check(probability: np.ndarray, truth: np.ndarray) -> None:
 
 
 def _right_copies(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`[n, C]`: the true copies whose class is the photo's most probable one."""
+    """`[n, C]` bool: the label copies whose class is the most probable one of their photo."""
     return truth & np.eye(truth.shape[1], dtype=bool)[probability.argmax(axis=1)]
 
 
 def _ranking(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Average precision and area under the ROC curve of one class, each `[R]`; photos of one probability come together.
+    """(average precision, area under the ROC curve) of one class, each `[R]`; equal probabilities share one rank.
 
     NaN where no photo has the label (or, for the area, all have it).
     """
@@ -182,7 +178,7 @@ def _ranking(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray) ->
     )
     found, wrong = positive.cumsum(axis=1), negative.cumsum(axis=1)  # down to each probability
     ap = _share((positive * _share(found, found + wrong, 0)).sum(axis=1), found[:, -1])
-    # a pair (has it, has it not) is right when the first is more probable, half right when they tie
+    # a pair (with the label, without it) is right when the first is more probable, half right when they tie
     pairs = (negative * (found - positive / 2)).sum(axis=1)
     return ap, _share(pairs, found[:, -1] * wrong[:, -1])
 
@@ -193,7 +189,7 @@ def _share(part: np.ndarray, whole: np.ndarray, empty: float = np.nan) -> np.nda
 
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without NaN; NaN where all are."""
+    """Mean over the last axis, ignoring NaN; NaN where all values are."""
     known = ~np.isnan(values)
     return _share(np.where(known, values, 0).sum(axis=-1), known.sum(axis=-1))
 

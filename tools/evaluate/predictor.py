@@ -1,6 +1,5 @@
-"""From a config or a checkpoint to the parts that commands use. May import every shelf; only entry points import it."""
+"""Trained models from checkpoints, one or several averaged, and their pass over the images of a split."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import nn
 
 from data.build import batches_of, build_eval_loader, num_workers
 from data.labels import healthy_index, label_name
+from data.loading.samplers import Shard
 from data.loading.split import Split
 from data.loading.transforms import Preprocess
 from models.build import build_model
@@ -25,15 +25,18 @@ from tools.runtime.precision import choose_precision
 
 
 @dataclass(frozen=True)
-class Predictor:
-    """A trained model and what it must be used with, all from one checkpoint.
+class LoadedModel:
+    """A trained model with the classes, preprocessing and rule it must be used with, all from one checkpoint.
 
     Attributes:
+        sha256: digest of the checkpoint's file.
+        config: the config it was trained with.
+        model: in eval mode.
         classes: folder codes in the order of the logits.
-        rule: how its logits become probabilities and labels, fitted on its validation photos.
-        validation: logits and truth of those photos, `[n, num_classes]` each.
-        data_digest: of its training and its validation photos.
-        images_per_update: over all ranks and accumulated batches, which scales its learning rate.
+        rule: how its logits become probabilities and labels, fitted on its validation images.
+        validation: logits and truth of those images, `[n, num_classes]` each.
+        data_digest: of its training images and of its validation images.
+        images_per_update: over all ranks and accumulated batches; scales its learning rate.
     """
 
     path: Path
@@ -55,26 +58,27 @@ class Predictor:
         return [label_name(code) for code in self.classes]
 
     def class_index(self, name: str) -> int:
-        """Index of a class given by label or code. Raises UsageError for neither."""
+        """Index of the class with this label or code. Raises UsageError for an unknown one."""
         if name in self.classes:
             return self.classes.index(name)
         if name in self.labels:
             return self.labels.index(name)
         raise UsageError(
-            f"{name!r} is no class of {self.path}; its classes are "
+            f"{name!r} is not a class of {self.path}; its classes are "
             f"{', '.join(f'{c} {n}' if c != n else c for c, n in zip(self.classes, self.labels, strict=True))}"
         )
 
 
 @dataclass(frozen=True)
-class Ensemble:
-    """One checkpoint, or several whose logits are averaged, and the rule that fits the average.
+class Predictor:
+    """One model, or several whose logits are averaged, and the rule that fits the average.
 
     Attributes:
-        tta: name of the views of a photo that are averaged too (`tools.evaluate.inference.VIEWS`).
+        rule, validation: as in `LoadedModel`, for the averaged logits.
+        tta: name of the views of an image that are averaged too (`tools.evaluate.inference.VIEWS`).
     """
 
-    members: list[Predictor]
+    members: list[LoadedModel]
     rule: DecisionRule
     validation: tuple[np.ndarray, np.ndarray]
     tta: str
@@ -86,21 +90,23 @@ class Ensemble:
 
     @property
     def labels(self) -> list[str]:
-        """Their names."""
+        """Names of the classes."""
         return self.members[0].labels
 
 
-def load_predictor(path: Path, device: torch.device, weights: str = "ema", decide: str | None = None) -> Predictor:
-    """Rebuilds the model of a checkpoint, in eval mode on `device`.
+def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by: str | None = None) -> LoadedModel:
+    """The model of one checkpoint, in eval mode on `device`.
 
     Args:
-        weights: "ema" takes the averaged weights where the run kept them (what validation used), "raw" the others.
-        decide: another way to decide than the checkpoint's config names.
+        weights: "ema" takes the averaged weights, which validation used, where the run kept them; "raw" the others.
+        decide_by: replaces the value in the checkpoint's config.
 
     Raises:
-        CheckpointError: for whatever is wrong with the file.
+        CheckpointError: for any error in the file.
     """
-    content = store.read_own(path)
+    file = store.read_file(path)
+    store.check_own(file)
+    content = file.content
     try:
         config = stored_config(content, path)
         classes = tuple(content["classes"])
@@ -108,14 +114,14 @@ def load_predictor(path: Path, device: torch.device, weights: str = "ema", decid
         model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(classes), test_size=size)
         tensors = content.get("model_ema") if weights == "ema" else None
         load_strictly(model, tensors or content["model"], str(path))
-        return Predictor(
+        return LoadedModel(
             path=path,
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+            sha256=file.sha256,
             config=config,
             model=model.to(device).eval(),
             preprocess=Preprocess.from_dict(content["preprocess"]),
             classes=classes,
-            rule=_stored_rule(content, decide or config.TEST.DECIDE_BY, classes),
+            rule=_stored_rule(content, decide_by or config.TEST.DECIDE_BY, classes),
             validation=tuple(content["validation"][key].numpy() for key in ("logits", "truth")),
             data_digest=tuple(content["data_digest"]),
             images_per_update=content["images_per_update"],
@@ -125,28 +131,29 @@ def load_predictor(path: Path, device: torch.device, weights: str = "ema", decid
     except CheckpointError:
         raise
     except (UserError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise CheckpointError(f"{path} does not hang together: {error}") from None
+        raise CheckpointError(f"{path} is inconsistent: {error}") from None
 
 
-def load_ensemble(
+def load_predictor(
     paths: list[Path],
     device: torch.device,
     weights: str = "ema",
-    decide: str | None = None,
+    decide_by: str | None = None,
     tta: str | None = None,
-) -> Ensemble:
-    """The checkpoints at `paths` as one predictor.
+) -> Predictor:
+    """The predictor of one checkpoint, or of several.
 
-    Of several, the rule is fitted anew: on their mean validation logits when they were validated on the same photos,
-    on all of them one after the other when not (folds).
+    For several, the rule is fitted again: on their mean validation logits when they were validated on the same images,
+    otherwise (folds) on all their validation logits, concatenated.
 
     Args:
-        decide, tta: other ones than the (first) checkpoint's config names.
+        weights: as in `load_model`.
+        decide_by, tta: replace the values in the first checkpoint's config.
 
     Raises:
-        CheckpointError: for whatever is wrong with a file, or for checkpoints of different classes or targets.
+        CheckpointError: for any error in a file, and for checkpoints of different classes or targets.
     """
-    members = [load_predictor(path, device, weights, decide) for path in paths]
+    members = [load_model(path, device, weights, decide_by) for path in paths]
     first = members[0]
     for member in members[1:]:
         for what, ours, theirs in (
@@ -157,49 +164,50 @@ def load_ensemble(
                 raise CheckpointError(f"{first.path} has the {what} {ours}, {member.path} has {theirs}")
     rule, tta = first.rule, tta or first.config.TEST.TTA
     if len(members) == 1:
-        return Ensemble(members, rule, first.validation, tta)
+        return Predictor(members, rule, first.validation, tta)
     logits, truths = zip(*(member.validation for member in members), strict=True)
     if len({member.data_digest[1] for member in members}) == 1:
         validation = np.mean(logits, axis=0), truths[0]
     else:
         validation = np.concatenate(logits), np.concatenate(truths)
-    return Ensemble(members, fit(rule, *validation), validation, tta)
+    return Predictor(members, fit(rule, *validation), validation, tta)
 
 
 def predict_split(
-    ensemble: Ensemble, split: Split, data, amp, ranks: Ranks, device: torch.device, watch=iter
+    predictor: Predictor, split: Split, data, amp, ranks: Ranks, device: torch.device, watch=iter
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(logits, truth), `[n, num_classes]` each, of every photo of `split`, equal on every rank.
+    """(logits, truth), `[n, num_classes]` each, of every image of `split`, equal on every rank.
 
     Args:
-        data, amp: nodes that say how to load and in which precision to compute; the rest is the checkpoints'.
+        data, amp: config nodes that set how to load and the precision; all else comes from the checkpoints.
         watch: wraps the batches, for a progress bar.
     """
     precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
     workers = num_workers(data.NUM_WORKERS, ranks.world_size)
     total, truth = 0, None
-    for member in ensemble.members:
+    for member in predictor.members:
         loader = build_eval_loader(
             split,
             member.preprocess,
             batch_size=data.BATCH_SIZE,
             workers=workers,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            shard=Shard(ranks.rank, ranks.world_size),
         )
         batches = watch(batches_of(loader, device))
-        logits, truth = predict(member.model, batches, device, precision, len(ensemble.classes), VIEWS[ensemble.tta])
-        total = total + logits / len(ensemble.members)
+        logits, truth = predict(member.model, batches, device, precision, len(predictor.classes), VIEWS[predictor.tta])
+        total = total + logits / len(predictor.members)
     return total, truth
 
 
-def _stored_rule(content: dict, how: str, classes: tuple[str, ...]) -> DecisionRule:
+def _stored_rule(content: dict, decide_by: str, classes: tuple[str, ...]) -> DecisionRule:
     """The decision rule of a checkpoint, as its last validation fitted it."""
-    rule = DecisionRule.unfitted(content["targets"], how, content["combinations"], len(classes), healthy_index(classes))
+    healthy = healthy_index(classes)
+    rule = DecisionRule.unfitted(content["targets"], decide_by, content["combinations"], len(classes), healthy)
     thresholds, temperatures = (np.array(content[key], dtype=np.float64) for key in ("thresholds", "temperatures"))
     logits, truth = (content["validation"][key].numpy() for key in ("logits", "truth"))
     widths = len(thresholds), len(temperatures), logits.shape[1]
     if set(widths) != {len(classes)}:
         raise ValueError(f"thresholds, temperatures and validation logits are for {widths} classes, not {len(classes)}")
     rule = replace(rule, thresholds=thresholds, temperatures=temperatures)
-    return fit(rule, logits, truth) if how == "powerset" and len(logits) else rule  # which no checkpoint holds
+    # a checkpoint holds no powerset: it follows from the validation logits
+    return fit(rule, logits, truth) if decide_by == "powerset" and len(logits) else rule

@@ -1,4 +1,4 @@
-"""Everything that is said of one pass over a split: probabilities, decisions, figures with their intervals."""
+"""The evaluation of a rule on one split: its answers, the figures with their intervals, and their rows for tables."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,15 +7,14 @@ import numpy as np
 
 from tools.evaluate.calibration import abstention, cross_fitted
 from tools.evaluate.metrics import PER_CLASS, by_combination, calibration_error, confusion, intervals, score
-from tools.evaluate.rule import DecisionRule
+from tools.evaluate.rule import Answers, DecisionRule
 
+# Figures that need decisions only, no probabilities.
 DECISION_FIGURES = (
     *("exact", "macro_f1", "micro_f1", "samples_f1", "macro_precision", "macro_recall", "hamming"),
     *("precision", "recall", "f1"),
-)  # what can be said without probabilities
-
-
-# How the overall figures are called in print, in the order of importance.
+)
+# Printed names of the overall figures, the most important first.
 TITLES = {
     "exact": "exact match",
     "hit1": "hit@1",
@@ -34,30 +33,27 @@ TITLES = {
 
 
 @dataclass(frozen=True)
-class EvalResult:
-    """What a rule makes of n photos, and how good that is.
+class EvalResult(Answers):
+    """A rule's answers for n photos, and how good they are.
 
     Attributes:
-        raw, probability: `[n, C]`, before and after calibration.
-        decision, truth: `[n, C]` bool.
-        confidence: `[n]`, the probability that a decision is right.
-        scores, bounds: of `tools.evaluate.metrics.score` and `intervals`.
-        cross_fitted: whether each half was judged by what the other half says.
+        targets: "single" or "multi".
+        raw: `[n, C]`, the probabilities before calibration.
+        truth: `[n, C]` bool.
+        scores, bounds: what `tools.evaluate.metrics.score` and `intervals` return.
+        cross_fitted: whether each half was answered by a rule fitted on the other half.
     """
 
     targets: str
     raw: np.ndarray
-    probability: np.ndarray
-    decision: np.ndarray
     truth: np.ndarray
-    confidence: np.ndarray
     scores: dict
     bounds: dict
     cross_fitted: bool
 
     @property
     def right(self) -> np.ndarray:
-        """`[n]` bool: decided exactly so."""
+        """`[n]` bool: whether the decision equals the truth."""
         return (self.decision == self.truth).all(axis=1)
 
     def confusion(self) -> np.ndarray:
@@ -65,7 +61,7 @@ class EvalResult:
         return confusion(self.probability, self.decision, self.truth, self.targets)
 
     def calibration(self) -> dict:
-        """Calibration error before and after, overall and class by class."""
+        """Calibration error before and after calibration, overall and per class."""
         pair = {"before": self.raw, "after": self.probability}
         errors = {key: float(calibration_error(values, self.truth)[0]) for key, values in pair.items()}
         for key, values in pair.items():
@@ -75,7 +71,7 @@ class EvalResult:
         return errors
 
     def abstaining(self, risk: float, cut: float) -> dict:
-        """What comes of answering only photos of at least confidence `cut`, which was chosen for an error of `risk`."""
+        """Coverage and error of answering only at confidence `cut` or more, which was chosen for the error `risk`."""
         answered = self.confidence >= cut
         return {
             "risk": risk,
@@ -100,43 +96,38 @@ class EvalResult:
 
 
 def evaluate(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray, tuned_here: bool = False) -> EvalResult:
-    """Applies a fitted rule to `[n, C]` logits and scores it against `[n, C]` bool truth.
+    """The evaluation of a fitted rule on `[n, C]` logits against `[n, C]` bool truth.
 
     Args:
-        tuned_here: these are the photos the rule was fitted on, so it is fitted and applied crosswise.
+        tuned_here: the rule was fitted on these very photos, so that it must be cross-fitted here.
     """
-    if tuned_here:
-        probability, decision, confidence = cross_fitted(rule, logits, truth)
-    else:
-        probability = rule.probabilities(logits)
-        decision = rule.decide(probability)
-        confidence = rule.confidence(probability, decision)
+    answers = cross_fitted(rule, logits, truth) if tuned_here else rule.answer(logits)
+    scores, bounds = figures_of(answers.probability, answers.decision, truth)
     return EvalResult(
+        **vars(answers),
         targets=rule.targets,
         raw=rule.unfit().probabilities(logits),
-        probability=probability,
-        decision=decision,
         truth=truth,
-        confidence=confidence,
-        **figures_of(probability, decision, truth),
+        scores=scores,
+        bounds=bounds,
         cross_fitted=tuned_here,
     )
 
 
-def figures_of(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> dict[str, dict]:
-    """The `scores` and `bounds` of a `EvalResult`."""
-    return {"scores": score(probability, decision, truth), "bounds": intervals(probability, decision, truth)}
+def figures_of(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> tuple[dict, dict]:
+    """(scores, bounds) of an `EvalResult`."""
+    return score(probability, decision, truth), intervals(probability, decision, truth)
 
 
 def confidence_cut(rule: DecisionRule, validation: tuple[np.ndarray, np.ndarray], risk: float) -> float:
-    """The confidence from which on answers are given, so that at most `risk` of them were wrong in validation."""
+    """The lowest confidence to answer at, so that at most a share `risk` of the answers was wrong in validation."""
     logits, truth = validation
-    _, decision, confidence = cross_fitted(rule, logits, truth)
-    return abstention(confidence, (decision == truth).all(axis=1), risk)
+    answers = cross_fitted(rule, logits, truth)
+    return abstention(answers.confidence, (answers.decision == truth).all(axis=1), risk)
 
 
 def overall_rows(scores: dict, limits: dict, keys: Sequence[str] = tuple(TITLES)) -> list[tuple[str, str, str, str]]:
-    """(name, value, 95 % interval, remark) of overall figures, in per cent."""
+    """(name, value, 95 % interval, remark) per overall figure, in percent."""
     remarks = {
         "accuracy": f"at most {100 * scores['ceiling']:.2f}: a photo with two labels is two copies",
         "hamming": f"predicting nothing at all scores {100 * scores['hamming_of_nothing']:.2f}",
@@ -148,10 +139,16 @@ def overall_rows(scores: dict, limits: dict, keys: Sequence[str] = tuple(TITLES)
     ]
 
 
+def overall_lines(scores: dict, limits: dict, keys: Sequence[str] = tuple(TITLES)) -> list[str]:
+    """`overall_rows` as printed lines."""
+    rows = overall_rows(scores, limits, keys)
+    return [f"  {name:<24} {value:>6} {interval:<14} {remark}".rstrip() for name, value, interval, remark in rows]
+
+
 def class_rows(
     scores: dict, limits: dict, labels: Sequence[str], keys: Sequence[str] = PER_CLASS
 ) -> list[tuple[object, ...]]:
-    """(label, photos, then each of `keys` with its interval) for every class, in per cent."""
+    """(label, number of photos, then each of `keys` with its interval) per class, in percent."""
     return [
         (label, entry["n"], *(f"{percent(entry[key])} {bounds(limit[key])}".strip() for key in keys))
         for label, entry, limit in zip(labels, scores["per_class"], limits["per_class"], strict=True)
@@ -159,10 +156,10 @@ def class_rows(
 
 
 def percent(share: float | None) -> str:
-    """`87.33`, or a dash for what is not known."""
+    """`87.33`, or a dash for an unknown value."""
     return "-" if share is None else f"{100 * share:.2f}"
 
 
 def bounds(interval: Sequence[float] | None) -> str:
-    """`[84.7, 89.8]`, or nothing."""
+    """`[84.7, 89.8]`, or the empty string for an unknown interval."""
     return "" if interval is None else "[{:.1f}, {:.1f}]".format(*(100 * v for v in interval))

@@ -1,13 +1,31 @@
-"""From logits to calibrated probabilities and labels: one rule, fitted on validation photos and kept in the checkpoint.
+"""From logits to calibrated probabilities, labels and a confidence: one rule, fitted on validation photos.
 
-Nothing here may see the photos that are scored. Where the validation photos themselves are scored, `cross_fitted` fits
-the rule on one half and applies it to the other.
+The checkpoint keeps the rule. Nothing here may see the photos that are scored: where those are the validation photos
+themselves, `tools.evaluate.calibration.cross_fitted` fits the rule on one half and applies it to the other.
+
+Letters in shape comments: n photos, C classes, K label sets.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import softmax
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a rule makes of the logits of n photos.
+
+    Attributes:
+        probability: `[n, C]`, calibrated, in [0, 1].
+        decision: `[n, C]` bool, the labels that each photo is given.
+        confidence: `[n]`, the probability that all labels of a photo are as decided.
+    """
+
+    probability: np.ndarray
+    decision: np.ndarray
+    confidence: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -15,20 +33,20 @@ class DecisionRule:
     """How logits become probabilities and probabilities become labels.
 
     Attributes:
-        targets: "single" (softmax, one label a photo) or "multi" (sigmoid, at least one).
-        how: of "multi": "threshold" (every label that reaches its threshold, or the most probable one when none does,
-            because every leaf has a label), "argmax" (the most probable one), "combination" (the likeliest of
-            `combinations`, labels taken as independent), "powerset" (the likeliest by `powerset`, which has learned
-            how labels go together; the same as "combination" until it is fitted).
-        temperatures: `[C]`, logits are divided by them; all equal for "single" (Guo et al., arXiv 1706.04599).
+        targets: "single" (softmax, one label per photo) or "multi" (sigmoid, at least one).
+        decide_by: for "multi" only. "threshold": every label that reaches its threshold, or the most probable one when
+            none does, because every leaf has a label. "argmax": the most probable one. "combination": the likeliest of
+            `combinations`, labels taken as independent. "powerset": the likeliest by `powerset`, which has learned how
+            labels go together; the same as "combination" until it is fitted.
+        temperatures: `[C]`, by which logits are divided; all equal for "single" (Guo et al., arXiv 1706.04599).
         thresholds: `[C]`.
         combinations: `[K, C]` bool, the label sets seen in training.
-        powerset: what tells label sets apart by the logits of all labels together; None before it is fitted.
         healthy: index of the label that excludes all others, or None.
+        powerset: tells label sets apart by the probabilities of all labels together; None before it is fitted.
     """
 
     targets: str
-    how: str
+    decide_by: str
     temperatures: np.ndarray
     thresholds: np.ndarray
     combinations: np.ndarray
@@ -36,44 +54,57 @@ class DecisionRule:
     powerset: "Powerset | None" = None
 
     @classmethod
-    def unfitted(cls, targets: str, how: str, combinations: Sequence[Sequence[int]], num_classes: int, healthy=None):
-        """Temperatures of 1 and thresholds of 0.5. `combinations` holds class indices."""
+    def unfitted(
+        cls,
+        targets: str,
+        decide_by: str,
+        combinations: Sequence[Sequence[int]],
+        num_classes: int,
+        healthy: int | None = None,
+    ) -> "DecisionRule":
+        """A rule with temperatures of 1 and thresholds of 0.5; `combinations` holds class indices."""
         sets = np.zeros((len(combinations), num_classes), bool)
         for row, labels in enumerate(combinations):
             sets[row, list(labels)] = True
-        return cls(targets, how, np.ones(num_classes), np.full(num_classes, 0.5), sets, healthy)
+        return cls(targets, decide_by, np.ones(num_classes), np.full(num_classes, 0.5), sets, healthy)
 
     def unfit(self) -> "DecisionRule":
-        """The rule with nothing chosen yet."""
+        """The same rule before it was fitted."""
         ones, halves = np.ones_like(self.temperatures), np.full_like(self.thresholds, 0.5)
         return replace(self, temperatures=ones, thresholds=halves, powerset=None)
 
+    def answer(self, logits: np.ndarray) -> Answers:
+        """Probabilities, decisions and confidences for `[n, C]` logits: the one way from a model's output to labels."""
+        probability = self.probabilities(logits)
+        decision = self.decide(probability)
+        return Answers(probability, decision, self.confidence(probability, decision))
+
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
-        """`[n, C]` logits -> softmax ("single") or sigmoid ("multi") of the tempered logits."""
+        """`[n, C]`: softmax ("single") or sigmoid ("multi") of the logits, each divided by its temperature."""
         tempered = logits.astype(np.float64) / self.temperatures
-        return _sigmoid(tempered) if self.targets == "multi" else _softmax(tempered)
+        return _sigmoid(tempered) if self.targets == "multi" else softmax(tempered, axis=1)
 
     def decide(self, probability: np.ndarray) -> np.ndarray:
-        """`[n, C]` bool: the labels each photo is given, at least one, and never `healthy` beside a disease."""
+        """`[n, C]` bool: the labels each photo is given, at least one, and never `healthy` together with a disease."""
         top = np.eye(probability.shape[1], dtype=bool)[probability.argmax(axis=1)]
-        if self.targets == "single" or self.how == "argmax":
+        if self.targets == "single" or self.decide_by == "argmax":
             return top
-        if self.how == "powerset" and self.powerset is not None:
+        if self.decide_by == "powerset" and self.powerset is not None:
             return self.powerset.sets[self.powerset.probabilities(probability).argmax(axis=1)]
-        if self.how in ("combination", "powerset") and len(self.combinations):
+        if self.decide_by in ("combination", "powerset") and len(self.combinations):
             p = probability.clip(1e-9, 1 - 1e-9)
             likelihood = np.log(p) @ self.combinations.T + np.log1p(-p) @ ~self.combinations.T  # [n, K]
             return self.combinations[likelihood.argmax(axis=1)]
         passed = probability >= self.thresholds
         decision = np.where(passed.any(axis=1, keepdims=True), passed, top)
-        return decision if self.healthy is None else _one_kind(decision, top, self.healthy)
+        return decision if self.healthy is None else _separate_healthy(decision, top, self.healthy)
 
     def confidence(self, probability: np.ndarray, decision: np.ndarray) -> np.ndarray:
         """`[n]`: the probability that all labels are as decided; taken as independent unless a powerset is fitted."""
         if self.targets == "single":
             return probability.max(axis=1)
-        if self.how == "powerset" and self.powerset is not None:
-            decided = (self.powerset.sets[None] == decision[:, None]).all(axis=2)  # [n, K], at most one of each row
+        if self.decide_by == "powerset" and self.powerset is not None:
+            decided = (self.powerset.sets[None] == decision[:, None]).all(axis=2)  # [n, K], at most one True per row
             return (self.powerset.probabilities(probability) * decided).sum(axis=1)
         return np.where(decision, probability, 1 - probability).prod(axis=1)
 
@@ -96,28 +127,29 @@ class Powerset:
     bias: np.ndarray
 
     def probabilities(self, probability: np.ndarray) -> np.ndarray:
-        """`[n, C]` probabilities of labels -> `[n, K]` of sets."""
-        return _softmax(_logit(probability) @ self.weight.T + self.bias)
+        """`[n, C]` probabilities of labels -> `[n, K]` of label sets."""
+        return softmax(logit(probability) @ self.weight.T + self.bias, axis=1)
 
 
-def _one_kind(decision: np.ndarray, top: np.ndarray, healthy: int) -> np.ndarray:
-    """Where `healthy` stands beside diseases: healthy alone if it is the most probable, else only the diseases."""
-    both = decision[:, healthy] & (decision.sum(axis=1) > 1)
-    alone = both & top[:, healthy]
-    decision = np.where(alone[:, None], top, decision)
-    decision[both & ~alone, healthy] = False
-    return decision
-
-
-def _logit(probability: np.ndarray) -> np.ndarray:
+def logit(probability: np.ndarray) -> np.ndarray:
+    """log(p / (1 - p)), of probabilities kept 1e-6 away from 0 and 1."""
     p = probability.clip(1e-6, 1 - 1e-6)
     return np.log(p / (1 - p))
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
-    return 0.5 * (1 + np.tanh(0.5 * logits))  # without overflow
+    """1 / (1 + exp(-x)), without overflow.
+
+    scipy.special.expit, and logit for the function above, differ from these in the last bit, and so would every figure
+    of the checkpoints that exist.
+    """
+    return 0.5 * (1 + np.tanh(0.5 * logits))
 
 
-def _softmax(logits: np.ndarray) -> np.ndarray:
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return shifted / shifted.sum(axis=1, keepdims=True)
+def _separate_healthy(decision: np.ndarray, top: np.ndarray, healthy: int) -> np.ndarray:
+    """Where `healthy` was decided together with diseases: healthy alone if most probable, else only the diseases."""
+    both = decision[:, healthy] & (decision.sum(axis=1) > 1)
+    alone = both & top[:, healthy]
+    decision = np.where(alone[:, None], top, decision)
+    decision[both & ~alone, healthy] = False
+    return decision

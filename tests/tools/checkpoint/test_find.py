@@ -1,4 +1,4 @@
-"""Which checkpoint a command takes when none is named."""
+"""The checkpoint that a command takes when none is named."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from tools.base.errors import CheckpointError
 from tools.checkpoint.find import newest_run
 
 
-def test_the_newest_run_is_the_one_that_started_last_whatever_the_clock_of_the_files(tmp_path):
+def test_the_newest_run_is_the_one_that_started_last_whatever_the_file_times(tmp_path):
     for name, started in (("a", "2026-01-02T00:00:00"), ("b", "2026-03-01T00:00:00"), ("c", "2025-12-31T23:59:59")):
         folder = tmp_path / "model" / name
         folder.mkdir(parents=True)

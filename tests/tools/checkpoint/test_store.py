@@ -1,9 +1,12 @@
-"""Files that are damaged, hostile or somebody else's; and that a failed save loses nothing."""
+"""Damaged files, hostile files and files of other programs; and that a failed save loses nothing."""
 
+import hashlib
 import io
 import os
 import pickle
+import re
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from conftest import written
 from tools.base.errors import CheckpointError, NumericsError, ResourceError
 from tools.checkpoint import store
 from tools.checkpoint.schema import RESUME
+from tools.evaluate.predictor import load_model
 
 FLIPS = 300
 
@@ -22,6 +26,11 @@ def file(tmp_path):
     path = tmp_path / "last.pth"
     store.save(path, {"format": 2, "model": {"w": torch.arange(5000.0)}, "text": "x"})
     return path
+
+
+def bytes_read():
+    """What this process has read through system calls so far."""
+    return int(re.search(r"rchar: (\d+)", Path("/proc/self/io").read_text())[1])
 
 
 class Bomb:
@@ -38,8 +47,27 @@ def test_round_trip_and_no_temporary_files(file):
     assert [p.name for p in file.parent.iterdir()] == ["last.pth"]
 
 
+def test_a_file_is_read_once(trained):
+    """By Python and by C++ alike, with its digest, its seal and its checksums."""
+    path = trained / "best.pth"
+    load_model(path, torch.device("cpu"))  # imports read files too
+    before = bytes_read()
+    model = load_model(path, torch.device("cpu"))
+    size = path.stat().st_size
+    assert size <= bytes_read() - before < 1.2 * size
+    assert model.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_a_written_file_is_verified_in_one_pass(trained, tmp_path):
+    content = store.read(trained / "last.pth")
+    before = bytes_read()
+    store.save(tmp_path / "last.pth", content)
+    size = (tmp_path / "last.pth").stat().st_size
+    assert size <= bytes_read() - before < 1.2 * size
+
+
 def damages(good):
-    """(what, bytes) of a file with a bit flipped, a page zeroed, its end cut off; at places spread over all of it."""
+    """(description, bytes) of a file with a flipped bit, a zeroed page or a cut end, at random places."""
     random = np.random.default_rng(0)
     for place in random.integers(len(good), size=FLIPS):
         damaged = bytearray(good)
@@ -64,8 +92,8 @@ def test_every_flipped_bit_zeroed_page_and_cut_is_found(trained, tmp_path):
     assert store.read_own(path, RESUME)
 
 
-def test_what_others_wrote_must_at_least_match_its_checksums(file):
-    """A file without our seal: a flip may pass where zip has padding, but then nothing has changed."""
+def test_files_of_other_programs_must_match_their_checksums(file):
+    """Without a seal a flipped bit may pass where zip has padding, but then no value has changed."""
     torch.save(store.read(file), file)
     good = file.read_bytes()
     for what, damaged in damages(good):
@@ -80,9 +108,16 @@ def test_what_others_wrote_must_at_least_match_its_checksums(file):
 @pytest.mark.parametrize(
     "content", [b"", b"hello", b"<html></html>", b"PK\x05\x06" + bytes(18), os.urandom(999)], ids=range(5)
 )
-def test_files_that_are_no_checkpoints(tmp_path, content):
+def test_files_that_are_not_checkpoints(tmp_path, content):
     (tmp_path / "x.pth").write_bytes(content)
     with pytest.raises(CheckpointError, match=r"x\.pth"):
+        store.read(tmp_path / "x.pth")
+
+
+def test_a_file_larger_than_the_memory_is_refused_before_it_is_read(tmp_path):
+    with (tmp_path / "x.pth").open("wb") as file:
+        file.truncate(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + 1)
+    with pytest.raises(CheckpointError, match=r"x\.pth is not a checkpoint: it is larger than the memory"):
         store.read(tmp_path / "x.pth")
 
 
@@ -128,7 +163,7 @@ def test_a_failed_save_leaves_the_older_one_and_nothing_else(file, monkeypatch):
         store.save(file.parent / "gone" / "last.pth", {"model": {}})
 
 
-def test_what_is_missing_is_said(file, trained, tmp_path):
+def test_errors_name_what_is_missing(file, trained, tmp_path):
     with pytest.raises(CheckpointError, match=r"not a checkpoint of this program; .* --pretrained"):
         store.read_own(file)
     with pytest.raises(CheckpointError, match=r"no optimizer state.*--pretrained"):
@@ -165,7 +200,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("key", BAD)
-def test_every_part_is_of_its_kind(trained, tmp_path, key):
+def test_a_part_of_a_wrong_kind_is_refused(trained, tmp_path, key):
     content = store.read(trained / "last.pth")
     for value in BAD[key]:
         written(tmp_path / "last.pth", content | {key: value})
@@ -179,7 +214,7 @@ def test_every_part_is_of_its_kind(trained, tmp_path, key):
     [{"size": 0}, {"size": "96"}, {"crop": 1}, {"interpolation": "foo"}, {"mean": [1]}, {"std": [0, 1, 1]}, {"x": 1}],
     ids=str,
 )
-def test_every_part_of_the_preprocessing_is_of_its_kind(trained, tmp_path, change):
+def test_a_part_of_the_preprocessing_of_a_wrong_kind_is_refused(trained, tmp_path, change):
     content = store.read(trained / "best.pth")
     written(tmp_path / "x.pth", content | {"preprocess": content["preprocess"] | change})
     with pytest.raises(CheckpointError, match="preprocess must be"):
@@ -187,13 +222,13 @@ def test_every_part_of_the_preprocessing_is_of_its_kind(trained, tmp_path, chang
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-def test_our_own_files_have_their_seal(trained, tmp_path, zipped):
+def test_a_checkpoint_without_a_seal_is_refused(trained, tmp_path, zipped):
     torch.save(store.read(trained / "best.pth"), tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(CheckpointError, match="not as this program wrote it"):
+    with pytest.raises(CheckpointError, match="not bit for bit as this program wrote it"):
         store.read_own(tmp_path / "x.pth")
 
 
-def test_a_number_shown_a_billion_times_is_refused(tmp_path):
+def test_one_number_expanded_to_a_billion_is_refused(tmp_path):
     torch.save({"model": {"w": torch.ones(1).expand(10**9)}}, tmp_path / "x.pth")
     with pytest.raises(CheckpointError, match="more numbers than the file holds"):
         store.read(tmp_path / "x.pth")
@@ -207,7 +242,7 @@ def test_shared_lists_do_not_unfold():
 
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
-def test_no_file_ever_holds_what_is_not_finite(file, value):
+def test_values_that_are_not_finite_are_never_written(file, value):
     before = file.read_bytes()
     with pytest.raises(NumericsError, match=r"^model\.a is not finite"):
         store.save(file, {"model": {"a": torch.tensor([1, value])}, "step": 5})
@@ -215,7 +250,7 @@ def test_no_file_ever_holds_what_is_not_finite(file, value):
 
 
 def run_folder(trained, tmp_path, last, previous):
-    """A run folder with these steps in its two checkpoints; None for none."""
+    """A run folder whose two checkpoints have these steps; None leaves one out."""
     content = store.read(trained / "last.pth")
     for name, step in (("last.pth", last), ("previous.pth", previous)):
         if step is not None:
@@ -226,7 +261,7 @@ def run_folder(trained, tmp_path, last, previous):
 @pytest.mark.parametrize(
     ("last", "previous", "chosen"), [(3, 2, "last.pth"), (2, 3, "previous.pth"), (None, 2, "previous.pth")]
 )
-def test_the_furthest_checkpoint_is_taken_whatever_the_clock_of_the_files(trained, tmp_path, last, previous, chosen):
+def test_the_checkpoint_of_the_highest_step_is_taken_whatever_the_file_times(trained, tmp_path, last, previous, chosen):
     folder = run_folder(trained, tmp_path, last, previous)
     os.utime(folder / "previous.pth", (4e9, 4e9))
     written(folder / "stray.pth", store.read(trained / "last.pth") | {"step": 99})
@@ -234,7 +269,7 @@ def test_the_furthest_checkpoint_is_taken_whatever_the_clock_of_the_files(traine
     assert (path.name, content["step"], faults) == (chosen, max(last or 0, previous), {})
 
 
-def test_a_broken_checkpoint_is_passed_over_and_all_broken_is_an_error(trained, tmp_path):
+def test_a_damaged_checkpoint_is_skipped_and_an_error_if_there_is_no_other(trained, tmp_path):
     folder = run_folder(trained, tmp_path, 3, 2)
     (folder / "last.pth").write_bytes((folder / "last.pth").read_bytes()[:-9])
     path, content, faults = store.newest(folder)

@@ -1,4 +1,4 @@
-"""Views of a photo at test time: against numpy's own turns and flips, and their mean."""
+"""Test-time views against numpy's turns and flips, and the mean over them."""
 
 import numpy as np
 import pytest

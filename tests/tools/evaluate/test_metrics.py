@@ -1,4 +1,4 @@
-"""Figures against hand counts and scikit-learn; intervals against figures of photos that were really drawn again."""
+"""Figures against hand counts and scikit-learn; intervals against figures of photos that are really resampled."""
 
 import tracemalloc
 
@@ -36,7 +36,7 @@ def draw(n, seed=0):
 
 
 def test_by_hand():
-    """Tops: 0 right, 1 right (of its copies 0 and 1, only 1), 0 wrong, 0 wrong."""
+    """Top classes: 0 right, 1 right (of the copies 0 and 1, only 1), 0 wrong, 0 wrong."""
     got = score(PROBABILITY, DECISION, TRUTH)
     assert (got["photos"], got["copies"]) == (4, 5)
     assert got["accuracy"] == 2 / 5
@@ -94,7 +94,7 @@ def test_calibration_error_bin_by_bin():
     assert calibration_error(probability, truth)[0] == pytest.approx(total)
 
 
-def test_a_weighting_is_the_figure_of_photos_drawn_again():
+def test_a_weighting_gives_the_figure_of_the_resampled_photos():
     probability, decision, truth = draw(30)
     (weights,) = resample(30, seed=3, times=5)
     assert (weights.sum(axis=1) == 30).all()
@@ -106,7 +106,7 @@ def test_a_weighting_is_the_figure_of_photos_drawn_again():
             assert figures[key][row] == pytest.approx(again[key]), key
 
 
-def test_draws_in_blocks_are_the_draws_at_once(monkeypatch):
+def test_draws_in_blocks_equal_draws_in_one_piece(monkeypatch):
     (whole,) = resample(30, seed=3, times=50)
     bounds = intervals(*draw(30))
     monkeypatch.setattr("tools.base.bootstrap.BLOCK", 30 * 7)
@@ -118,7 +118,7 @@ def test_draws_in_blocks_are_the_draws_at_once(monkeypatch):
 
 
 def test_memory_of_intervals_does_not_grow_with_the_photos():
-    """A matrix of all draws of 12,000 photos is 92 MiB, and there were five such."""
+    """A matrix of all draws of 12,000 photos would take 92 MiB."""
     passes = draw(12_000)
     tracemalloc.start()
     try:

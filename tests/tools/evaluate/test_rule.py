@@ -1,4 +1,4 @@
-"""Decisions by hand, fitted values against known truth and a finer search, and that no photo judges itself."""
+"""Decisions by hand, fitted values against a known truth and a finer search, and cross-fitting."""
 
 from dataclasses import replace
 
@@ -13,8 +13,8 @@ SETS = [(0,), (1,), (2,), (0, 1)]
 LOGITS = np.array([[2.0, -1, -1], [-1, 3, 1], [1, -2, -3], [-1, -2, -3]])
 
 
-def rule(targets="multi", how="threshold", healthy=None, combinations=SETS):
-    return DecisionRule.unfitted(targets, how, combinations, 3, healthy)
+def rule(targets="multi", decide_by="threshold", healthy=None, combinations=SETS):
+    return DecisionRule.unfitted(targets, decide_by, combinations, 3, healthy)
 
 
 def decided(rule, logits=LOGITS):
@@ -41,21 +41,21 @@ def test_probabilities_by_the_textbook():
 
 
 def test_decisions_by_hand():
-    """Sigmoid 0.5 is logit 0: photo 1 gets classes 1 and 2, photo 3 none, so its most probable one."""
+    """Sigmoid 0.5 is logit 0: photo 1 gets classes 1 and 2; photo 3 has none above, so it gets the most probable."""
     assert decided(rule()) == [[1, 0, 0], [0, 1, 1], [1, 0, 0], [1, 0, 0]]
     assert decided(replace(rule(), thresholds=np.array([0.5, 0.5, 0.9])))[1] == [0, 1, 0]
-    assert decided(rule(how="argmax"))[1] == [0, 1, 0]
+    assert decided(rule(decide_by="argmax"))[1] == [0, 1, 0]
     assert decided(rule("single"))[1] == [0, 1, 0]
 
 
-def test_healthy_never_stands_beside_a_disease():
+def test_healthy_is_never_decided_with_a_disease():
     assert decided(rule(healthy=1), [[1, 3, -1], [3, 1, 2]]) == [[0, 1, 0], [1, 0, 1]]
     assert decided(rule(healthy=1), [[-1, 3, -1], [-3, -1, -2]]) == [[0, 1, 0], [0, 1, 0]]
 
 
 def test_a_combination_is_the_likeliest_that_training_saw():
-    """(1, 2) was never seen: against the products of probabilities, set by set."""
-    chosen = decided(rule(how="combination"))
+    """Against the product of probabilities of every set; (1, 2) was never seen in training."""
+    chosen = decided(rule(decide_by="combination"))
     p = 1 / (1 + np.exp(-LOGITS))
     for row, got in enumerate(chosen):
         products = [np.prod([p[row, c] if c in labels else 1 - p[row, c] for c in range(3)]) for labels in SETS]
@@ -64,7 +64,7 @@ def test_a_combination_is_the_likeliest_that_training_saw():
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
-def test_temperature_is_found_again_and_mends_calibration(temperature):
+def test_fitting_recovers_the_temperature_and_improves_calibration(temperature):
     logits, truth = simulate(6000, temperature)
     fitted = fit(rule(), logits, truth)
     assert fitted.temperatures[1:] == pytest.approx([temperature] * 2, rel=0.1)
@@ -73,7 +73,7 @@ def test_temperature_is_found_again_and_mends_calibration(temperature):
         assert after < before / 2
 
 
-def test_temperature_of_a_softmax_is_one_for_all():
+def test_a_softmax_has_one_temperature_for_all_classes():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 4, (5000, 3))
     p = np.exp(logits / 2) / np.exp(logits / 2).sum(axis=1, keepdims=True)
@@ -105,30 +105,31 @@ def test_nothing_to_learn_from_leaves_the_rule_alone():
             fitted = fit(rule(targets), logits, truth)
             assert np.isfinite(fitted.temperatures).all()
             assert fitted.thresholds[1:].tolist() == [0.5, 0.5]
-            assert cross_fitted(rule(targets), logits, truth)[0].shape == (n, 3)
+            assert cross_fitted(rule(targets), logits, truth).probability.shape == (n, 3)
 
 
-def test_cross_fitting_never_lets_a_photo_judge_itself():
-    """With other photos' truth fixed, a photo is judged by the half it does not lie in: fitted here by hand."""
+def test_cross_fitting_never_fits_a_rule_on_the_photo_it_answers():
+    """Finds by changing the logits of one photo which others depend on it."""
     logits, truth = simulate(61, shift=-1)
-    probability, decision, _ = cross_fitted(rule(), logits, truth)
-    judged_by = {}
+    answers = cross_fitted(rule(), logits, truth)
+    probability, decision = answers.probability, answers.decision
+    depends_on = {}
     for row in range(61):
-        # which other photos matter to this one? those whose truth, changed, changes what is said of it
+        # this photo depends on another when changed logits of that one change its probabilities
         for other in (0, 30, 60):
             if other != row:
                 moved = logits.copy()
                 moved[other] += 5
-                judged_by.setdefault(row, set())
-                if not np.allclose(cross_fitted(rule(), moved, truth)[0][row], probability[row]):
-                    judged_by[row].add(other)
-    groups = {frozenset(others) for row, others in judged_by.items() if row not in (0, 30, 60)}
-    assert len(groups) == 2  # two halves,
-    assert not frozenset.intersection(*groups)  # which share no judge
+                depends_on.setdefault(row, set())
+                if not np.allclose(cross_fitted(rule(), moved, truth).probability[row], probability[row]):
+                    depends_on[row].add(other)
+    groups = {frozenset(others) for row, others in depends_on.items() if row not in (0, 30, 60)}
+    assert len(groups) == 2  # two halves
+    assert not frozenset.intersection(*groups)  # that depend on different photos
     for row in (0, 30, 60):
         moved = logits.copy()
         moved[row] += 5
-        fitted = cross_fitted(rule(), moved, truth)[0]
+        fitted = cross_fitted(rule(), moved, truth).probability
         ratio = np.log(fitted[row] / (1 - fitted[row])) / (logits[row] + 5)
         assert ratio == pytest.approx(
             np.log(probability[row] / (1 - probability[row])) / logits[row]
@@ -147,33 +148,33 @@ def test_abstaining_by_hand():
     )
 
 
-def test_a_powerset_learns_what_goes_together():
-    """Truth: 0 alone whenever 0 is likely, whatever 1 says. The product of the two would often say both."""
+def test_a_powerset_learns_which_labels_go_together():
+    """In truth 0 is alone whenever its logit is positive; the product of probabilities would often decide 0 and 1."""
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 3, (2000, 3))
     truth = np.zeros((2000, 3), bool)
     truth[np.arange(2000), np.where(logits[:, 0] > 0, 0, np.where(logits[:, 1] > logits[:, 2], 1, 2))] = True
     fresh = rng.normal(0, 3, (2000, 3))
     wanted = np.where(fresh[:, 0] > 0, 0, np.where(fresh[:, 1] > fresh[:, 2], 1, 2))
-    fitted = fit(rule(how="powerset"), logits, truth)
+    fitted = fit(rule(decide_by="powerset"), logits, truth)
     probability = fitted.probabilities(fresh)
     right = fitted.decide(probability)[np.arange(2000), wanted]
-    product = fit(rule(how="combination"), logits, truth)
+    product = fit(rule(decide_by="combination"), logits, truth)
     assert right.mean() > 0.9
     assert (product.decide(product.probabilities(fresh)).sum(axis=1) == 1).mean() < 0.9
     confidence = fitted.confidence(probability, fitted.decide(probability))
-    assert confidence[right].mean() > 0.2 + confidence[~right].mean(), "it knows where it may be wrong"
+    assert confidence[right].mean() > 0.2 + confidence[~right].mean(), "wrong decisions must have a lower confidence"
     assert fitted.unfit().powerset is None
-    assert decided(fitted.unfit()) == decided(rule(how="combination"))
+    assert decided(fitted.unfit()) == decided(rule(decide_by="combination"))
 
 
 @pytest.mark.parametrize("sets", [1, 2, 3])
-def test_a_powerset_is_scikit_learns_regression_whatever_the_number_of_sets(sets):
+def test_a_powerset_is_scikit_learns_regression_for_any_number_of_sets(sets):
     from sklearn.linear_model import LogisticRegression
 
     logits, _ = simulate(300)
     numbers = logits[:, :sets].argmax(axis=1)
-    fitted = fit(rule(how="powerset"), logits, np.eye(3, dtype=bool)[numbers])
+    fitted = fit(rule(decide_by="powerset"), logits, np.eye(3, dtype=bool)[numbers])
     if sets == 1:
         assert fitted.powerset is None
         return

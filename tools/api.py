@@ -1,0 +1,146 @@
+"""Names the diseases on images from Python: a trained model in three lines.
+
+    from tools.api import load
+
+    model = load("output/sample/default")  # a run folder, a checkpoint, or several to average
+    print(model.predict("leaf.jpg"))  # scab 93%, rust 61%
+
+The predictions are those of `python -m tools predict`. Every error is a `tools.base.errors.UserError`.
+"""
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from configs.load import load as load_config
+from data.images import read_bytes
+from data.loading.split import Photo, Split
+from tools.base.errors import DataError, UsageError
+from tools.checkpoint.find import checkpoint_at
+from tools.evaluate.predictions import Prediction, predictions_of
+from tools.evaluate.predictor import Predictor, load_predictor, predict_split
+from tools.runtime.distributed import Ranks, choose_device
+
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
+
+@dataclass(frozen=True)
+class ImageClassifier:
+    """A trained model that is ready to predict; `load` makes one.
+
+    Attributes:
+        predictor: its networks and the rule from their logits to labels.
+        config: sets the batch size and the precision.
+    """
+
+    predictor: Predictor
+    device: torch.device
+    config: object = field(repr=False)
+
+    @property
+    def labels(self) -> list[str]:
+        """The labels it knows, in the order of its classes."""
+        return self.predictor.labels
+
+    def predict(self, images) -> Prediction | list[Prediction]:
+        """The prediction for one image, or a list of predictions for a list of images.
+
+        Args:
+            images: a path, a PIL image, or a numpy array, uint8 `[H, W, 3]` (RGB) or `[H, W]` (grey), of any size; or a
+                list or tuple of these, which are predicted in batches.
+
+        Raises:
+            DataError: naming the image that cannot be read.
+            UsageError: for something that is not an image.
+        """
+        if not isinstance(images, list | tuple):
+            return self.predict([images])[0]
+        if not images:
+            return []
+        photos = [Photo(str(number), str(number), ()) for number in range(len(images))]
+        split = Split("images", _ImageSource(images), self.predictor.classes, photos)
+        config = self.config
+        logits, _ = predict_split(self.predictor, split, config.DATA, config.AMP, Ranks(), self.device)
+        return predictions_of(self.predictor.rule.answer(logits), self.labels)
+
+
+def load(
+    checkpoints: str | PathLike | Sequence[str | PathLike],
+    device: str | torch.device | None = None,
+    decide_by: str | None = None,
+    tta: str | None = None,
+) -> ImageClassifier:
+    """The model of a checkpoint, or of several whose logits are averaged.
+
+    Args:
+        checkpoints: a checkpoint, a run folder, which stands for its best.pth, or several of these.
+        device: such as "cpu" or "cuda:0"; by default the GPU if there is one.
+        decide_by: "threshold", "argmax", "combination" or "powerset", instead of the first checkpoint's.
+        tta: views to average, "none", "flips", "turns" or "all", instead of the first checkpoint's.
+
+    Raises:
+        CheckpointError: for a checkpoint that cannot be used.
+        UsageError: for an unknown device, `decide_by` or `tta`.
+    """
+    asked = [("TEST.DECIDE_BY", decide_by, "decide_by"), ("TEST.TTA", tta, "tta")]
+    overrides = [("DATA.NUM_WORKERS", 0, "tools.api"), *(option for option in asked if option[1] is not None)]
+    config = load_config(overrides=overrides).config
+    try:
+        device = choose_device(Ranks()) if device is None else torch.device(device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # an AssertionError of a torch without CUDA
+        raise UsageError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from None
+    named = [checkpoints] if isinstance(checkpoints, str | PathLike) else checkpoints
+    paths = [checkpoint_at(Path(name)) for name in named]
+    if not paths:
+        raise UsageError("no checkpoint was given; give a file or a run folder")
+    return ImageClassifier(load_predictor(paths, device, decide_by=decide_by, tta=tta), device, config)
+
+
+class _ImageSource:
+    """The files of a split, for images that are named by their number.
+
+    An image in memory becomes the bytes of an uncompressed PNG, so that it passes the same checks and the same decoder
+    as a file.
+    """
+
+    def __init__(self, images: Sequence):
+        self.images = images
+
+    def read(self, file: str) -> bytes:
+        """The bytes of an image file."""
+        image = self.images[int(file)]
+        if isinstance(image, str | PathLike):
+            return read_bytes(Path(image))
+        if isinstance(image, np.ndarray):
+            image = self._from_array(image, file)
+        if not isinstance(image, Image.Image):
+            raise UsageError(f"{self.locate(file)} is of type {type(image).__name__}; give a path, image or array")
+        try:
+            upright = ImageOps.exif_transpose(image)
+            png = upright if upright.mode in _PNG_MODES else upright.convert("RGB")
+            buffer = io.BytesIO()
+            png.save(buffer, "PNG", compress_level=0)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"{self.locate(file)} cannot be decoded: {error}") from None
+        return buffer.getvalue()
+
+    def locate(self, file: str) -> str:
+        """What errors call the image: its path, or its number in the list."""
+        image = self.images[int(file)]
+        return str(image) if isinstance(image, str | PathLike) else f"image number {int(file) + 1}"
+
+    def _from_array(self, array: np.ndarray, file: str) -> Image.Image:
+        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+            raise DataError(
+                f"{self.locate(file)} is an array {list(array.shape)} of {array.dtype}; give uint8 [H, W, 3] or [H, W]"
+            )
+        if not array.size:
+            raise DataError(f"{self.locate(file)} is an empty array {list(array.shape)}")
+        return Image.fromarray(array)
