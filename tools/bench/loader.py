@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import tempfile
+import zipfile
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,10 +59,11 @@ def copy_photos(root: Path, args) -> None:
     found = sorted(dataset.glob("train/*/*.jpg"))
     if len(found) < args.photos:
         raise UsageError(f"--data-path {args.data_path} holds {len(found)} training photos; lower --photos")
-    for path in found[:: len(found) // args.photos][: args.photos]:
-        (root / "train" / path.parent.name).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, root / "train" / path.parent.name / path.name)
-    shutil.make_archive(str(root / "train"), "zip", root / "train")
+    with zipfile.ZipFile(root / "train.zip", "w") as archive:
+        for path in found[:: len(found) // args.photos][: args.photos]:
+            (root / "train" / path.parent.name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, root / "train" / path.parent.name / path.name)
+            archive.write(path, f"{path.parent.name}/{path.name}")
 
 
 def make_peer_epoch(root: Path, workers: int, num_photos: int) -> Callable[[], object]:

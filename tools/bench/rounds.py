@@ -103,7 +103,6 @@ def _time_made() -> float:
 
 def matrix_multiply(threads: int) -> Callable[[], object]:
     """A function that multiplies fp32 matrices: what the machine can do at the moment."""
-
     torch.set_num_threads(threads)
     left, right = (torch.randn(SIDE, SIDE) for _ in range(2))
     return lambda: [left @ right for _ in range(NUM_PRODUCTS)]
@@ -113,9 +112,9 @@ def compare(
     taken: Seconds, bars: Mapping[str, float] | None = None, notes: Mapping | None = None, num_photos: int = 0
 ) -> list[Row]:
     """One row per name, against the first; with `num_photos` per call, the notes say how many that is per second."""
-    peer, bars, rows = next(iter(taken)), bars or {}, []
+    peer, bars, notes, rows = next(iter(taken)), bars or {}, notes or {}, []
     for name, seconds in taken.items():
-        remarks = [(notes or {}).get(name, "")]
+        remarks = [notes.get(name, "")]
         if name == MACHINE:
             rate = NUM_PRODUCTS * 2 * SIDE**3 / statistics.median(seconds)
             remarks.append(f"{rate / 1e9:.0f} G floating-point operations per second")
@@ -142,7 +141,6 @@ def format_markdown(rows: Sequence[Row]) -> str:
 
 def to_record(benchmark: str, argv: Sequence[str], rows: Sequence[Row]) -> dict:
     """What the JSON file holds: the rows, and where, when and how they were measured."""
-
     return {
         "benchmark": benchmark,
         "command": f"python -m tools bench {' '.join(argv)}",

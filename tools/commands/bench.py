@@ -28,15 +28,15 @@ CFG = {"--cfg": ("configs/sample.yaml", "model, with fresh weights")}
 DATA = {"--data-path": (None, "prepared data set, instead of drawn photos")}
 SIZE = {"--size": (("swin_t", "toy"), "size of the model")}
 MODULE_FLAGS = {
-    "model": SIZE
-    | {
+    "model": {
+        **SIZE,
         "--batch": ([8, 16], "batch sizes"),
         "--dtype": (("fp32", "bf16", "fp16"), "autocast of the step"),
         "--compile": (False, "torch.compile all models"),
         "--only": (["train", "eval", "loop"], "some rows only"),
     },
-    "loader": DATA
-    | {
+    "loader": {
+        **DATA,
         "--photos": (256, "training photos per round"),
         "--workers": ([0, 2], "loader processes; 0 gives the figure per core"),
     },
@@ -44,20 +44,20 @@ MODULE_FLAGS = {
         "--data-path": (None, "folder of JPEG originals, instead of drawn ones"),
         "--photos": (6, "photos per round"),
     },
-    "scoring": DATA
-    | CFG
-    | SIZE
-    | {
+    "scoring": {
+        **DATA,
+        **CFG,
+        **SIZE,
         "--split": (("test", "train", "val"), "split of the data set"),
         "--photos": (600, "photos per pass"),
         "--resume": (None, "checkpoint to use instead of --cfg"),
         "--batch-size": (32, "images per batch"),
         "--workers": (2, "loader processes or threads"),
     },
-    "memory": SIZE | {"--budget": (8.0, "memory of the card to fill, GiB")},
+    "memory": {**SIZE, "--budget": (8.0, "memory of the card to fill, GiB")},
     "start": {},
-    "growth": CFG
-    | {
+    "growth": {
+        **CFG,
         "--rounds": (1, "rounds, which take minutes each"),
         "--sizes": ([1000, 4000, 16000], "numbers of training photos"),
     },
