@@ -8,7 +8,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from data.loading.mixup import Mixer
 from tools.bench import peers
-from tools.bench.rounds import MACHINE, Row, alternate, compare, interleave, matrix_multiply
+from tools.bench.rounds import Row, alternate, compare, interleave
 from tools.runtime.memory import keep_freed_memory
 from tools.runtime.precision import NativePrecision
 from tools.train.draws import batch_draws
@@ -40,7 +40,6 @@ def measure_mode(args, mode: str, batch_size: int) -> Iterator[Row]:
     for apart in (False, True):
         name = f"{mode}, batch {batch_size}, {'own processes' if apart else 'one process'}"
         makers = {f"{name}: {kind}": (make_step, args, kind, mode, batch_size, apart) for kind in peers.KINDS}
-        makers[MACHINE] = (matrix_multiply, args.threads)
         if apart:
             taken = alternate(makers, args.rounds, WARM_UP)
         else:

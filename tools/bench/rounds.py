@@ -1,8 +1,7 @@
 """The method of every benchmark: everything takes turns, so that other work on the machine slows all of it alike.
 
 A round times each once, in the opposite order of the round before. A ratio is taken within a round, the peer's time
-by ours, so that above 1 ours is faster. The machine's own fp32 matrix multiply may be timed in the same rounds: it
-tells a slow machine from a slow program.
+by ours, so that above 1 ours is faster.
 """
 
 import contextlib
@@ -19,8 +18,6 @@ from functools import partial
 
 import torch
 
-MACHINE = "matrix multiply of the machine"
-SIDE, NUM_PRODUCTS = 1024, 8  # of the square fp32 matrices; products per measurement
 Seconds = dict[str, list[float]]  # what was timed -> its seconds in every round
 
 
@@ -101,28 +98,18 @@ def _time_made() -> float:
     return time_call(_made)
 
 
-def matrix_multiply(threads: int) -> Callable[[], object]:
-    """A function that multiplies fp32 matrices: what the machine can do at the moment."""
-    torch.set_num_threads(threads)
-    left, right = (torch.randn(SIDE, SIDE) for _ in range(2))
-    return lambda: [left @ right for _ in range(NUM_PRODUCTS)]
-
-
 def compare(
     taken: Seconds, bars: Mapping[str, float] | None = None, notes: Mapping | None = None, num_photos: int = 0
 ) -> list[Row]:
     """One row per name, against the first; with `num_photos` per call, the notes say how many that is per second."""
-    peer, bars, notes, rows = next(iter(taken)), bars or {}, notes or {}, []
+    peer, rows = next(iter(taken)), []
     for name, seconds in taken.items():
-        remarks = [notes.get(name, "")]
-        if name == MACHINE:
-            rate = NUM_PRODUCTS * 2 * SIDE**3 / statistics.median(seconds)
-            remarks.append(f"{rate / 1e9:.0f} G floating-point operations per second")
-        elif num_photos:
-            remarks.insert(0, f"{num_photos / statistics.median(seconds):.1f} photos per second")
+        note = (notes or {}).get(name, "")
+        if num_photos:
+            rate = f"{num_photos / statistics.median(seconds):.1f} photos per second"
+            note = f"{rate}; {note}" if note else rate
         ratios = [theirs / ours for theirs, ours in zip(taken[peer], seconds, strict=True)]
-        note = "; ".join(filter(None, remarks))
-        rows.append(make_row(name, seconds, () if name in (peer, MACHINE) else ratios, note, bars.get(name)))
+        rows.append(make_row(name, seconds, () if name == peer else ratios, note, (bars or {}).get(name)))
     return rows
 
 

@@ -25,7 +25,7 @@ def run_benchmark(tmp_path, capsys):
 
 def test_model(run_benchmark):
     rows = run_benchmark("model", "--size", "toy", "--batch", "2")
-    assert len(rows) == 2 * 2 * 4 + 2, "train and eval, together and apart: three models and the machine; the loop"
+    assert len(rows) == 2 * 2 * 3 + 2, "train and eval, together and apart, of three models; the loop"
     assert [row["bar"] for row in rows if row["bar"]] == [1.08, 1.15, 1.02, 1.05, 0.98]
 
 
