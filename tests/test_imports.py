@@ -67,7 +67,7 @@ def test_imports_lead_down(path):
 
 def is_light(module: str) -> bool:
     """Whether a module is imported for --help, a typo or a bad YAML, and so must not wait for torch."""
-    light = ("tools.commands", "tools.bench", "configs", "tools.base.cli", "tools.base.errors", "tools.base.files")
+    light = ("tools.commands", "configs", "tools.base.cli", "tools.base.errors", "tools.base.files")
     return "." not in module or module.startswith(light)
 
 

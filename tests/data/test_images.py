@@ -8,8 +8,7 @@ from PIL import Image, ImageFile, ImageOps
 
 from data.images import decode, decode_pixels, encode, inspect, read_image, read_size, shrink
 from tools.base.errors import DataError
-from tools.bench.drawn import draw_photo
-from tools.bench.prepare import likeness, reduced, whole
+from tools.bench.prepare import draw_photo, likeness, shrink_reduced, shrink_whole
 
 
 def encoded(image, kind="PNG", **options) -> bytes:
@@ -176,7 +175,7 @@ def test_damaged_jpegs_have_pillows_verdict():
 def test_an_original_made_small_is_within_50_db_of_the_whole_decode():
     """Drawn, with grain to the last pixel; an eighth instead of a quarter would be 5 to 9 dB worse and fail."""
     raw = encode(draw_photo(4000, 2672, seed=1), "a.jpg", 85)
-    small, wanted = reduced(raw), whole(raw)
+    small, wanted = shrink_reduced(raw), shrink_whole(raw)
     assert small.size == wanted.size == (383, 256)
     assert likeness(small, wanted) >= 50
     with Image.open(io.BytesIO(raw)) as image:

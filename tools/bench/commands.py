@@ -1,11 +1,14 @@
-"""The program's own commands as a user starts them: a process each, with the seconds and the memory it took."""
+"""Runs the program's own commands as a user does, each in a process of its own.
 
-import os
+Imports nothing heavy: a peak of memory is measured from a process that has this module only.
+"""
+
+import multiprocessing
+import resource
 import subprocess
 import sys
-import tempfile
 import time
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tools.base.errors import ResourceError
@@ -13,46 +16,39 @@ from tools.base.errors import ResourceError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
-class Cost:
-    """What a command took: seconds on the clock, and the peak `memory` in bytes of the largest of its processes."""
+def run(*words: object) -> tuple[float, int]:
+    """Runs Python with `words`, e.g. `"main.py", "--help"`, in the repository's root and drops its output.
 
-    seconds: float
-    memory: int
-
-
-def run(*words: object) -> Cost:
-    """Runs Python with `words`, e.g. `"main.py", "--help"`, in the root of the repository, and drops what it prints.
-
-    Linux counts a process's peak from the one that started it on. For peaks this is to be called in a small one.
+    Returns:
+        Seconds, and the peak bytes of the largest process that the calling one has ever waited for.
 
     Raises:
         ResourceError: when it fails, with the last line of its stderr.
     """
-    with tempfile.TemporaryFile() as errors:
-        started = time.perf_counter()
-        process = subprocess.Popen(
-            [sys.executable, *map(str, words)], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=errors
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.perf_counter() - started
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            errors.seek(0)
-            said = errors.read().decode(errors="replace").strip().splitlines() or ["nothing"]
-            raise ResourceError(f"python {words[0]} ended with {process.returncode} and said: {said[-1]}")
-    return Cost(seconds, usage.ru_maxrss * 1024)
+    command, started = [sys.executable, *map(str, words)], time.perf_counter()
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, errors="replace")
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+        raise ResourceError(f"python {words[0]} ended with {done.returncode} and printed: {last}")
+    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def prepare_sample(folder: Path, train: int, val: int, test: int) -> Path:
-    """Draws leaves and prepares them under `folder`; the data set's folder."""
-    run("-m", "tools", "sample", "--dst", folder / "raw", "--counts", train, val, test)
+def run_from_small_process(*words: object) -> tuple[float, int]:
+    """Does the same from a new process, because Linux counts the memory of the parent into a child's peak."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(run, *words).result()
+
+
+def prepare_sample(folder: Path, *counts: int) -> Path:
+    """Draws that many photos for train, val and test, and prepares them under `folder`; returns the data folder."""
+    run("-m", "tools", "sample", "--dst", folder / "raw", "--counts", *counts)
     run("process_dataset.py", "--src", folder / "raw", "--dst", folder / "dataset", "--allow-leak")
     return folder / "dataset"
 
 
 def train_briefly(folder: Path, dataset: Path, cfg: str) -> Path:
-    """One epoch of a config's model from fresh weights, output under `folder`; its checkpoint."""
+    """Trains a config's model for one epoch from fresh weights under `folder`; returns its checkpoint."""
     words = ["MODEL.PRETRAINED", "none", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
     run("main.py", "--cfg", cfg, "--data-path", dataset, "--output", folder / "output", "--opts", *words)
     return next((folder / "output").glob("*/*/best.pth"))

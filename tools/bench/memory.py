@@ -1,96 +1,105 @@
-"""Activations kept for backward, counted in bytes; the process's own peak beside them; the largest batch that fits."""
+"""Benchmark: bytes that Swin-T keeps for its backward pass, the peak of a whole step, and the images that fit."""
 
-import multiprocessing
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.distributed._tools.mem_tracker import MemTracker
 
 from tools.bench import peers
-from tools.bench.rounds import Row
+from tools.bench.rounds import Row, make_row
 
 MODES = {"plain": {}, "selective": {"selective_checkpoint": True}, "checkpoint": {"use_checkpoint": True}}
-# What ours may take of timm's bytes, as the ratio of timm's by ours; at bf16, which is what GPUs train in.
-BARS = {"selective": 1 / 0.75, "checkpoint": 1.0}
-BYTES_A_PARAMETER = 16  # fp32 weight, gradient and AdamW's two moments
-MEBI, GIBI = 2**20, 2**30
-
-
-def add_flags(parser) -> None:
-    """This ruler's own flags."""
-    peers.add_size_flag(parser)
-    parser.add_argument("--budget", type=float, default=8.0, metavar="GIB", help="the card to fill (default 8)")
-    parser.add_argument(
-        "--peak-batch", type=int, default=4, metavar="N", help="images of the check by new processes (4); 0: no check"
-    )
+# The ratio we want of timm's bytes to ours; in bf16, because that is what GPUs train in.
+BARS = {("selective", "bf16"): 1 / 0.75, ("checkpoint", "bf16"): 1.0}
+BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and AdamW's two moments
+MULTIPLE = 8  # a batch size is rounded down to a multiple of it, which fills matrix units
 
 
 def measure(args) -> list[Row]:
     """For fp32 and bf16 autocast, each mode of ours beside timm's same mode (selective: timm's plain)."""
-    return [compare(args, mode, dtype) for dtype in ("fp32", "bf16") for mode in MODES]
+    return [compare_mode(args, mode, dtype) for dtype in ("fp32", "bf16") for mode in MODES]
 
 
-def compare(args, mode: str, dtype: str) -> Row:
-    """The ratio of what is kept, timm's by ours; what fits goes by the peak of a step, which recomputes as well."""
-    from tools.train.budget import largest_batch, peak_an_image
-
-    models = {kind: make_model(kind, mode, args.size) for kind in ("ours", "timm")}
-    kept, peak, fitting = {}, {}, {}
-    for kind, model in models.items():
-        kept[kind] = bytes_an_image(model, args.size, dtype)
-        peak[kind] = peak_an_image(
-            lambda images, model=model: loss_of(model, args.size, dtype, images).backward(), peers.device()
+def compare_mode(args, mode: str, dtype: str) -> Row:
+    """The ratio of what is kept, timm's by ours. The images that fit follow from the peak, which recomputes as well."""
+    kept, notes = {}, []
+    for kind in ("timm", "ours"):
+        model = make_model(kind, mode, args.size)
+        forward = partial(compute_loss, model, args.size, dtype)
+        kept[kind], peak = kept_per_image(model, forward), peak_per_image(forward)
+        fixed = BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
+        fitting = num_fitting(max(peak, kept[kind]), fixed, args.budget * 2**30)
+        notes.append(
+            f"{kind}: kept {kept[kind] / 2**20:.1f} MiB per image, peak of a step {peak / 2**20:.1f}, "
+            f"{fitting} images fit {args.budget:g} GiB"
         )
-        fixed = BYTES_A_PARAMETER * sum(p.numel() for p in model.parameters())
-        fitting[kind] = largest_batch(max(peak[kind], kept[kind]), fixed, args.budget * GIBI)
-    grown = f"our process grows by {process_an_image(args, mode, dtype) / MEBI:.1f}; " if args.peak_batch else ""
-    note = (
-        f"kept {kept['ours'] / MEBI:.1f} MiB an image, timm {kept['timm'] / MEBI:.1f}; peak of a step "
-        f"{peak['ours'] / MEBI:.1f}, timm {peak['timm'] / MEBI:.1f}; {grown}"
-        f"into {args.budget:g} GiB fit {fitting['ours']} images, timm {fitting['timm']}"
-    )
     ratio = kept["timm"] / kept["ours"]
-    return Row(f"{dtype}, {mode}", None, ratio, ratio, ratio, note, BARS.get(mode) if dtype == "bf16" else None)
+    return make_row(f"{dtype}, {mode}", (), [ratio], "; ".join(notes), BARS.get((mode, dtype)))
 
 
-def make_model(kind: str, mode: str, size: str):
-    """A model in one of `MODES`, nothing dropped; timm has no selective mode, so there it is timm's plain one."""
-    options = MODES[mode] if kind == "ours" else {}
-    model = peers.build(kind, size, 0.0, **options).to(peers.device()).train()
+def make_model(kind: str, mode: str, size: str) -> nn.Module:
+    """A model in one of `MODES` without drop path; timm has no selective mode, its plain one stands in."""
+    model = peers.build_swin(kind, size, 0.0, **(MODES[mode] if kind == "ours" else {})).train()
     if kind == "timm" and mode == "checkpoint":
         model.set_grad_checkpointing(True)
     return model
 
 
-def bytes_an_image(model, size: str, dtype: str) -> int:
-    """What one more image adds to the tensors that a forward pass keeps for its backward."""
-    from tools.train.budget import kept_bytes
+def compute_loss(model: nn.Module, size: str, dtype: str, num_images: int) -> Tensor:
+    """The loss of a random batch."""
+    images, targets = peers.random_batch(size, num_images)
+    with peers.autocast(dtype):
+        return nn.functional.binary_cross_entropy_with_logits(model(images), targets)
 
-    one, two = (kept_bytes(model, lambda images=images: loss_of(model, size, dtype, images)) for images in (1, 2))
+
+def kept_per_image(model: nn.Module, forward: Callable[[int], Tensor]) -> int:
+    """Bytes by which one more image raises `kept_bytes` of `forward(num_images)`."""
+    one, two = (kept_bytes(model, partial(forward, num_images)) for num_images in (1, 2))
     return two - one
 
 
-def loss_of(model, size: str, dtype: str, images: int):
-    """The loss of a random batch."""
-    import torch
+def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes that autograd keeps for the backward pass of `forward()`.
 
-    batch, targets = peers.random_batch(size, images)
-    with peers.autocast(dtype):
-        return torch.nn.functional.binary_cross_entropy_with_logits(model(batch), targets)
+    Every storage counts once, whole, however many views of it are kept; those of parameters and buffers do not count.
+    """
+    own = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+    kept = {}  # address of a storage -> the storage, held so that no other one gets its address
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(storage.nbytes() for address, storage in kept.items() if address not in own)
 
 
-def process_an_image(args, mode: str, dtype: str) -> float:
-    """By how much a training step's peak grows with every image, as the process sees it; each peak in a new one."""
-    low, high = args.peak_batch, 2 * args.peak_batch
-    with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        peaks = pool.starmap(process_bytes, [(mode, args.size, dtype, batch) for batch in (low, high)], chunksize=1)
-    return (peaks[1] - peaks[0]) / (high - low)
+def peak_per_image(forward: Callable[[int], Tensor]) -> float:
+    """Bytes by which one more image raises the peak of a forward and a backward pass of `forward(num_images)`."""
+    forward(1).backward()  # allocates the gradients, which later steps find
+    few, many = 4, 8  # with fewer, gradients of weights are the larger part
+    low, high = (peak_bytes(lambda count=count: forward(count).backward()) for count in (few, many))
+    return (high - low) / (many - few)
 
 
-def process_bytes(mode: str, size: str, dtype: str, batch: int) -> int:
-    """The most that this process, or on a GPU torch, has held after two training steps."""
-    import torch
+def peak_bytes(step: Callable[[], object]) -> int:
+    """The most bytes alive during `step()`: by a GPU's allocator, or on a CPU those of the tensors that torch traces.
 
-    step = peers.training_step(make_model("ours", mode, size), batch, size, dtype)
-    step(), step()
-    if peers.device().type == "cuda":
+    A trace leaves out what an operation allocates inside itself. Tensors that `step` finds and uses count too.
+    """
+    if peers.DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        step()
         return torch.cuda.max_memory_allocated()
-    status = Path("/proc/self/status").read_text()  # getrusage's figure is that of the parent where that is higher
-    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    with MemTracker() as tracker:
+        step()
+    return sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
+
+
+def num_fitting(image_bytes: float, fixed_bytes: float, budget_bytes: float) -> int:
+    """Images that fit beside weights, gradients and the optimizer's state; from 8 on a multiple of 8."""
+    fitting = max(0, int((budget_bytes - fixed_bytes) // image_bytes))
+    return fitting // MULTIPLE * MULTIPLE or fitting

@@ -1,124 +1,109 @@
-"""A training step and a forward pass of Swin-T: ours, timm's and torchvision's; and what the training loop adds."""
+"""Benchmark: training steps and forward passes of Swin-T, ours, timm's and torchvision's; the training loop's cost."""
 
+from collections import deque
 from collections.abc import Callable, Iterator
 
-from tools.bench import peers
-from tools.bench.rounds import PEAK, Row, alternate, compare, interleave, matrix_multiply
+import torch
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-# (mode, whether each has its own process, ours with the allocator setting) -> what our ratio to timm is to be
+from data.loading.mixup import Mixer
+from tools.bench import peers
+from tools.bench.rounds import Row, alternate, compare, interleave
+from tools.runtime.memory import keep_freed_memory
+from tools.runtime.precision import NativePrecision
+from tools.train.draws import batch_draws
+from tools.train.loop import Progress, train_one_epoch
+from tools.train.optim import build_optimizer
+from tools.train.step import StepContext
+
+# (mode, one process each, where ours has its allocator setting) -> the ratio we want to timm
 BARS = {("train", False): 1.08, ("eval", False): 1.02, ("train", True): 1.15, ("eval", True): 1.05}
-LOOP_BAR = 0.98  # bare step by loop
-LOOP_UPDATES = 3
+LOOP_BAR = 0.98  # time of the bare steps by that of the loop
+NUM_UPDATES = 3
 WARM_UP = 4  # rounds until a process has all the memory that its steps take
 
 
-def add_flags(parser) -> None:
-    """This ruler's own flags."""
-    peers.add_size_flag(parser)
-    parser.add_argument("--batch", nargs="+", type=int, default=[8, 16], metavar="N", help="images (default 8 16)")
-    parser.add_argument("--dtype", choices=peers.DTYPES, default="fp32", help="autocast of the step (default fp32)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile all models")
-    parser.add_argument(
-        "--only", nargs="+", choices=["train", "eval", "loop"], default=["train", "eval", "loop"], help="some rows only"
-    )
-
-
 def measure(args) -> list[Row]:
-    """All rows, for every batch size. The loop comes last, for it runs under the program's allocator setting."""
+    """All rows. The loop comes last, for it turns on the program's allocator setting."""
     rows: list[Row] = []
-    for batch in args.batch:
+    for batch_size in args.batch:
         for mode in ("train", "eval"):
             if mode in args.only:
-                rows += rows_of(args, mode, batch)
-    for batch in args.batch if "loop" in args.only else ():
-        rows += loop_rows(args, batch)
+                rows += measure_mode(args, mode, batch_size)
+    for batch_size in args.batch if "loop" in args.only else ():
+        rows += measure_loop(args, batch_size)
     return rows
 
 
-def rows_of(args, mode: str, batch: int) -> Iterator[Row]:
-    """One mode and batch: in one process, then in a process each."""
-    how = (mode, batch, args.size, args.dtype, args.compile, args.threads)
+def measure_mode(args, mode: str, batch_size: int) -> Iterator[Row]:
+    """The rows of one mode and batch size: in one process, then in one process each."""
     for apart in (False, True):
-        where = "own processes" if apart else "one process"
-        names = {kind: f"{mode}, batch {batch}, {where}: {kind}" for kind in peers.KINDS}
+        name = f"{mode}, batch {batch_size}, {'own processes' if apart else 'one process'}"
+        makers = {f"{name}: {kind}": (make_step, args, kind, mode, batch_size, apart) for kind in peers.KINDS}
         if apart:
-            ways = {name: (make_way, kind, *how, kind == "ours") for kind, name in names.items()}
-            taken = alternate({**ways, PEAK: (matrix_multiply, args.threads)}, args.rounds, WARM_UP)
+            taken = alternate(makers, args.rounds, WARM_UP)
         else:
-            ways = {name: make_way(kind, *how) for kind, name in names.items()}
-            taken = interleave({**ways, PEAK: matrix_multiply(args.threads)}, args.rounds, WARM_UP)
-        yield from compare(taken, names["timm"], {names["ours"]: BARS[mode, apart]})
+            steps = {each: maker(*arguments) for each, (maker, *arguments) in makers.items()}
+            taken = interleave(steps, args.rounds, WARM_UP)
+        yield from compare(taken, {f"{name}: ours": BARS[mode, apart]})
 
 
-def make_way(
-    kind: str, mode: str, batch: int, size: str, dtype: str, compiled: bool, threads: int, keep_memory: bool = False
-) -> Callable[[], None]:
-    """A model of one kind and its step; also what a process of its own starts with."""
-    import torch
-
-    from tools.runtime.memory import keep_freed_memory
-
-    if keep_memory:
+def make_step(args, kind: str, mode: str, batch_size: int, apart: bool) -> Callable[[], None]:
+    """What is timed: a training step or a forward pass; `apart` is whether the calling process is for it alone."""
+    if apart and kind == "ours":
         keep_freed_memory()
-    torch.set_num_threads(threads)
-    model = peers.build(kind, size).to(peers.device())
-    if compiled:
+    torch.set_num_threads(args.threads)
+    model = peers.build_swin(kind, args.size).train(mode == "train")
+    if args.compile:
         model.compile()
-    make = peers.training_step if mode == "train" else peers.evaluation
-    return make(model, batch, size, dtype)
+    optimizer = build_adamw(model)
+    images, targets = peers.random_batch(args.size, batch_size)
+    draw = getattr(model, "draw_drop_path", None)  # ours takes its stochastic depth, drawn beforehand
+
+    def train() -> None:
+        with peers.autocast(args.dtype):
+            logits = model(images, draw(batch_size)) if draw else model(images)
+            loss = binary_cross_entropy_with_logits(logits, targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    def evaluate() -> None:
+        with torch.no_grad(), peers.autocast(args.dtype):
+            model(images)
+
+    return train if mode == "train" else evaluate
 
 
-def loop_rows(args, batch: int) -> list[Row]:
+def measure_loop(args, batch_size: int) -> list[Row]:
     """What `train_one_epoch` takes beside the same model's bare forward, backward and step."""
-    import torch
-
-    from data.loading.mixup import Mixer
-    from tools.runtime.memory import keep_freed_memory
-    from tools.train.draws import batch_draws
-
     keep_freed_memory()
-    model = peers.build("ours", args.size).to(peers.device())
-    draw = batch_draws(
-        Mixer(mixup=0.0, cutmix=0.0),
-        model,
-        img_size=peers.SIZES[args.size]["img_size"],
-        batch_size=batch,
-        accumulation=1,
-        rank=0,
-        world_size=1,
-        seed=0,
-    )
-    images, targets = peers.random_batch(args.size, batch)
-    criterion = torch.nn.functional.binary_cross_entropy_with_logits
-    optimizer = peers.adamw(model)
-    masks = [draw(step, 0).keep for step in range(LOOP_UPDATES)]
-    model.train()
+    model = peers.build_swin("ours", args.size).train()
+    how = {"batch_size": batch_size, "accumulation_steps": 1, "rank": 0, "world_size": 1, "seed": 0}
+    draw = batch_draws(Mixer(mixup=0.0, cutmix=0.0), model, img_size=peers.SIZES[args.size]["img_size"], **how)
+    masks = [draw(step, 0).keep for step in range(NUM_UPDATES)]
+    images, targets = peers.random_batch(args.size, batch_size)
+    optimizer, precision = build_adamw(model), NativePrecision(peers.DEVICE.type, None)
+    loss_function = binary_cross_entropy_with_logits
+    how = {"draw": draw, "schedule": lambda _step: 1e-5, "batch_size": batch_size, "clip_grad": 5.0}
+    context = StepContext(model, loss_function, optimizer, precision, peers.DEVICE, **how)
 
-    def bare() -> None:
+    def step_bare() -> None:
         for keep in masks:
-            criterion(model(images, keep), targets).backward()
+            loss_function(model(images, keep), targets).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-    bare_name, loop_name = (f"train, batch {batch}, {LOOP_UPDATES} updates: {what}" for what in ("bare", "our loop"))
-    ways = {
-        bare_name: bare,
-        loop_name: lambda: run_loop(model, [(images, targets)] * LOOP_UPDATES, criterion, optimizer, draw),
-    }
-    taken = interleave(ways, args.rounds, WARM_UP)
-    return compare(taken, bare_name, {loop_name: LOOP_BAR}, {loop_name: "clipping and the finite check included"})
+    def run_loop() -> None:
+        batches = [(images, targets)] * NUM_UPDATES
+        deque(train_one_epoch(context, batches, Progress(micro_batch=batch_size), NUM_UPDATES, 1), maxlen=0)
+
+    bare, loop = (f"train, batch {batch_size}, {NUM_UPDATES} updates: {what}" for what in ("bare", "our loop"))
+    taken = interleave({bare: step_bare, loop: run_loop}, args.rounds, WARM_UP)
+    return compare(taken, {loop: LOOP_BAR}, {loop: "clipping and the finite check included"})
 
 
-def run_loop(model, batches: list, criterion: Callable, optimizer, draw: Callable) -> None:
-    """One epoch of `batches` by the program's own loop."""
-    from tools.runtime.precision import NativePrecision
-    from tools.train.loop import Progress, train_one_epoch
-    from tools.train.step import StepContext
-
-    device = peers.device()
-    precision = NativePrecision(device.type, None)
-    context = StepContext(model, criterion, optimizer, precision, device, draw, clip_grad=5.0)
-    progress = Progress(micro_batch=len(batches[0][0]))
-    schedule = lambda _step: 1e-5  # noqa: E731
-    for _ in train_one_epoch(context, batches, progress, num_batches=len(batches), accumulation=1, schedule=schedule):
-        pass
+def build_adamw(model: torch.nn.Module) -> torch.optim.Optimizer:
+    """The program's AdamW over all parameters."""
+    groups = [{"params": list(model.parameters()), "lr_scale": 1.0, "names": []}]
+    return build_optimizer(groups, "adamw", lr=1e-5, eps=1e-8, betas=(0.9, 0.999), momentum=0.9)

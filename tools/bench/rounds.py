@@ -1,130 +1,139 @@
-"""The method of every ruler: all ways in turn, round after round, so that other work on the machine meets them alike.
+"""The method of every benchmark: everything takes turns, so that other work on the machine slows all of it alike.
 
-A round times every way once, in the opposite order of the round before. A ratio is taken within a round, peer by
-ours, so that above 1 ours is faster; shown are its median and its lowest and highest round. The machine's own fp32
-matrix multiply is timed beside them, in the same rounds, or a slow hour would pass for a slow program.
+A round times each once, in the opposite order of the round before. A ratio is taken within a round, the peer's time
+by ours, so that above 1 ours is faster.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import multiprocessing
 import os
 import platform
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 
-PEAK = "matrix multiply of the machine"
-PEAK_SIDE = 1024  # of the square fp32 matrices: 2.1 G floating point operations a product
-Seconds = dict[str, list[float]]  # way -> seconds of every round
+import torch
+
+Seconds = dict[str, list[float]]  # what was timed -> its seconds in every round
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """A line of a ruler's table.
+    """One line of a benchmark's table.
 
     Attributes:
         seconds: median over the rounds; None for what is not timed.
-        ratio: the peer's time by this one, or whatever `note` says; None for the peer itself.
+        ratio: median of the peer's time by this one, or what `note` says; None for the peer itself.
         low, high: lowest and highest round of the ratio, or of the seconds where there is no ratio.
-        note: in words.
-        bar: the ratio that is wanted, at least.
+        bar: the ratio we want at least.
     """
 
     name: str
-    seconds: float | None = None
-    ratio: float | None = None
-    low: float | None = None
-    high: float | None = None
-    note: str = ""
-    bar: float | None = None
+    seconds: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    note: str
+    bar: float | None
 
 
-def interleave(ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1) -> Seconds:
-    """Calls every way once a round and returns its seconds; the first `warm_up` rounds do not count."""
-    taken: Seconds = {name: [] for name in ways}
-    for number in range(warm_up + rounds):
-        names = list(ways) if number % 2 == 0 else list(reversed(ways))
-        for name in names:
-            seconds = _timed(ways[name])
+def make_row(
+    name: str, seconds: Sequence[float] = (), ratios: Sequence[float] = (), note: str = "", bar: float | None = None
+) -> Row:
+    """The row of these rounds."""
+    middles = (statistics.median(values) if values else None for values in (seconds, ratios))
+    spread = ratios or seconds
+    return Row(name, *middles, min(spread, default=None), max(spread, default=None), note, bar)
+
+
+def time_call(function: Callable[[], object]) -> float:
+    """Seconds that one call takes; on a GPU until its work is done."""
+    started = time.perf_counter()
+    function()
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def interleave(functions: Mapping[str, Callable[[], object]], num_rounds: int, warm_up: int = 1) -> Seconds:
+    """Times every function once per round, in this process; the first `warm_up` rounds do not count."""
+    return _take_turns({name: partial(time_call, each) for name, each in functions.items()}, num_rounds, warm_up)
+
+
+def alternate(makers: Mapping[str, tuple], num_rounds: int, warm_up: int = 1) -> Seconds:
+    """Does the same with one process per function, so that each has its own allocator; the others wait meanwhile.
+
+    Args:
+        makers: name -> (maker, argument, ...), with which a process makes the function that it times.
+    """
+    with contextlib.ExitStack() as stack:
+        clocks = {}
+        for name, maker in makers.items():
+            context = multiprocessing.get_context("spawn")
+            pool = stack.enter_context(ProcessPoolExecutor(1, context, _make, maker))
+            clocks[name] = lambda pool=pool: pool.submit(_time_made).result()
+        return _take_turns(clocks, num_rounds, warm_up)
+
+
+def _take_turns(clocks: Mapping[str, Callable[[], float]], num_rounds: int, warm_up: int) -> Seconds:
+    taken: Seconds = {name: [] for name in clocks}
+    for number in range(warm_up + num_rounds):
+        for name in clocks if number % 2 == 0 else reversed(clocks):
+            seconds = clocks[name]()
             if number >= warm_up:
                 taken[name].append(seconds)
     return taken
 
 
-def alternate(ways: Mapping[str, tuple], rounds: int, warm_up: int = 1) -> Seconds:
-    """The same with a process for every way, so that what a process does to itself (its allocator) stays its own.
-
-    Args:
-        ways: name -> (maker, argument, ...): a function of a module, and what its process calls it with for the
-            callable that is timed. While one process works, the others wait.
-    """
-    context = multiprocessing.get_context("spawn")
-    processes = {name: _Process(context, maker, arguments) for name, (maker, *arguments) in ways.items()}
-    try:
-        asked = {name: process.ask for name, process in processes.items()}
-        taken: Seconds = {name: [] for name in ways}
-        for number in range(warm_up + rounds):
-            names = list(ways) if number % 2 == 0 else list(reversed(ways))
-            for name in names:
-                seconds = asked[name]()
-                if number >= warm_up:
-                    taken[name].append(seconds)
-        return taken
-    finally:
-        for process in processes.values():
-            process.end()
+def _make(maker: Callable, *arguments: object) -> None:
+    global _made
+    _made = maker(*arguments)
 
 
-def matrix_multiply(threads: int) -> Callable[[], object]:
-    """A way that multiplies two fp32 matrices: what the machine can do at that moment."""
-    import torch
-
-    torch.set_num_threads(threads)
-    left, right = (torch.randn(PEAK_SIDE, PEAK_SIDE) for _ in range(2))
-    return lambda: [left @ right for _ in range(8)]
+def _time_made() -> float:
+    return time_call(_made)
 
 
-def compare(taken: Seconds, peer: str, bars: Mapping[str, float] | None = None, notes: Mapping | None = None) -> list:
-    """A row for every way, in the order given, against `peer`; the machine's multiply gets its rate instead."""
-    rows = []
+def compare(
+    taken: Seconds, bars: Mapping[str, float] | None = None, notes: Mapping | None = None, num_photos: int = 0
+) -> list[Row]:
+    """One row per name, against the first; with `num_photos` per call, the notes say how many that is per second."""
+    peer, rows = next(iter(taken)), []
     for name, seconds in taken.items():
         note = (notes or {}).get(name, "")
-        if name == PEAK:
-            rate = 8 * 2 * PEAK_SIDE**3 / statistics.median(seconds) / 1e9
-            rows.append(alone(name, seconds, note or f"{rate:.0f} G floating point operations a second"))
-        elif name == peer:
-            rows.append(alone(name, seconds, note))
-        else:
-            ratios = [theirs / ours for theirs, ours in zip(taken[peer], seconds, strict=True)]
-            bar = (bars or {}).get(name)
-            middle = statistics.median(ratios)
-            rows.append(Row(name, statistics.median(seconds), middle, min(ratios), max(ratios), note, bar))
+        if num_photos:
+            rate = f"{num_photos / statistics.median(seconds):.1f} photos per second"
+            note = f"{rate}; {note}" if note else rate
+        ratios = [theirs / ours for theirs, ours in zip(taken[peer], seconds, strict=True)]
+        rows.append(make_row(name, seconds, () if name == peer else ratios, note, (bars or {}).get(name)))
     return rows
 
 
-def alone(name: str, seconds: Sequence[float], note: str = "") -> Row:
-    """A row of a way that is compared with nothing."""
-    return Row(name, statistics.median(seconds), None, min(seconds), max(seconds), note)
-
-
-def table(rows: Sequence[Row]) -> str:
+def format_markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     lines = ["| what | time | ratio | lowest to highest | bar | note |", "|---|---|---|---|---|---|"]
-    return "\n".join([*lines, *(f"| {' | '.join(_cells(row))} |" for row in rows)])
+    for row in rows:
+        value = _duration if row.ratio is None else "{:.3f}".format
+        time_ = "" if row.seconds is None else _duration(row.seconds)
+        ratio = "" if row.ratio is None else value(row.ratio)
+        spread = "" if row.low is None else f"{value(row.low)} to {value(row.high)}"
+        bar = "" if row.bar is None else f"{row.bar:.2f} {'met' if row.ratio >= row.bar else 'MISSED'}"
+        lines.append(f"| {' | '.join([row.name, time_, ratio, spread, bar, row.note])} |")
+    return "\n".join(lines)
 
 
-def record(ruler: str, argv: Sequence[str], rows: Sequence[Row]) -> dict:
+def to_record(benchmark: str, argv: Sequence[str], rows: Sequence[Row]) -> dict:
     """What the JSON file holds: the rows, and where, when and how they were measured."""
-    import torch
-
     return {
-        "ruler": ruler,
+        "benchmark": benchmark,
         "command": f"python -m tools bench {' '.join(argv)}",
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": {
-            "processor": _processor(),
+            "processor": _processor_name(),
             "cores": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],
             "threads": torch.get_num_threads(),
@@ -136,63 +145,12 @@ def record(ruler: str, argv: Sequence[str], rows: Sequence[Row]) -> dict:
     }
 
 
-class _Process:
-    """A process that makes a way and times it whenever it is asked."""
-
-    def __init__(self, context, maker: Callable, arguments: Sequence):
-        self.connection, other = context.Pipe()
-        self.process = context.Process(target=_serve, args=(other, maker, arguments), daemon=True)
-        self.process.start()
-        other.close()
-
-    def ask(self) -> float:
-        self.connection.send("time")
-        return self.connection.recv()
-
-    def end(self) -> None:
-        self.connection.close()
-        self.process.join()
-
-
-def _serve(connection, maker: Callable, arguments: Sequence) -> None:
-    way = maker(*arguments)
-    while True:
-        try:
-            connection.recv()
-        except EOFError:
-            return
-        connection.send(_timed(way))
-
-
-def _timed(way: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    way()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
-
-
-def _cells(row: Row) -> Iterator[str]:
-    yield row.name
-    yield "" if row.seconds is None else _duration(row.seconds)
-    yield "" if row.ratio is None else f"{row.ratio:.3f}"
-    if row.low is None or row.high is None:
-        yield ""
-    elif row.ratio is None:
-        yield f"{_duration(row.low)} to {_duration(row.high)}"
-    else:
-        yield f"{row.low:.3f} to {row.high:.3f}"
-    yield "" if row.bar is None else f"{row.bar:.2f} {'met' if (row.ratio or 0) >= row.bar else 'MISSED'}"
-    yield row.note
-
-
 def _duration(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
-def _processor() -> str:
-    """The processor's name where Linux tells it."""
+def _processor_name() -> str:
+    """The name that Linux gives; elsewhere Python's, which is less exact."""
     try:
         with open("/proc/cpuinfo") as lines:
             return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))

@@ -39,21 +39,6 @@ def draw_curves(rows: list[dict[str, str]]) -> bytes:
     return to_png(figure)
 
 
-def draw_growth(points: dict[str, list[tuple[int, float, float]]]) -> bytes:
-    """Seconds and peak memory of commands over their number of photos: name -> (photos, seconds, MiB) of each size."""
-    figure, (left, right) = _figure(9, 3.6, 2)
-    for (name, rows), colour in zip(points.items(), _CLASSES, strict=False):
-        photos, seconds, memory = zip(*rows, strict=True)
-        left.plot(photos, seconds, color=colour, marker=".", label=name)
-        right.plot(photos, memory, color=colour, marker=".", label=name)
-    left.set_title("seconds")
-    right.set_title("peak memory of the largest process, MiB")
-    for axes in (left, right):
-        axes.set(xlabel="photos", xlim=(0, None), ylim=(0, None))
-    left.legend(frameon=False, fontsize=8)
-    return to_png(figure)
-
-
 def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: str, columns: str) -> bytes:
     """A table of counts `[C, C]`, shaded by the share of its row."""
     side = 2.4 + 0.75 * len(labels)

@@ -1,4 +1,4 @@
-"""What a Swin-T keeps for its backward pass, in bytes, beside timm's; and that the counters count."""
+"""Bytes that a Swin-T keeps for its backward pass, beside timm's; and the counters, checked by hand."""
 
 import json
 
@@ -8,21 +8,19 @@ from torch import nn
 
 from tools.bench import memory
 from tools.commands.bench import main
-from tools.train.budget import kept_bytes, peak_an_image, peak_bytes
-
-CPU = torch.device("cpu")
 
 
-def swin_t(kind, mode, dtype="bf16"):
-    return memory.bytes_an_image(memory.make_model(kind, mode, "swin_t"), "swin_t", dtype)
+def swin_t_bytes(kind, mode):
+    model = memory.make_model(kind, mode, "swin_t")
+    return memory.kept_per_image(model, lambda num_images: memory.compute_loss(model, "swin_t", "bf16", num_images))
 
 
 def test_swin_t_in_training_keeps_what_is_promised():
     """bf16 autocast; the counts are in bytes and the same on every machine."""
-    timms, timms_checkpointed = swin_t("timm", "plain"), swin_t("timm", "checkpoint")
-    assert swin_t("ours", "selective") <= 0.75 * timms
-    assert swin_t("ours", "checkpoint") <= timms_checkpointed
-    assert swin_t("ours", "plain") <= 1.01 * timms
+    timms, timms_checkpointed = swin_t_bytes("timm", "plain"), swin_t_bytes("timm", "checkpoint")
+    assert swin_t_bytes("ours", "selective") <= 0.75 * timms
+    assert swin_t_bytes("ours", "checkpoint") <= timms_checkpointed
+    assert swin_t_bytes("ours", "plain") <= 1.01 * timms
     assert timms == pytest.approx(59.1 * 2**20, rel=0.1), "another timm keeps something else: look at the bars"
 
 
@@ -30,12 +28,13 @@ def test_kept_tensors_are_counted_once_and_weights_not_at_all():
     """By hand: Linear keeps its input, ReLU its result, which the second Linear's input is; 4 bytes each."""
     model = nn.Sequential(nn.Linear(5, 7), nn.ReLU(), nn.Linear(7, 3))
     images = torch.randn(2, 5)
-    assert kept_bytes(model, lambda: model(images)) == 4 * 2 * (5 + 7)
-    assert kept_bytes(model, lambda: model(images).square().sum()) == 4 * 2 * (5 + 7 + 3)
+    assert memory.kept_bytes(model, lambda: model(images)) == 4 * 2 * (5 + 7)
+    assert memory.kept_bytes(model, lambda: model(images).square().sum()) == 4 * 2 * (5 + 7 + 3)
 
 
-def test_the_peak_is_that_of_what_lives_at_a_time():
+def test_the_peak_counts_the_tensors_that_are_alive_together(monkeypatch):
     """By hand: two of three buffers live together; views and results in place are nothing new."""
+    monkeypatch.setattr(memory.peers, "DEVICE", torch.device("cpu"))
 
     def step():
         first = torch.zeros(1000)
@@ -44,20 +43,33 @@ def test_the_peak_is_that_of_what_lives_at_a_time():
         del first
         return second + 1
 
-    assert peak_bytes(step, CPU) == 4 * 2000
-    assert peak_bytes(lambda: None, CPU) == 0
+    assert memory.peak_bytes(step) == 4 * 2000
+    assert memory.peak_bytes(lambda: None) == 0
 
 
 @pytest.mark.parametrize("mode", ["plain", "selective"])
 def test_the_peak_of_a_step_grows_by_what_is_kept(mode):
-    """Two counters that know nothing of each other: tensors that autograd saves, storages that are alive."""
+    """Two independent counters: tensors that autograd saves, storages that are alive."""
     model = memory.make_model("ours", mode, "toy")
-    grown = peak_an_image(lambda images: memory.loss_of(model, "toy", "fp32", images).backward(), CPU)
-    assert 1 <= grown / memory.bytes_an_image(model, "toy", "fp32") < 1.2
+
+    def forward(num_images):
+        return memory.compute_loss(model, "toy", "fp32", num_images)
+
+    assert 1 <= memory.peak_per_image(forward) / memory.kept_per_image(model, forward) < 1.2
 
 
-def test_the_ruler(tmp_path):
-    assert main(["memory", "--size", "toy", "--peak-batch", "0", "--json", str(tmp_path / "rows.json")]) == 0
+@pytest.mark.parametrize(
+    ("image", "fixed", "budget", "images"),
+    [(10, 100, 1100, 96), (10, 100, 190, 8), (10, 100, 180, 8), (10, 100, 179, 7), (10, 100, 110, 1),
+     (10, 100, 109, 0), (10, 100, 90, 0), (0.5, 0, 9, 16)],
+)  # fmt: skip
+def test_as_many_images_as_fit_in_eights(image, fixed, budget, images):
+    assert memory.num_fitting(image, fixed, budget) == images
+    assert fixed + images * image <= budget or images == 0
+
+
+def test_the_benchmark(tmp_path):
+    assert main(["memory", "--size", "toy", "--json", str(tmp_path / "rows.json")]) == 0
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["name"] for row in rows] == [f"{d}, {m}" for d in ("fp32", "bf16") for m in memory.MODES]
     assert [row["bar"] for row in rows] == [None, None, None, None, 1 / 0.75, 1.0]
