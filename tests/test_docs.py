@@ -1,18 +1,33 @@
-"""The documents name what is there: links, files, dropped keys, the commands a newcomer types."""
+"""The documents name what exists: links, files, dropped and renamed keys, the commands that a newcomer types."""
 
 import re
 from pathlib import Path
 
-from configs.keys import FORMER_KEYS
+from configs.load import DROPPED, RENAMED
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
 
 
 def test_links_lead_somewhere():
-    for document in (*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")):
+    for document in DOCUMENTS:
         for target in re.findall(r"\]\((?!https?://)([^)#]+)\)", document.read_text()):
             assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_links_to_a_section_name_one_of_its_headings():
+    for document in DOCUMENTS:
+        for target, section in re.findall(r"\]\((?!https?://)([^)#]*)#([^)]+)\)", document.read_text()):
+            page = (document.parent / target).read_text() if target else document.read_text()
+            headings = re.findall(r"^#+ (.+)$", page, re.MULTILINE)
+            anchors = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert section in anchors, f"{document.name}: {target}#{section}"
+
+
+def test_every_page_is_reached_from_the_readme():
+    for page in (ROOT / "docs").glob("*.md"):
+        assert f"(docs/{page.name})" in README, page.name
 
 
 def test_the_map_of_the_house_is_complete():
@@ -29,11 +44,20 @@ def test_the_map_of_the_house_is_complete():
         assert (ROOT / named).exists(), named
 
 
-def test_the_readme_lists_every_dropped_key_and_every_config_it_names_exists():
-    for key in FORMER_KEYS:
-        assert f"`{key}`" in (ROOT / "docs" / "config.md").read_text()
-    for name in re.findall(r"configs/\w+\.yaml", README):
-        assert (ROOT / name).exists()
+def test_every_dropped_and_renamed_key_is_listed_for_users_of_the_course_project():
+    page = (ROOT / "docs" / "course-project.md").read_text()
+    for key in (*DROPPED, *RENAMED, *RENAMED.values()):
+        assert f"`{key}`" in page, key
+
+
+def test_every_config_that_the_documents_name_exists():
+    for document in DOCUMENTS:
+        for name in re.findall(r"configs/\w+\.yaml", document.read_text()):
+            assert (ROOT / name).exists(), f"{document.name}: {name}"
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 120
 
 
 def test_make_knows_the_two_commands_and_ci_calls_them():
