@@ -3,14 +3,13 @@
 images,label,x_center,y_center,width,height        relative to the upright photo, one row a box
 """
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
 from data.labels import CODE_OF
 from tools.base.errors import DataError, nearest
 from tools.base.files import read_regular
+from tools.base.tables import read_csv
 
 BOX_HEADER = ("images", "label", "x_center", "y_center", "width", "height")
 MAX_BYTES = 100_000_000
@@ -51,34 +50,28 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
     """The boxes of every photo, by its file name.
 
     Raises:
-        DataError: naming the row, for whatever is no such file, or a box that does not lie on the photo.
+        DataError: naming the row, for a file with other columns, or a box that does not lie on the photo.
     """
-    try:
-        text = read_regular(path, "box file", MAX_BYTES).decode("utf-8-sig")
-        header, *rows = list(csv.reader(io.StringIO(text, newline=""), strict=True)) or [[]]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path} cannot be read as a CSV: {error}") from None
-    if tuple(column.strip() for column in header) != BOX_HEADER or not rows:
-        raise DataError(f"{path}: wanted the columns {','.join(BOX_HEADER)} and at least one row under them")
+    header, rows = read_csv(read_regular(path, "box file", MAX_BYTES), path)
     boxes: dict[str, list[Box]] = {}
-    for number, row in enumerate(rows, 2):
-        if row:
-            boxes.setdefault(row[0].strip(), []).append(_parse(row, f"{path}, row {number}"))
+    if tuple(header) == BOX_HEADER:
+        for line, (image, *box) in rows:
+            boxes.setdefault(image.strip(), []).append(_parse(box, f"{path}, row {line}"))
+    if not boxes:
+        raise DataError(f"{path}: wanted the columns {','.join(BOX_HEADER)} and at least one row under them")
     return boxes
 
 
-def _parse(row: list[str], where: str) -> Box:
-    if len(row) != len(BOX_HEADER):
-        raise DataError(f"{where}: {len(row)} fields where the header has {len(BOX_HEADER)}")
-    label = row[1].strip()
+def _parse(fields: list[str], where: str) -> Box:
+    label, numbers = fields[0].strip(), fields[1:]
     if label not in CODE_OF:
         raise DataError(f"{where}, column label: unknown label {label!r}{nearest(label, CODE_OF)}")
     try:
-        x, y, width, height = (float(text) for text in row[2:])
+        x, y, width, height = map(float, numbers)
     except ValueError:
-        raise DataError(f"{where}: {','.join(row[2:])} are not four numbers") from None
+        raise DataError(f"{where}: {','.join(numbers)} are not four numbers") from None
     if not (0 <= x <= 1 and 0 <= y <= 1 and 0 < width <= 1 and 0 < height <= 1):
-        raise DataError(f"{where}: {','.join(row[2:])} is no box on a photo; centre and size are shares from 0 to 1")
+        raise DataError(f"{where}: {','.join(numbers)} is not a box on a photo; center and size are shares from 0 to 1")
     left, right = max(0.0, x - width / 2), min(1.0, x + width / 2)
     top, bottom = max(0.0, y - height / 2), min(1.0, y + height / 2)
     return Box(label, left, top, right, bottom)

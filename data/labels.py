@@ -1,17 +1,16 @@
 """The six labels, their one-hot codes, and the CSV files that give a photo its labels."""
 
-import csv
 import hashlib
-import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from tools.base.errors import DataError, nearest
 from tools.base.files import read_regular
+from tools.base.tables import format_csv, read_csv
 
 # Folder code -> label name. Sorted codes are the class order: scab 0, rust 1, ... complex 5, the reverse of the
 # columns of the one-hot CSV.
@@ -67,27 +66,18 @@ def read_labels(path: Path) -> LabelFile:
             that are not 0 or 1, names that leave the image folder, one photo with two different label sets.
     """
     raw = read_regular(path, "label file", MAX_BYTES)
-    _check_utf8(raw, path)
-    # decoded line by line: a StringIO would hold four bytes a character
-    reader = csv.reader(io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline=""), strict=True)
     rows: dict[str, LabelRow] = {}
     repeats = 0
-    try:
-        parse = _parser_for(next(reader, []), path)
-        for fields in reader:
-            if not fields:
-                continue
-            row = parse(fields, reader.line_num)
-            before = rows.setdefault(row.image, row)
-            if before is not row:
-                if set(before.labels) != set(row.labels):
-                    raise DataError(
-                        f"{path}: {row.image} has the labels {' '.join(before.labels)!r} in row "
-                        f"{before.line} and {' '.join(row.labels)!r} in row {row.line}"
-                    )
-                repeats += 1
-    except csv.Error as error:
-        raise DataError(f"{path}, row {reader.line_num}: {error}") from None
+    for row in _parse(raw, path):
+        before = rows.setdefault(row.image, row)
+        if before is row:
+            continue
+        if set(before.labels) != set(row.labels):
+            raise DataError(
+                f"{path}: {row.image} has the labels {' '.join(before.labels)!r} in row {before.line} "
+                f"and {' '.join(row.labels)!r} in row {row.line}"
+            )
+        repeats += 1
     if not rows:
         raise DataError(f"{path} has no rows")
     return LabelFile(list(rows.values()), repeats, hashlib.sha256(raw).hexdigest())
@@ -96,10 +86,8 @@ def read_labels(path: Path) -> LabelFile:
 def write_one_hot(path: Path, rows: list[LabelRow]) -> None:
     """Writes the course's one-hot CSV: its header, the rows in their order, 0/1, LF."""
     names = [column.removeprefix("label_") for column in ONE_HOT_HEADER[1:]]
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(ONE_HOT_HEADER)
-        writer.writerows([row.image, *(int(name in row.labels) for name in names)] for row in rows)
+    one_hot = ([row.image, *(int(name in row.labels) for name in names)] for row in rows)
+    path.write_bytes(format_csv([ONE_HOT_HEADER, *one_hot]))
 
 
 def made_name(name: str, kind: str) -> str:
@@ -119,73 +107,55 @@ def origin_name(name: str) -> str:
     return match["stem"] + match["suffix"] if match else name
 
 
-def _check_utf8(raw: bytes, path: Path) -> None:
-    try:
-        raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, row {line}: not UTF-8 at byte {error.start}") from None
+def _parse(raw: bytes, path: Path) -> Iterator[LabelRow]:
+    """The rows of a label CSV, each checked by itself."""
+    columns, rows = read_csv(raw, path)
+    if not columns:
+        raise DataError(f"label file {path} is empty")
+    if columns[0] not in ("images", "image"):
+        raise DataError(f"{path}: the first column is {columns[0]!r}, not 'images'")
+    names = columns[1:]
+    if names == ["labels"]:
+        labels_of = _named_labels
+    elif set(columns) == set(ONE_HOT_HEADER) or set(names) == set(CODE_OF):
+        labels_of = _one_hot_labels
+    else:
+        raise DataError(
+            f"{path}: the columns are {', '.join(columns)}; wanted images,labels or {','.join(ONE_HOT_HEADER)}"
+        )
+    for line, (image, *values) in rows:
+        where = f"{path}, row {line}"
+        image = _image_name(image.strip(), where)
+        labels = labels_of(names, values, where)
+        if not labels:
+            raise DataError(f"{where}: {image} has no label")
+        yield LabelRow(image, labels, line)
+
+
+def _named_labels(_columns: list[str], values: list[str], where: str) -> tuple[str, ...]:
+    """The labels that the column `labels` names."""
+    labels = _split_names(values[0])
+    for name in labels:
+        if name not in CODE_OF:
+            raise DataError(f"{where}, column labels: unknown label {name!r}{nearest(name, CODE_OF)}")
+    return labels
+
+
+def _one_hot_labels(columns: list[str], values: list[str], where: str) -> tuple[str, ...]:
+    """The labels of the columns that hold 1."""
+    given = []
+    for column, value in zip(columns, values, strict=True):
+        if value.strip() not in ("0", "1"):
+            raise DataError(f"{where}, column {column}: {value!r} is not 0 or 1")
+        if value.strip() == "1":
+            given.append(column.removeprefix("label_"))
+    return _split_names(" ".join(given))
 
 
 @cache
 def _split_names(text: str) -> tuple[str, ...]:
     """The names in a field, each once. Cached, so that rows with the same labels share one tuple."""
     return tuple(dict.fromkeys(text.split()))
-
-
-def _parser_for(header: list[str], path: Path):
-    """The function (fields, line) -> LabelRow that fits the header."""
-    if not header:
-        raise DataError(f"label file {path} is empty")
-    columns = [column.strip() for column in header]
-    if len(columns) == 1:
-        for separator in (";", "\t", "|"):
-            if separator in columns[0]:
-                raise DataError(f"{path}: found a {separator!r} separated header; separate with commas")
-    twice = {column for column in columns if columns.count(column) > 1}
-    if twice:
-        raise DataError(f"{path}: the header has {sorted(twice)[0]!r} twice")
-    if columns[0] not in ("images", "image"):
-        raise DataError(f"{path}: the first column is {columns[0]!r}, not 'images'")
-
-    def checked(fields: list[str], line: int) -> str:
-        if len(fields) != len(columns):
-            raise DataError(f"{path}, row {line}: {len(fields)} fields where the header has {len(columns)}")
-        if any("\0" in field for field in fields):
-            raise DataError(f"{path}, row {line}: holds a NUL character")
-        return _image_name(fields[0].strip(), f"{path}, row {line}")
-
-    if columns[1:] == ["labels"]:
-
-        def parse(fields: list[str], line: int) -> LabelRow:
-            image, labels = checked(fields, line), _split_names(fields[1])
-            for name in labels:
-                if name not in CODE_OF:
-                    raise DataError(
-                        f"{path}, row {line}, column labels: unknown label {name!r}{nearest(name, CODE_OF)}"
-                    )
-            if not labels:
-                raise DataError(f"{path}, row {line}: {image} has no label")
-            return LabelRow(image, labels, line)
-
-        return parse
-    if set(columns) != set(ONE_HOT_HEADER) and set(columns[1:]) != set(CODE_OF):
-        raise DataError(
-            f"{path}: the columns are {', '.join(columns)}; wanted images,labels or {','.join(ONE_HOT_HEADER)}"
-        )
-    names = [column.removeprefix("label_") for column in columns[1:]]
-
-    def parse_one_hot(fields: list[str], line: int) -> LabelRow:
-        image = checked(fields, line)
-        for column, value in zip(columns[1:], fields[1:], strict=True):
-            if value.strip() not in ("0", "1"):
-                raise DataError(f"{path}, row {line}, column {column}: {value!r} is not 0 or 1")
-        labels = _split_names(" ".join(n for n, value in zip(names, fields[1:], strict=True) if value.strip() == "1"))
-        if not labels:
-            raise DataError(f"{path}, row {line}: {image} has no label")
-        return LabelRow(image, labels, line)
-
-    return parse_one_hot
 
 
 def _image_name(name: str, where: str) -> str:

@@ -21,6 +21,7 @@ from data.prepare.balance import make_copy, plan_copies
 from data.prepare.raw import placed
 from data.prepare.stratify import stratify
 from tools.base.errors import DataError, UsageError, listing
+from tools.base.tables import format_table
 from tools.base.threads import Progress, in_parallel
 
 REPORT = "report.html"
@@ -127,7 +128,7 @@ def table(splits: dict) -> str:
         ("several frames, first used", *(c["facts"]["animated"] for c in counts)),
         ("wrong extension", *(c["facts"]["misnamed"] for c in counts)),
     ]
-    return "\n".join(f"{row[0]:<28}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in [("", *splits), *lines])
+    return "\n".join(format_table([("", *splits), *lines]))
 
 
 def _write_split(photos: list[AuditedPhoto], folder: Path, settings: dict) -> dict:

@@ -1,6 +1,5 @@
 """Writes the drawn leaves as a data set in the raw course layout."""
 
-import csv
 from pathlib import Path
 
 import cv2
@@ -8,10 +7,8 @@ import numpy as np
 
 from data.boxes import BOX_HEADER
 from data.labels import SPLITS
-from data.sample.leaves import (
-    SIZE,
-    draw_leaf,
-)
+from data.sample.leaves import SIZE, draw_leaf
+from tools.base.tables import format_csv
 
 COUNTS = {"train": 1200, "val": 160, "test": 240}
 
@@ -43,8 +40,8 @@ def write_sample(dst: Path, seed: int = 0, counts: dict[str, int] = COUNTS) -> N
             (folder / name).write_bytes(encoded)  # cv2.imwrite says nothing of a full disk
             rows.append((name, " ".join(labels)))
             boxes += [(name, *_relative(box)) for box in leaf.boxes]
-        _write_csv(dst / split / f"{split}_label.csv", ("images", "labels"), rows)
-    _write_csv(dst / "lesion_boxes.csv", BOX_HEADER, boxes)
+        (dst / split / f"{split}_label.csv").write_bytes(format_csv([("images", "labels"), *rows]))
+    (dst / "lesion_boxes.csv").write_bytes(format_csv([BOX_HEADER, *boxes]))
 
 
 def photo_names(seed: int, counts: dict[str, int]) -> set[str]:
@@ -71,8 +68,3 @@ def _label_sets(count: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
 def _relative(box) -> tuple[str, str, str, str, str]:
     label, x0, y0, x1, y1 = box
     return (label, *(f"{v / SIZE:.6f}" for v in ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)))
-
-
-def _write_csv(path: Path, header, rows) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([header, *rows])

@@ -106,11 +106,11 @@ BOX_FILES = [
     *(("M1", make, "boxes.csv") for make in NO_FILES.values()),
     ("M1", "", "wanted the columns"),
     ("M1", BOXES, "at least one row"),
-    ("M1", BOXES.replace(",", ";"), "wanted the columns"),
-    ("M1", BOXES + "a.jpg,rust,nan,0.5,0.1,0.1\n", "row 2: nan,0.5,0.1,0.1 is no box"),
+    ("M1", BOXES.replace(",", ";"), "separate with commas"),
+    ("M1", BOXES + "a.jpg,rust,nan,0.5,0.1,0.1\n", "row 2: nan,0.5,0.1,0.1 is not a box"),
     ("M1", BOXES + "a.jpg,rust,0.5,0.5,0.1,x\n", "are not four numbers"),
     ("M1", BOXES + "a.jpg,rst,0.5,0.5,0.1,0.1\n", "did you mean rust?"),
-    ("M1", b"\xff\xfe", "cannot be read as a CSV"),
+    ("M1", b"\xff\xfe", "not UTF-8"),
 ]
 
 

@@ -1,0 +1,50 @@
+"""CSV files: what is read, what is refused and by which row; and tables for a terminal."""
+
+from pathlib import Path
+
+import pytest
+
+from tools.base.errors import DataError
+from tools.base.tables import format_csv, format_table, read_csv
+
+
+def read(raw: bytes):
+    header, rows = read_csv(raw, Path("x.csv"))
+    return header, list(rows)
+
+
+def test_rows_come_with_their_line():
+    assert read(b'\xef\xbb\xbfa, b\r\n1,"x\ny"\r\n\r\n2, z\r\n') == (["a", "b"], [(3, ["1", "x\ny"]), (5, ["2", " z"])])
+    assert read(b"") == ([], [])
+    assert read(b"a,b\n") == (["a", "b"], [])
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [
+        (b"a,b\n1,2\n3,\xff\n", "row 3: not UTF-8 at byte 10"),
+        (b"a;b\n1;2\n", "found a ';' separated header; separate with commas"),
+        (b"a,b, a\n1,2,3\n", "the header has 'a' twice"),
+        (b"a,b\n1,2\n3\n", "row 3: 1 fields where the header has 2"),
+        (b"a,b\n1,2,3\n", "row 2: 3 fields where the header has 2"),
+        (b'a,b\n1,"2"3\n', "row 2: "),
+        (b"a,b\n1,\0\n", "row 2: holds a NUL character"),
+    ],
+)
+def test_a_wrong_file_is_refused_by_row(raw, words):
+    with pytest.raises(DataError, match=f"x.csv.*{words}"):
+        read(raw)
+
+
+def test_csv_round_trip():
+    rows = [["images", "labels"], ["a,b.jpg", 'said "no"'], ["é.jpg", "line\nbreak"]]
+    raw = format_csv(rows)
+    assert raw.startswith(b"images,labels\n")
+    header, read_rows = read(raw)
+    assert [header, *(fields for _, fields in read_rows)] == rows
+    assert format_csv([["\udcff.jpg"]]) == b"\xff.jpg\n"
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    assert format_table([("", "train", "val"), ("rows", 12, 3)]) == ["      train  val", "rows     12    3"]
+    assert format_table([("a", 1, "x"), ("bb", 10, "yy")], "<><") == ["a    1  x", "bb  10  yy"]

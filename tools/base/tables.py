@@ -1,0 +1,90 @@
+"""CSV files, read strictly and written in one way, and text tables for a terminal."""
+
+import csv
+import io
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tools.base.errors import DataError
+
+
+def read_csv(raw: bytes, path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The header of a CSV file, and its rows as (line in the file, fields), read one at a time.
+
+    The file is UTF-8, with or without a byte order mark, and separated by commas. Names in the header lose the spaces
+    around them; the header of an empty file has no names. Empty lines are left out.
+
+    Args:
+        raw: the bytes of the file at `path`, which only the errors name.
+
+    Raises:
+        DataError: naming the row, for any other encoding or separator, wrong quotes, a NUL character, a column name
+            that occurs twice, and a row with fewer or more fields than the header. Errors in a row are raised when
+            that row is reached.
+    """
+    try:
+        raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise DataError(f"{path}, row {line}: not UTF-8 at byte {error.start}") from None
+    # decoded line by line: a StringIO would hold four bytes per character
+    lines = csv.reader(io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline=""), strict=True)
+    rows = _read_rows(lines, path)
+    _, first = next(rows, (0, []))
+    header = [name.strip() for name in first]
+    for separator in (";", "\t", "|"):
+        if len(header) == 1 and separator in header[0]:
+            raise DataError(f"{path}: found a {separator!r} separated header; separate with commas")
+    if repeated := find_repeated(header):
+        raise DataError(f"{path}: the header has {repeated!r} twice")
+    return header, rows
+
+
+def find_repeated(names: Iterable[str]) -> str | None:
+    """The first of `names` that occurs more than once, or None."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
+
+
+def format_csv(rows: Iterable[Sequence[object]]) -> bytes:
+    """The CSV file of `rows`, of which the first is the header: UTF-8, commas, lines that end with LF.
+
+    Bytes that a file name holds and UTF-8 does not know are written as they are.
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue().encode(errors="surrogateescape")
+
+
+def format_table(rows: Sequence[Sequence[object]], align: str = "<>") -> list[str]:
+    """The lines of a table for a terminal: columns two spaces apart, each as wide as its widest cell.
+
+    Args:
+        rows: cells, of which the text is shown; every row has as many.
+        align: "<" (left) or ">" (right) per column; the last one holds for all further columns.
+    """
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    sides = align.ljust(len(widths), align[-1])
+    return [
+        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=False)).rstrip()
+        for row in cells
+    ]
+
+
+def _read_rows(lines, path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line in the file, fields) of every row that is not empty, all as long as the first."""
+    num_columns = 0
+    try:
+        for fields in lines:
+            if not fields:
+                continue
+            where = f"{path}, row {lines.line_num}"
+            num_columns = num_columns or len(fields)
+            if len(fields) != num_columns:
+                raise DataError(f"{where}: {len(fields)} fields where the header has {num_columns}")
+            if any("\0" in field for field in fields):
+                raise DataError(f"{where}: holds a NUL character")
+            yield lines.line_num, fields
+    except csv.Error as error:
+        raise DataError(f"{path}, row {lines.line_num}: {error}") from None
