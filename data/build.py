@@ -1,4 +1,4 @@
-"""DATA and AUG nodes, rank and world size -> loaders."""
+"""DATA, AUG and TEST nodes to splits, transforms and loaders."""
 
 import os
 import re
@@ -14,12 +14,17 @@ from data.loading.batches import Normalize, collate
 from data.loading.cache import Encoded, Pixels, shared_pixels
 from data.loading.dataset import LeafDataset
 from data.loading.mixup import Mixer
-from data.loading.samplers import EvalBatches, TrainBatches
-from data.loading.split import Photo, Split, samples_of
+from data.loading.samplers import WHOLE, EvalBatches, Shard, TrainBatches
+from data.loading.split import Photo, Split, samples_of, scan_split
 from data.loading.transforms import Preprocess, train_transform
 from tools.base.errors import ResourceError, UsageError, UserError
 
 PATIENCE = 300  # seconds for one batch from a loader process, after which a file system is taken for dead
+
+
+def build_split(data, name: str, classes: Sequence[str] | None = None, made: bool = False) -> Split:
+    """The split `name` of a DATA node; `classes` and `made` as in `data.loading.split.scan_split`."""
+    return scan_split(data.DATA_PATH, name, data.ZIP_MODE, classes, made, follow=data.FOLLOW_LINKS)
 
 
 def build_train_loader(
@@ -29,9 +34,7 @@ def build_train_loader(
     preprocess: Preprocess,
     *,
     seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    pin: bool = False,
+    shard: Shard = WHOLE,
     balanced: bool = False,
     worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
@@ -44,12 +47,12 @@ def build_train_loader(
     samples = samples_of(split, data.TARGETS)
     transform = train_transform(**augmentation_arguments(data, aug, preprocess))
     finish = Normalize(preprocess.mean, preprocess.std)
-    photos = _photos(data.CACHE_MODE, split, samples, rank, world_size)
+    photos = _photos(data.CACHE_MODE, split, samples, shard)
     dataset = LeafDataset(split, samples, transform, finish, seed, photos)
     weights = balancing_weights(samples) if balanced else None
-    batches = TrainBatches(len(samples), data.BATCH_SIZE, rank, world_size, seed, weights)
-    workers = num_workers(data.NUM_WORKERS, world_size)
-    return _loader(dataset, batches, workers, pin and data.PIN_MEMORY, worker_init)
+    batches = TrainBatches(len(samples), data.BATCH_SIZE, shard, seed, weights)
+    workers = num_workers(data.NUM_WORKERS, shard.world_size)
+    return _loader(dataset, batches, workers, data.PIN_MEMORY and torch.cuda.is_available(), worker_init)
 
 
 def build_eval_loader(
@@ -58,13 +61,12 @@ def build_eval_loader(
     *,
     batch_size: int,
     workers: int,
-    rank: int = 0,
-    world_size: int = 1,
+    shard: Shard = WHOLE,
     worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
     """Loader of every photo of `split` once over all ranks, to be read through `batches_of`."""
     dataset = LeafDataset(split, split.photos, preprocess.view, Normalize(preprocess.mean, preprocess.std))
-    batches = EvalBatches(len(split.photos), batch_size, rank, world_size)
+    batches = EvalBatches(len(split.photos), batch_size, shard)
     return _loader(dataset, batches, min(workers, len(batches)), pin=False, worker_init=worker_init)
 
 
@@ -172,11 +174,11 @@ def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=
     )
 
 
-def _photos(mode: str, split: Split, samples: list[Photo], rank: int, world_size: int) -> Encoded | Pixels:
+def _photos(mode: str, split: Split, samples: list[Photo], shard: Shard) -> Encoded | Pixels:
     """Where the training photos come from; what is to be said of it goes to the split's notes."""
     files = sorted({photo.file for photo in samples})
     if mode != "full":
-        return Encoded(split.source, files[rank::world_size] if mode == "part" else ())
+        return Encoded(split.source, files[shard.rank :: shard.world_size] if mode == "part" else ())
     pixels, notes = shared_pixels(split.source, files)
     split.notes.extend(notes)
     return pixels

@@ -17,6 +17,16 @@ class Draw(NamedTuple):
     index: int
 
 
+class Shard(NamedTuple):
+    """Which part of the samples this process takes: that of `rank`, from 0, of `world_size` ranks."""
+
+    rank: int = 0
+    world_size: int = 1
+
+
+WHOLE = Shard()  # all samples, for a process that has no others beside it
+
+
 class TrainBatches:
     """Batch sampler of one rank.
 
@@ -35,24 +45,23 @@ class TrainBatches:
         self,
         length: int,
         batch_size: int,
-        rank: int,
-        world_size: int,
+        shard: Shard,
         seed: int,
         weights: Sequence[float] | None = None,
     ):
-        self.length, self.batch_size, self.rank, self.world_size, self.seed = length, batch_size, rank, world_size, seed
+        self.length, self.batch_size, self.shard, self.seed = length, batch_size, shard, seed
         self.weights = weights
         self.epoch = self.first = 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
-        return self.length // (self.batch_size * self.world_size)
+        return self.length // (self.batch_size * self.shard.world_size)
 
     def __iter__(self) -> Iterator[list[Draw]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, ORDER, self.epoch))
         order = self._order(generator).tolist()
         for batch in range(self.first, len(self)):
-            start = (batch * self.world_size + self.rank) * self.batch_size
+            start = (batch * self.shard.world_size + self.shard.rank) * self.batch_size
             yield [Draw(self.epoch, p, order[p]) for p in range(start, start + self.batch_size)]
 
     def _order(self, generator: torch.Generator) -> Tensor:
@@ -65,8 +74,8 @@ class TrainBatches:
 class EvalBatches:
     """Batch sampler that takes every sample exactly once: rank r has the indices r, r + world_size, ..."""
 
-    def __init__(self, length: int, batch_size: int, rank: int, world_size: int):
-        self.indices, self.batch_size = range(rank, length, world_size), batch_size
+    def __init__(self, length: int, batch_size: int, shard: Shard):
+        self.indices, self.batch_size = range(shard.rank, length, shard.world_size), batch_size
 
     def __len__(self) -> int:
         return -(-len(self.indices) // self.batch_size)

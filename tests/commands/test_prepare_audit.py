@@ -13,7 +13,6 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from conftest import ROOT, SHARED
 from PIL import Image, ImageEnhance
 
@@ -260,7 +259,7 @@ def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_
         assert not any(is_made(photo.name) for photo in scan_split(tmp_path / "d", split, made=True).photos)
     assert ".made-" not in (tmp_path / "d" / "OneHot-train_label.csv").read_text()
     config = load(tiny, ["DATA.DATA_PATH", str(tmp_path / "d")]).config
-    data = load_data(config, Ranks(), torch.device("cpu"))
+    data = load_data(config, Ranks())
     assert (data.train.photos, data.val.photos) == (made.photos, scan_split(tmp_path / "d", "val").photos)
     flip = next(photo for photo in copies if ".made-flip" in photo.name)
     pixels = [

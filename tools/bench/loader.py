@@ -117,12 +117,11 @@ def _theirs(root: Path, workers: int, args) -> Callable[[], object]:
 
 def _ours(root: Path, workers: int, args, opts: list[str]) -> Callable[[], object]:
     """An epoch of ours; another epoch, with other draws, at each call."""
-    from data.build import build_preprocess, build_train_loader, resume_batches
-    from data.loading.split import scan_split
+    from data.build import build_preprocess, build_split, build_train_loader, resume_batches
 
-    config = _config(workers, args, opts)
+    config = _config(workers, args, ["DATA.DATA_PATH", str(root), *opts])
     preprocess = build_preprocess(config.DATA, config.TEST, MEAN, STD)
-    split = scan_split(root, "train", config.DATA.ZIP_MODE, follow=config.DATA.FOLLOW_LINKS)
+    split = build_split(config.DATA, "train")
     loader = build_train_loader(config.DATA, config.AUG, split, preprocess, seed=0)
     epochs = itertools.count()
     return lambda: _count(resume_batches(loader, next(epochs), 0))

@@ -19,9 +19,8 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from data.build import batches_of, build_eval_loader, build_preprocess, num_workers
+    from data.build import batches_of, build_eval_loader, build_preprocess, build_split, num_workers
     from data.loading.seeds import INIT, seed_of
-    from data.loading.split import scan_split
     from models.build import build_model, normalization
     from tools.evaluate.inference import predict
     from tools.evaluate.rule import DecisionRule
@@ -29,8 +28,8 @@ def main(argv: list[str]) -> int:
     from tools.train.run import validation_scores
 
     data, device = config.DATA, torch.device("cpu")
-    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, follow=data.FOLLOW_LINKS)
-    split = scan_split(data.DATA_PATH, args.split, data.ZIP_MODE, train.classes, follow=data.FOLLOW_LINKS)
+    train = build_split(data, "train")
+    split = build_split(data, args.split, train.classes)
     torch.manual_seed(seed_of(config.SEED, INIT))
     model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes), test_size=config.TEST.IMG_SIZE)
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))

@@ -101,7 +101,7 @@ def course_labels() -> list[str]:
 
 def scored(name: str, path, loaded, args) -> Run:
     """The checkpoint at `path`, scored on the split."""
-    from data.loading.split import scan_split
+    from data.build import build_split
     from tools.base.log import progress
     from tools.evaluate.predictions import Predictions
     from tools.evaluate.predictor import load_ensemble, predict_split
@@ -112,9 +112,7 @@ def scored(name: str, path, loaded, args) -> Run:
     device, config = choose_device(Ranks()), loaded.config
     ensemble = load_ensemble([path], device, decide=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
     member = ensemble.members[0]
-    split = scan_split(
-        config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS
-    )
+    split = build_split(config.DATA, args.split, ensemble.classes)
     watch = partial(progress, description=str(path))
     logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, Ranks(), device, watch)
     result = evaluate(ensemble.rule, logits, truth, split.digest() == member.data_digest[1])

@@ -68,7 +68,8 @@ def referee(loaded, args, run, ranks, device) -> int:
     """Scores one or several checkpoints on one split; `run` is the folder that was named, or None."""
     from pathlib import Path
 
-    from data.loading.split import describe, scan_split
+    from data.build import build_split
+    from data.loading.split import describe
     from tools.base.files import check_output
     from tools.base.log import progress
     from tools.checkpoint.find import find_checkpoints
@@ -81,9 +82,7 @@ def referee(loaded, args, run, ranks, device) -> int:
     folder = Path(args.to) if args.to else paths[0].parent / args.split
     check_output("--to", folder, photos=config.DATA.DATA_PATH)
     ensemble = load_ensemble(paths, device, args.weights, loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA"))
-    split = scan_split(
-        config.DATA.DATA_PATH, args.split, config.DATA.ZIP_MODE, ensemble.classes, follow=config.DATA.FOLLOW_LINKS
-    )
+    split = build_split(config.DATA, args.split, ensemble.classes)
     watch = partial(progress, description="scoring")
     logits, truth = predict_split(ensemble, split, config.DATA, config.AMP, ranks, device, watch)
     if not ranks.first:

@@ -191,13 +191,9 @@ def decisions(predictor, images):
 
 def splits_of(config, args, predictor):
     """The splits of --split."""
-    from data.loading.split import scan_split
+    from data.build import build_split
 
-    data = config.DATA
-    return [
-        scan_split(data.DATA_PATH, name, data.ZIP_MODE, predictor.classes, follow=data.FOLLOW_LINKS)
-        for name in args.split
-    ]
+    return [build_split(config.DATA, name, predictor.classes) for name in args.split]
 
 
 def find_predictors(loaded, args, run):

@@ -10,6 +10,7 @@ from torch import nn
 
 from data.build import batches_of, build_eval_loader, num_workers
 from data.labels import healthy_index, label_name
+from data.loading.samplers import Shard
 from data.loading.split import Split
 from data.loading.transforms import Preprocess
 from models.build import build_model
@@ -184,8 +185,7 @@ def predict_split(
             member.preprocess,
             batch_size=data.BATCH_SIZE,
             workers=workers,
-            rank=ranks.rank,
-            world_size=ranks.world_size,
+            shard=Shard(ranks.rank, ranks.world_size),
         )
         batches = watch(batches_of(loader, device))
         logits, truth = predict(member.model, batches, device, precision, len(ensemble.classes), VIEWS[ensemble.tta])

@@ -14,13 +14,15 @@ from data.build import (
     batches_of,
     build_eval_loader,
     build_preprocess,
+    build_split,
     build_train_loader,
     num_workers,
     resume_batches,
 )
 from data.labels import label_name
 from data.loading.folds import fold_of
-from data.loading.split import Split, samples_of, scan_split
+from data.loading.samplers import Shard
+from data.loading.split import Split, samples_of
 from data.loading.transforms import Preprocess
 from data.manifest import read_manifest, twin_groups
 from models.build import normalization
@@ -63,7 +65,7 @@ class RunData:
         return [self.train.source.locate(samples[draw.index].file) for draw in draws]
 
 
-def load_data(config, ranks: Ranks, device: torch.device) -> RunData:
+def load_data(config, ranks: Ranks) -> RunData:
     """Lists both splits and builds the loaders. Raises DataError for classes that do not match the config."""
     data = config.DATA
     train, val = scan_splits(config)
@@ -74,27 +76,24 @@ def load_data(config, ranks: Ranks, device: torch.device) -> RunData:
             "or correct the folders"
         )
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
-    rank, world_size = ranks.rank, ranks.world_size
+    shard = Shard(ranks.rank, ranks.world_size)
     train_loader = build_train_loader(
         data,
         config.AUG,
         train,
         preprocess,
         seed=config.SEED,
-        rank=rank,
-        world_size=world_size,
-        pin=device.type == "cuda",
+        shard=shard,
         balanced=config.TRAIN.BALANCE == "sampler",
         worker_init=start_worker,
     )
-    workers = num_workers(data.NUM_WORKERS, world_size)
+    workers = num_workers(data.NUM_WORKERS, ranks.world_size)
     val_loader = build_eval_loader(
         val,
         preprocess,
         batch_size=data.BATCH_SIZE,
         workers=workers,
-        rank=rank,
-        world_size=world_size,
+        shard=shard,
         worker_init=start_worker,
     )
     return RunData(train, val, preprocess, train_loader, val_loader)
@@ -103,7 +102,7 @@ def load_data(config, ranks: Ranks, device: torch.device) -> RunData:
 def scan_splits(config) -> tuple[Split, Split]:
     """The training photos of this config, balanced copies included, and its validation photos."""
     data = config.DATA
-    train = scan_split(data.DATA_PATH, "train", data.ZIP_MODE, made=True, follow=data.FOLLOW_LINKS)
+    train = build_split(data, "train", made=True)
     if not data.NUM_FOLDS:
         return train, validation_split(config, train.classes)
     manifest = read_manifest(Path(data.DATA_PATH))
@@ -113,12 +112,7 @@ def scan_splits(config) -> tuple[Split, Split]:
 
 def validation_split(config, classes: tuple[str, ...]) -> Split:
     """The validation photos of this config; the training photos are scanned for folds only."""
-    data = config.DATA
-    return (
-        scan_splits(config)[1]
-        if data.NUM_FOLDS
-        else scan_split(data.DATA_PATH, "val", data.ZIP_MODE, classes, follow=data.FOLLOW_LINKS)
-    )
+    return scan_splits(config)[1] if config.DATA.NUM_FOLDS else build_split(config.DATA, "val", classes)
 
 
 def count_table(data: RunData, config) -> list[str]:

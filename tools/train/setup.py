@@ -107,7 +107,7 @@ def prepare_run(
     """
     config, folder = loaded.config, loaded.run_folder
     precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
-    data = load_data(config, ranks, device)
+    data = load_data(config, ranks)
     notes = [*data.train.notes, *data.val.notes]
     report("data set", f"{describe(data.train)}; {describe(data.val)}", notes)
     plan = make_plan(config, len(data.train_loader.batch_sampler), ranks)

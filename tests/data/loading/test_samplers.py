@@ -3,7 +3,7 @@
 from collections import Counter
 
 from data.build import balancing_weights
-from data.loading.samplers import EvalBatches, TrainBatches
+from data.loading.samplers import EvalBatches, Shard, TrainBatches
 from data.loading.split import Photo
 
 
@@ -12,7 +12,7 @@ def flat(batches):
 
 
 def sampler(length=23, batch_size=4, rank=0, world_size=1, seed=0, epoch=0, first=0, weights=None):
-    batches = TrainBatches(length, batch_size, rank, world_size, seed, weights)
+    batches = TrainBatches(length, batch_size, Shard(rank, world_size), seed, weights)
     batches.epoch, batches.first = epoch, first
     return batches
 
@@ -64,9 +64,9 @@ def test_skipping_batches_is_cutting_them_off():
 def test_evaluation_takes_everything_once_whatever_the_ranks():
     for length in range(1, 20):
         for world in (1, 2, 3):
-            taken = [i for r in range(world) for batch in EvalBatches(length, 4, r, world) for i in batch]
+            taken = [i for r in range(world) for batch in EvalBatches(length, 4, Shard(r, world)) for i in batch]
             assert sorted(taken) == list(range(length))
             assert all(
-                len(list(EvalBatches(length, 4, r, world))) == len(EvalBatches(length, 4, r, world))
+                len(list(EvalBatches(length, 4, Shard(r, world)))) == len(EvalBatches(length, 4, Shard(r, world)))
                 for r in range(world)
             )
