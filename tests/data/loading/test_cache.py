@@ -119,7 +119,8 @@ def test_where_the_data_cannot_be_written_the_cache_folder_is_used_and_said(phot
 
 def test_what_a_killed_writer_left_is_cleared_and_a_bad_photo_leaves_nothing(photos):
     folder = photos.parent.parent
-    (folder / ".train.pixels.tmp-123").write_bytes(b"half")
+    (folder / ".train.pixels.tmp-123").mkdir()
+    (folder / ".train.pixels.tmp-123" / "train.pixels").write_bytes(b"half")
     (photos / "3.png").write_bytes((photos / "3.png").read_bytes()[:200])
     with pytest.raises(DataError, match=r"3\.png cannot be decoded"):
         shared_pixels(FolderSource(photos.parent), FILES)
