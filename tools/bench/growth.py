@@ -63,7 +63,7 @@ def points_of(args, photos: int) -> list[Point]:
             dataset, output = folder / "dataset", folder / "output"
             epoch = ["TRAIN.EPOCHS", 1, "TRAIN.WARMUP_EPOCHS", 0, "MODEL.PRETRAINED", "none"]
             ways = (
-                ["process_dataset.py", "--src", folder / "raw", "--dst", dataset, "--no-twins"],
+                ["process_dataset.py", "--src", folder / "raw", "--dst", dataset, "--no-duplicates"],
                 ["main.py", "--cfg", args.cfg, "--data-path", dataset, "--output", output, "--opts", *epoch],
                 ["test.py", "--data-path", dataset, "--output", output, "--split", "train"],
             )
