@@ -1,6 +1,6 @@
 """Lesion boxes: where on a photo a label can be seen.
 
-images,label,x_center,y_center,width,height        relative to the upright photo, one row a box
+images,label,x_center,y_center,width,height        relative to the upright photo, one row per box
 """
 
 from dataclasses import dataclass
@@ -29,12 +29,12 @@ class Box:
 def on_input(
     boxes: list[Box], photo: tuple[int, int], window: tuple[float, float, float, float], side: int
 ) -> list[tuple[float, float, float, float]]:
-    """(left, top, right, bottom) of the boxes in pixels of the model's input, less those that lie outside it.
+    """(left, top, right, bottom) in pixels of the model's input, for the boxes that lie on it.
 
     Args:
         photo: (width, height) of the photo.
-        window: (left, top, right, bottom) of what the input shows of it, in its pixels.
-        side: of the input.
+        window: (left, top, right, bottom) of the part that the input shows, in pixels of the photo.
+        side: of the input, in pixels.
     """
     (width, height), (left, top, right, bottom) = photo, window
     across, down = side / (right - left), side / (bottom - top)

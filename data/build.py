@@ -19,12 +19,12 @@ from data.loading.split import Photo, Split, samples_of, scan_split
 from data.loading.transforms import Preprocess, train_transform
 from tools.base.errors import ResourceError, UsageError, UserError
 
-PATIENCE = 300  # seconds for one batch from a loader process, after which a file system is taken for dead
+TIMEOUT_SECONDS = 300  # for one batch from a loader process: then the file system no longer answers
 
 
-def build_split(data, name: str, classes: Sequence[str] | None = None, made: bool = False) -> Split:
-    """The split `name` of a DATA node; `classes` and `made` as in `data.loading.split.scan_split`."""
-    return scan_split(data.DATA_PATH, name, data.ZIP_MODE, classes, made, follow=data.FOLLOW_LINKS)
+def build_split(data, name: str, classes: Sequence[str] | None = None, balanced_copies: bool = False) -> Split:
+    """The split `name` of a DATA node; the other arguments are those of `data.loading.split.scan_split`."""
+    return scan_split(data.DATA_PATH, name, data.ZIP_MODE, classes, balanced_copies, data.FOLLOW_LINKS)
 
 
 def build_train_loader(
@@ -38,11 +38,13 @@ def build_train_loader(
     balanced: bool = False,
     worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
-    """Loader of augmented photos, to be read through `resume_batches`; its batch sampler is a `TrainBatches`.
+    """Loader of augmented images, to be read with `resume_batches`; its batch sampler is a `TrainBatches`.
 
     Args:
-        balanced: draw samples so that every class comes up about equally often.
-        worker_init: called first thing in every loader process with its number.
+        seed: of the order of samples and their augmentation.
+        shard: the part of each global batch that this process takes.
+        balanced: draw samples so that every class occurs about equally often.
+        worker_init: called at the start of every loader process with its number.
     """
     samples = samples_of(split, data.TARGETS)
     transform = train_transform(**augmentation_arguments(data, aug, preprocess))
@@ -64,20 +66,20 @@ def build_eval_loader(
     shard: Shard = WHOLE,
     worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
-    """Loader of every photo of `split` once over all ranks, to be read through `batches_of`."""
+    """Loader of every photo of `split` once over all ranks, to be read with `batches_of`."""
     dataset = LeafDataset(split, split.photos, preprocess.view, Normalize(preprocess.mean, preprocess.std))
     batches = EvalBatches(len(split.photos), batch_size, shard)
     return _loader(dataset, batches, min(workers, len(batches)), pin=False, worker_init=worker_init)
 
 
 def balancing_weights(samples: Sequence[Photo]) -> list[float]:
-    """How often each sample is drawn, compared with others: as often as its rarest class asks for."""
+    """Relative frequency with which each sample is drawn: the inverse count of its rarest class."""
     counts = Counter(c for sample in samples for c in sample.classes)
     return [1 / min(counts[c] for c in sample.classes) for sample in samples]
 
 
 def augmentation_arguments(data, aug, preprocess: Preprocess) -> dict:
-    """Keyword arguments of `train_transform`. Training has its own size; the rest is the scoring's."""
+    """Keyword arguments of `train_transform`. Mean and standard deviation are those of scoring."""
     return {
         "size": data.IMG_SIZE,
         "interpolation": data.INTERPOLATION,
@@ -96,25 +98,20 @@ def augmentation_arguments(data, aug, preprocess: Preprocess) -> dict:
     }
 
 
-def mixer_arguments(aug) -> dict:
-    """Keyword arguments of `data.loading.mixup.Mixer`."""
-    return {
-        "mixup": aug.MIXUP,
-        "cutmix": aug.CUTMIX,
-        "minmax": tuple(aug.CUTMIX_MINMAX) if aug.CUTMIX_MINMAX is not None else None,
-        "prob": aug.MIXUP_PROB,
-        "switch_prob": aug.MIXUP_SWITCH_PROB,
-        "mode": aug.MIXUP_MODE,
-    }
-
-
 def build_mixer(aug) -> Mixer:
-    """The Mixup/CutMix of an AUG node."""
-    return Mixer(**mixer_arguments(aug))
+    """The Mixup and CutMix of an AUG node."""
+    return Mixer(
+        mixup=aug.MIXUP,
+        cutmix=aug.CUTMIX,
+        minmax=tuple(aug.CUTMIX_MINMAX) if aug.CUTMIX_MINMAX is not None else None,
+        prob=aug.MIXUP_PROB,
+        switch_prob=aug.MIXUP_SWITCH_PROB,
+        mode=aug.MIXUP_MODE,
+    )
 
 
 def build_preprocess(data, test, mean, std) -> Preprocess:
-    """How photos are scored; `mean` and `std` are the model's, used unless the config has its own."""
+    """The preprocessing for scoring; `mean` and `std` are the model's, used unless the config sets its own."""
     return Preprocess(
         size=test.IMG_SIZE or data.IMG_SIZE,
         crop=test.CROP,
@@ -139,7 +136,7 @@ def num_workers(setting: int, world_size: int = 1) -> int:
 def batches_of(loader: DataLoader, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
     """The loader's `(images [B, 3, S, S] normalised, targets [B, num_classes])` on `device`.
 
-    Photos go there as bytes and are finished there. An unreadable one is raised here, as the one-line error it is.
+    Pixels are copied as bytes and normalised there. The error of an unreadable photo is raised here.
     """
     for batch in loader:
         if isinstance(batch, UserError):
@@ -150,17 +147,17 @@ def batches_of(loader: DataLoader, device: torch.device | str = "cpu") -> Iterat
 def resume_batches(
     loader: DataLoader, epoch: int, first: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a training epoch from number `first` on; what is skipped is not read."""
+    """The batches of a training epoch from number `first` on; skipped photos are not read."""
     loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, first
     return batches_of(loader, device)
 
 
 def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=None) -> DataLoader:
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if workers > 0 and allowed < (needed := 32 + 8 * workers):  # 4 a worker, in training and in validation
+    if workers > 0 and allowed < (needed := 32 + 8 * workers):  # 4 per worker, in training and in validation
         raise ResourceError(
-            f"DATA.NUM_WORKERS {workers} needs some {needed} open files, and ulimit -n allows {allowed}; lower it, "
-            "or raise the limit"
+            f"DATA.NUM_WORKERS {workers} needs about {needed} open files, and ulimit -n allows {allowed}; lower "
+            "it, or raise the limit"
         )
     return DataLoader(
         dataset,
@@ -170,12 +167,12 @@ def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=
         pin_memory=pin,
         persistent_workers=workers > 0,
         worker_init_fn=worker_init,
-        timeout=PATIENCE if workers else 0,
+        timeout=TIMEOUT_SECONDS if workers else 0,
     )
 
 
 def _photos(mode: str, split: Split, samples: list[Photo], shard: Shard) -> Encoded | Pixels:
-    """Where the training photos come from; what is to be said of it goes to the split's notes."""
+    """The reader of the training photos for DATA.CACHE_MODE; its notes are added to the split's."""
     files = sorted({photo.file for photo in samples})
     if mode != "full":
         return Encoded(split.source, files[shard.rank :: shard.world_size] if mode == "part" else ())

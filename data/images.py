@@ -1,8 +1,8 @@
-"""THE image reader: every command decodes through `inspect`, so a bad photo gets the same verdict everywhere.
+"""The only image reader: every command decodes through this file, and so accepts and refuses the same photos.
 
 The rules: at most 100 megapixels and 20:1, decided from the header before anything is decoded; the first frame of an
-animation; EXIF orientation applied; 16-bit grey divided by 257, wider pixels refused; transparency dropped; CMYK,
-palette and grey made RGB. Decoders are silent: what is wrong with a photo is said once, by whoever asked for it.
+animation; EXIF orientation applied; 16-bit gray divided by 257, wider pixels refused; transparency dropped; CMYK,
+palette and gray made RGB. Decoders print nothing: a faulty photo gives one DataError.
 """
 
 import contextlib
@@ -37,25 +37,27 @@ _TO_UPRIGHT = {  # EXIF orientation -> what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of broken metadata; for good, as catch_warnings confuses threads
+warnings.filterwarnings(
+    "ignore", module=r"PIL\."
+)  # of broken metadata; permanently, because catch_warnings is not thread-safe
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one whose symbols are hidden
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # which would print beside our own line
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # which would print a second line
 
 
 def is_photo(name: str) -> bool:
-    """Whether a file of this name is taken for a photo: one of EXTENSIONS, and not hidden."""
+    """Whether a file with this name counts as a photo: it has one of EXTENSIONS and is not hidden."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of an image file. Raises DataError for what is no regular file of a sensible size."""
+    """The bytes of an image file. Raises DataError for anything but a regular file of at most MAX_BYTES."""
     return read_regular(path, "image", MAX_BYTES)
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a photo's file says about it.
+    """The properties of a photo that its file declares.
 
     Attributes:
         size: (width, height) in pixels, upright.
@@ -73,20 +75,20 @@ class Header:
 
 
 def decode(raw: bytes, name: object) -> Image.Image:
-    """Decodes a photo completely to RGB, upright. `name` stands for it in errors.
+    """The whole photo as RGB, upright. `name` stands for it in errors.
 
     Raises:
-        DataError: for whatever is wrong with it; the decoder's own exceptions never get out.
+        DataError: for every fault; the decoder's own exceptions never get out.
     """
     return inspect(raw, name)[1]
 
 
 def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[Header, Image.Image]:
-    """What `decode` gives, and the header.
+    """The header, and the image that `decode` gives.
 
     Args:
         short_side: a JPEG may be decoded at a half, a quarter or an eighth of its size while its short side keeps
-            twice these pixels. The whole file is read all the same, so that a truncated one is found.
+            twice these pixels. The whole file is still read, so that a truncated one is found.
     """
     with _opened(raw, name) as image:
         header_size, mode, kind, orientation = image.size, image.mode, image.format, _orientation(image)
@@ -102,28 +104,26 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
 
 
 def decode_pixels(raw: bytes, name: object) -> np.ndarray:
-    """The pixels of `decode`'s image, uint8 [H, W, 3], for those who have no use for the Image. Fails as it does."""
+    """The pixels of the image that `decode` gives, uint8 [H, W, 3]. Raises DataError as it does."""
     with _opened(raw, name) as image:
         quick = _quickly(image, raw) if _orientation(image) == 1 else None
     return np.asarray(decode(raw, name)) if quick is None else quick
 
 
 def read_size(raw: bytes, name: object) -> tuple[int, int]:
-    """(width, height) of what `decode` gives, from the header alone. Raises DataError as it does."""
+    """(width, height) of the image that `decode` gives, from the header alone. Raises DataError as it does."""
     with _opened(raw, name) as image:
         return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
 @contextlib.contextmanager
 def _opened(raw: bytes, name: object) -> Iterator[Image.Image]:
-    """The image before its pixels are decoded; whatever is wrong with it, inside too, becomes a DataError."""
+    """The image before its pixels are decoded; every fault, inside the context too, becomes a DataError."""
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             _check_size(image, name)
             yield image
-    except DataError:
-        raise
-    except MemoryError:
+    except (DataError, MemoryError):
         raise
     except UnidentifiedImageError:
         what = (
@@ -140,14 +140,14 @@ def read_image(path: Path) -> Image.Image:
 
 
 def thumbnail(image: Image.Image, side: int) -> bytes:
-    """A JPEG of at most `side` x `side` pixels, for a page."""
+    """A JPEG file of at most `side` x `side` pixels, for an HTML page."""
     small = image.copy()
     small.thumbnail((side, side))
     return encode(small, "thumbnail.jpg", quality=80)
 
 
 def encode(image: Image.Image, name: str, quality: int) -> bytes:
-    """The image as a file of the format that the suffix of `name` stands for; `quality` counts where it is lossy."""
+    """The image as a file of the format that the suffix of `name` stands for; `quality` is for lossy formats."""
     kind = format_of(name)
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": quality} if kind in ("JPEG", "WEBP") else {}))
@@ -160,10 +160,10 @@ def format_of(name: str) -> str | None:
 
 
 def shrink(image: Image.Image, full_size: tuple[int, int], side: int, squash: bool) -> Image.Image | None:
-    """A copy whose short side has `side` pixels (`squash`: both sides); None where that would not make it smaller.
+    """A copy whose short side has `side` pixels (`squash`: both sides); None where that is not smaller.
 
     Args:
-        full_size: of the photo, of which `image` may be a smaller decoding.
+        full_size: of the photo, which `image` may show at a smaller size.
     """
     short = min(side, *full_size)
     target = (short, short) if squash else tuple(max(short, round(v * short / min(full_size))) for v in full_size)
@@ -179,9 +179,9 @@ def _check_size(image: Image.Image, name: object) -> None:
 
 
 def _quickly(image: Image.Image, raw: bytes) -> np.ndarray | None:
-    """The pixels of an ordinary JPEG by simplejpeg: the same library as Pillow's, the same bits, half of the time.
+    """The pixels of an ordinary JPEG from simplejpeg, which uses Pillow's library and takes half of its time.
 
-    None at the slightest fault and for all else: there Pillow decides, so that there is one verdict.
+    None for faulty files and other formats: they are left to Pillow, which alone decides what is refused.
     """
     if image.format != "JPEG" or image.mode != "RGB":
         return None
@@ -192,27 +192,27 @@ def _quickly(image: Image.Image, raw: bytes) -> np.ndarray | None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's: 1 (upright, or it does not say) to 8."""
+    """The EXIF orientation, 1 to 8; 1 (upright) where none is given."""
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return orientation if orientation in range(1, 9) else 1
-    except Exception:  # unreadable EXIF is metadata only: the pixels may be sound
+    except Exception:  # unreadable EXIF is only metadata: the pixels may be sound
         return 1
 
 
 def _is_animated(image: Image.Image) -> bool:
     try:
         return getattr(image, "is_animated", False)
-    except Exception:  # damage behind the first frame, which is all that is used
+    except Exception:  # damage behind the first frame, the only one that is used
         return True
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips everything above 255 to white
-        grey = np.asarray(image, dtype=np.float64)
-        if grey.min() < 0 or grey.max() > 65535:
+    if image.mode.startswith("I"):  # 16-bit gray: Pillow's own conversion clips everything above 255 to white
+        gray = np.asarray(image, dtype=np.float64)
+        if gray.min() < 0 or gray.max() > 65535:
             raise ValueError("its pixels have more than 16 bits")
-        return Image.fromarray((grey / 257).round().astype(np.uint8)).convert("RGB")
+        return Image.fromarray((gray / 257).round().astype(np.uint8)).convert("RGB")
     if image.mode == "F":
-        raise ValueError("its pixels are floating-point numbers, of which nobody says how bright they are")
+        raise ValueError("its pixels are floating-point numbers of unknown range")
     return image if image.mode == "RGB" else image.convert("RGB")

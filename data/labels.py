@@ -26,8 +26,8 @@ CODE_OF = {name: code for code, name in NAME_OF.items()}
 SPLITS = ("train", "val", "test")
 ONE_HOT_HEADER = ("images", *(f"label_{name}" for name in sorted(CODE_OF)))
 MAX_BYTES = 256_000_000
-MADE = ("flip", "bright", "turn")  # the kinds of copies that process_dataset.py --balance makes
-_MADE_NAME = re.compile(rf"(?P<stem>.+)\.made-({'|'.join(MADE)})(?P<suffix>\.[^.]+)", re.DOTALL)
+BALANCE_KINDS = ("flip", "bright", "turn")  # of the copies that process_dataset.py --balance makes
+_BALANCED_NAME = re.compile(rf"(?P<stem>.+)\.made-({'|'.join(BALANCE_KINDS)})(?P<suffix>\.[^.]+)", re.DOTALL)
 
 
 def label_name(code: str) -> str:
@@ -36,7 +36,7 @@ def label_name(code: str) -> str:
 
 
 def healthy_index(classes: Sequence[str]) -> int | None:
-    """The class that no disease can stand beside, or None when there is none of that name."""
+    """The index of the class "healthy", which excludes every disease, or None without such a class."""
     return next((index for index, code in enumerate(classes) if label_name(code) == "healthy"), None)
 
 
@@ -51,7 +51,7 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class LabelFile:
-    """The rows of a label CSV, how many exact repeats were left out, and the SHA-256 of its bytes."""
+    """The rows of a label CSV, how many repeated rows were left out, and the SHA-256 of its bytes."""
 
     rows: list[LabelRow]
     repeats: int
@@ -62,8 +62,8 @@ def read_labels(path: Path) -> LabelFile:
     """Reads `images,labels` (names separated by spaces) or the one-hot columns `images,label_<name>,...` (0 or 1).
 
     Raises:
-        DataError: naming the row, for anything that is not exactly that: another separator, unknown labels, values
-            that are not 0 or 1, names that leave the image folder, one photo with two different label sets.
+        DataError: naming the row, for another separator, unknown labels, values that are not 0 or 1, names that lead
+            out of the image folder, and one photo with two different label sets.
     """
     raw = read_regular(path, "label file", MAX_BYTES)
     rows: dict[str, LabelRow] = {}
@@ -84,31 +84,31 @@ def read_labels(path: Path) -> LabelFile:
 
 
 def write_one_hot(path: Path, rows: list[LabelRow]) -> None:
-    """Writes the course's one-hot CSV: its header, the rows in their order, 0/1, LF."""
+    """Writes the course's one-hot CSV: its header, then 0 and 1 for each row, in order."""
     names = [column.removeprefix("label_") for column in ONE_HOT_HEADER[1:]]
     one_hot = ([row.image, *(int(name in row.labels) for name in names)] for row in rows)
     path.write_bytes(format_csv([ONE_HOT_HEADER, *one_hot]))
 
 
-def made_name(name: str, kind: str) -> str:
-    """What the copy of the photo `name` that was made by `kind` (one of MADE) is called."""
+def balanced_copy_name(name: str, kind: str) -> str:
+    """The name of the balanced copy of the photo `name` that `kind` (one of BALANCE_KINDS) makes."""
     stem, suffix = os.path.splitext(name)
     return f"{stem}.made-{kind}{suffix}"
 
 
-def is_made(name: str) -> bool:
-    """Whether `name` is that of a made copy, which may be trained on and never scored."""
-    return _MADE_NAME.fullmatch(name) is not None
+def is_balanced_copy(name: str) -> bool:
+    """Whether `name` is that of a balanced copy, which is trained on and never scored."""
+    return _BALANCED_NAME.fullmatch(name) is not None
 
 
 def origin_name(name: str) -> str:
-    """The photo that a made copy was made of; any other name is its own origin."""
-    match = _MADE_NAME.fullmatch(name)
+    """The name of the photo that a balanced copy was made from; any other name is its own origin."""
+    match = _BALANCED_NAME.fullmatch(name)
     return match["stem"] + match["suffix"] if match else name
 
 
 def _parse(raw: bytes, path: Path) -> Iterator[LabelRow]:
-    """The rows of a label CSV, each checked by itself."""
+    """The rows of a label CSV, each checked independently."""
     columns, rows = read_csv(raw, path)
     if not columns:
         raise DataError(f"label file {path} is empty")
@@ -161,8 +161,8 @@ def _split_names(text: str) -> tuple[str, ...]:
 def _image_name(name: str, where: str) -> str:
     if not name or name in (".", "..") or "/" in name or "\\" in name:
         raise DataError(f"{where}: image {name!r} is outside image root; give a plain file name")
-    if is_made(name):
-        raise DataError(f"{where}: image {name!r} is named like a copy that --balance makes; rename the photo")
+    if is_balanced_copy(name):
+        raise DataError(f"{where}: image {name!r} is named like a copy made by --balance; rename the photo")
     if len(name.encode()) > 255:
         raise DataError(f"{where}: image name of {len(name.encode())} bytes is longer than a file name can be")
     return name

@@ -8,21 +8,24 @@ from tools.base.errors import DataError
 from tools.base.files import read_regular
 
 MANIFEST = "manifest.json"
-
-
-FORMAT = 2
-
-
-MAX_BYTES = 500_000_000  # of the manifest: some 150 bytes a photo
+FORMAT = 3
+MAX_BYTES = 500_000_000  # a manifest has some 150 bytes per photo
 
 
 def read_manifest(root: Path) -> dict | None:
-    """The manifest of a prepared tree, or None for a tree that somebody else made."""
+    """The manifest of a prepared tree, or None for a tree that process_dataset.py did not make.
+
+    Raises:
+        DataError: for a manifest that is damaged, or of an unknown format.
+    """
     path = root / MANIFEST
     if not os.path.lexists(path):
         return None
     try:
         manifest = json.loads(read_regular(path, "manifest", MAX_BYTES))
+        if manifest["format"] == 2:  # the same content under older names
+            manifest |= {"format": FORMAT, "duplicates": manifest.pop("twins")}
+            manifest["settings"]["duplicates"] = manifest["settings"].pop("twins")
         if manifest["format"] != FORMAT or not _is_sound(manifest):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -30,16 +33,16 @@ def read_manifest(root: Path) -> dict | None:
     return manifest
 
 
+def duplicate_groups(manifest: dict, split: str) -> list[set[str]]:
+    """The names of photos in `split` that duplicate each other, one set of two or more names per group."""
+    groups = [{m["image"] for m in group["members"] if m["split"] == split} for group in manifest["duplicates"]]
+    return [group for group in groups if len(group) > 1]
+
+
 def _is_sound(manifest: dict) -> bool:
-    """Whether the parts that other commands read are what they should be; what is absent raises."""
+    """Whether the parts that other commands read have the right types; an absent part raises."""
     files = [entry for split in manifest["splits"].values() for entry in split["files"].values()]
-    members = [member for twin in manifest["twins"] for member in twin["members"]]
+    members = [member for group in manifest["duplicates"] for member in group["members"]]
     return all(isinstance(entry["size"], int) for entry in files) and all(
         isinstance(member[key], str) for member in members for key in ("split", "image")
     )
-
-
-def twin_groups(manifest: dict, split: str) -> list[set[str]]:
-    """Names of the photos of `split` that are twins of each other, a set a group; each has two or more."""
-    groups = [{m["image"] for m in twin["members"] if m["split"] == split} for twin in manifest["twins"]]
-    return [group for group in groups if len(group) > 1]

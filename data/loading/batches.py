@@ -12,13 +12,13 @@ from tools.base.errors import UserError
 
 
 class Batch(NamedTuple):
-    """What crosses from a loader's workers to the device: a quarter of the bytes of normalised photos.
+    """A batch on its way from a worker to the device, in a quarter of the bytes of normalised images.
 
     Attributes:
         pixels: uint8 `[B, 3, S, S]`.
         targets: float32 `[B, num_classes]` of 0 and 1.
-        boxes: int64 `[n, 5]`, row, top, left, height and width of every patch of random erasing.
-        noise: float32, the patches' pixels `[3, height, width]` one after the other.
+        boxes: int64 `[n, 5]`: row, top, left, height and width per patch of random erasing.
+        noise: float32 `[sum of 3 * height * width]`, the pixels of all patches, concatenated.
     """
 
     pixels: Tensor
@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 def collate(items: list[tuple[View, Tensor] | UserError]) -> Batch | UserError:
-    """Stacks a batch, or hands on the first error in it."""
+    """The stacked batch, or the first error in it."""
     for item in items:
         if isinstance(item, UserError):
             return item
@@ -70,5 +70,5 @@ class Normalize:
 
 @functools.cache
 def _constant(values: tuple[float, float, float], device: torch.device | str) -> Tensor:
-    """[3, 1, 1] there; made once, because a GPU waits for each copy of a few numbers."""
+    """The values as [3, 1, 1] on the device; cached, because every copy of a few numbers makes a GPU wait."""
     return torch.tensor(values, device=device).view(3, 1, 1)

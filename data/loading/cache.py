@@ -1,35 +1,29 @@
-"""Where a loader's photos come from: decoded each time, or once into one file that all processes map.
+"""Where a loader's pixels come from: decoded on every access, or decoded once into one file that all processes map.
 
-That file (DATA.CACHE_MODE full) holds, in this order: SHA-256 of what it was made of (32 bytes); CRC-32 of what follows
-(8); a row (offset, height, width) of int64 for every photo; the photos, uint8 [height, width, 3].
+That file (DATA.CACHE_MODE full) holds, in this order: SHA-256 of what it was made from (32 bytes); CRC-32 of what
+follows (8 bytes); one row (offset, height, width) of int64 per image; the images, uint8 [height, width, 3].
 """
 
-import contextlib
-import fcntl
 import hashlib
 import os
-import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from data.images import decode_pixels, read_size
 from tools.base.errors import ResourceError
+from tools.base.files import locked, staging
 from tools.base.threads import in_parallel
 
-_FORMAT = "pixels 1"  # another one whenever the reader's pixels or this file's layout change
-
-
-_HEAD = 40
-
-
-_ROW = np.dtype(np.int64).itemsize * 3
+_FORMAT = "pixels 1"  # to be changed with the reader's pixels or this file's layout
+_HEAD_BYTES = 40
+_ROW_BYTES = 3 * np.dtype(np.int64).itemsize
 
 
 class Encoded:
-    """file -> its photo, uint8 [H, W, 3], decoded whenever it is asked for.
+    """file -> its pixels, uint8 [H, W, 3], decoded on every access.
 
     Args:
         kept: files whose bytes are read once and stay in memory.
@@ -43,20 +37,20 @@ class Encoded:
 
 
 class Pixels:
-    """file -> its photo, uint8 [H, W, 3], a view of the mapped file.
+    """file -> its pixels, uint8 [H, W, 3], a read-only view of the mapped file.
 
-    Raises ValueError when the file at `path` is not the whole and undamaged one of these `files` and `digest`.
+    Raises ValueError when the file at `path` is damaged, or was made from something other than `files` and `digest`.
     """
 
     def __init__(self, path: Path, files: Sequence[str], digest: bytes):
         self.path, self.files, self.digest = path, files, digest
         self._map = _map(path)
-        start = _HEAD + _ROW * len(files)
+        start = _HEAD_BYTES + _ROW_BYTES * len(files)
         if len(self._map) < start or bytes(self._map[:32]) != digest:
-            raise ValueError(f"{path} was made of other photos")
-        if self._map[32:_HEAD].tobytes() != _checksum(self._map):
+            raise ValueError(f"{path} was made from other photos")
+        if self._map[32:_HEAD_BYTES].tobytes() != _checksum(self._map):
             raise ValueError(f"{path} is damaged")
-        rows = self._map[_HEAD:start].view(np.int64).reshape(-1, 3)
+        rows = self._map[_HEAD_BYTES:start].view(np.int64).reshape(-1, 3)
         self.rows = dict(zip(files, rows.tolist(), strict=True))
 
     def __call__(self, file: str) -> np.ndarray:
@@ -74,63 +68,62 @@ class Pixels:
 
 
 def shared_pixels(source, files: Sequence[str]) -> tuple[Pixels, list[str]]:
-    """The decoded photos of `files`, and what a user should know about where they are.
+    """The decoded pixels of `files`, and notes for the user about where they are kept.
 
-    The file lies beside the photos, or in the user's cache folder where that cannot be written. Whoever comes first
-    makes it and all others wait, in other processes too; it is made anew when it is of other photos, or damaged.
+    The file lies beside the photos, or in the user's cache folder where that cannot be written. The first process
+    makes it while all others wait. It is made again when the photos have changed or it is damaged.
 
     Raises:
         DataError: for a photo that cannot be decoded.
-        ResourceError: when there is no room in either place.
+        ResourceError: when neither place has room.
     """
     place = source.place.resolve()
     digest = _digest(source, files)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "plantswin"
-    names = place.with_suffix(".pixels"), home / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.pixels"
+    paths = place.with_suffix(".pixels"), home / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.pixels"
     problems = []
-    for path in names:
+    for path in paths:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(path.parent):
-                pixels = _existing(path, files, digest) or _made(path, source, files, digest)
+            pixels = _read(path, files, digest)
+            if pixels is None:
+                with locked(path, wait=True):
+                    pixels = _read(path, files, digest) or _make(path, source, files, digest)
             return pixels, [f"decoded photos are kept in {path}: {problem}" for problem in problems]
         except OSError as error:
             problems.append(f"{path} cannot be written: {error.strerror}")
+        except ResourceError as error:
+            problems.append(str(error))
     raise ResourceError(f"{'; '.join(problems)}; make room, or train with --cache-mode no")
 
 
-def _existing(path: Path, files: Sequence[str], digest: bytes) -> Pixels | None:
+def _read(path: Path, files: Sequence[str], digest: bytes) -> Pixels | None:
+    """The pixels at `path`, or None where the file is absent, damaged or made from other photos."""
     try:
         return Pixels(path, files, digest)
     except (FileNotFoundError, ValueError):
         return None
 
 
-def _made(path: Path, source, files: Sequence[str], digest: bytes) -> Pixels:
-    """Writes the file under another name, and gives it its own when it is whole."""
-    sizes = in_parallel(lambda file: read_size(source.read(file), source.locate(file)), files, _unwatched)
+def _make(path: Path, source, files: Sequence[str], digest: bytes) -> Pixels:
+    """Decodes all photos into the file at `path`, which appears when it is complete. Needs the lock of `path`."""
+    sizes = in_parallel(lambda file: read_size(source.read(file), source.locate(file)), files)
     lengths = [3 * width * height for width, height in sizes]
-    offsets = np.cumsum([_HEAD + _ROW * len(files), *lengths])
-    unfinished = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    _sweep(path)
-    try:
-        with unfinished.open("xb+") as file:
-            os.posix_fallocate(file.fileno(), 0, int(offsets[-1]))  # a full disk says so now
-            content = np.memmap(file, np.uint8, "r+")
-            rows = [(offset, height, width) for offset, (width, height) in zip(offsets[:-1], sizes, strict=True)]
-            content[_HEAD : offsets[0]] = np.array(rows, dtype=np.int64).reshape(-1).view(np.uint8)
+    offsets = np.cumsum([_HEAD_BYTES + _ROW_BYTES * len(files), *lengths])
+    with staging(path) as folder, (folder / path.name).open("xb+") as file:
+        os.posix_fallocate(file.fileno(), 0, int(offsets[-1]))  # fails now, not in the middle, where the disk is full
+        content = np.memmap(file, np.uint8, "r+")
+        rows = [(offset, height, width) for offset, (width, height) in zip(offsets[:-1], sizes, strict=True)]
+        content[_HEAD_BYTES : offsets[0]] = np.array(rows, dtype=np.int64).reshape(-1).view(np.uint8)
 
-            def fill(number: int) -> None:
-                photo = decode_pixels(source.read(files[number]), source.locate(files[number]))
-                content[offsets[number] : offsets[number + 1]] = photo.reshape(-1)
+        def fill(number: int) -> None:
+            pixels = decode_pixels(source.read(files[number]), source.locate(files[number]))
+            content[offsets[number] : offsets[number + 1]] = pixels.reshape(-1)
 
-            in_parallel(fill, range(len(files)), _unwatched)
-            content[:_HEAD] = np.frombuffer(digest + _checksum(content), np.uint8)
-            content.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        in_parallel(fill, range(len(files)))
+        content[:_HEAD_BYTES] = np.frombuffer(digest + _checksum(content), np.uint8)
+        content.flush()
+        os.fsync(file.fileno())
+        os.replace(file.name, path)
     return Pixels(path, files, digest)
 
 
@@ -140,32 +133,9 @@ def _digest(source, files: Sequence[str]) -> bytes:
 
 
 def _checksum(content: np.ndarray) -> bytes:
-    return zlib.crc32(content[_HEAD:]).to_bytes(_HEAD - 32, "little")
+    return zlib.crc32(content[_HEAD_BYTES:]).to_bytes(_HEAD_BYTES - 32, "little")
 
 
 def _map(path: Path) -> np.ndarray:
-    """The file's bytes, read-only; a plain array, because memmap's own indexing is slow."""
+    """The bytes of a file, read-only; a plain array, because indexing a memmap is slow."""
     return np.asarray(np.memmap(path, np.uint8, "r"))
-
-
-def _unwatched(items: Iterator, _total: int) -> Iterator:
-    return items
-
-
-def _sweep(path: Path) -> None:
-    """Removes what killed writers left. With the lock in hand, no writer can be alive."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.tmp-\d+")
-    for other in path.parent.iterdir():
-        if pattern.fullmatch(other.name):
-            other.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process is here for this folder. The kernel lets go when a process ends, however it ends."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)

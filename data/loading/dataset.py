@@ -16,16 +16,16 @@ from tools.base.errors import UserError
 
 
 class LeafDataset(Dataset):
-    """Photos as `(view, target [num_classes] of 0 and 1)`.
+    """Samples as `(view, target [num_classes] of 0 and 1)`.
 
-    A `Draw` as index gives the augmentation of that place in that epoch, whatever process asks; a plain index gives
-    what the transform gives. An unreadable photo is returned as its `DataError`, which `collate` passes on, because
-    an exception that crosses from a worker loses its one-line message.
+    Indexed by a `Draw`, it seeds the augmentation by epoch and position, so that every process gives the same pixels;
+    a plain index does not seed the transform. An unreadable photo is returned as its `DataError`, which `collate`
+    passes on, because an exception that crosses from a worker loses its one-line message.
 
     Args:
-        transform: photo, uint8 [H, W, 3] -> `data.loading.transforms.View`.
-        finish: `(batch, device)` -> the model's input there, of a batch of such views.
-        photos: file -> its photo; None decodes it from the split's source.
+        transform: image, uint8 [H, W, 3] -> `data.loading.transforms.View`.
+        finish: `(batch, device)` -> the model's input on the device, from a batch of such views.
+        photos: file -> its pixels; None decodes the file from the split's source.
     """
 
     def __init__(

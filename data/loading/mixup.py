@@ -1,7 +1,7 @@
 """Mixup (arXiv 1710.09412) and CutMix (arXiv 1905.04899), drawn for the whole global batch of an update.
 
-Rows 2j and 2j+1 are mixed with each other. The order of samples is random, so this is as random as any pairing, and a
-pair never falls apart when the batch is cut into ranks and micro-batches of even size.
+Rows 2j and 2j+1 are mixed with each other. The order of samples is random, so this is as random as any pairing, and no
+pair is separated when the batch is cut into ranks and micro-batches of even size.
 """
 
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Mix:
     """How each row of a batch is mixed with its partner.
 
     Attributes:
-        weight: `[B]` float32, the row's own share of its target.
+        weight: `[B]` float32, the share of the row's own target.
         boxes: `[B, 4]` int64, the rectangle y0, y1, x0, x1 that comes from the partner (CutMix).
         cut: `[B]` bool, CutMix rather than Mixup.
     """
@@ -32,15 +32,15 @@ class Mix:
 
 @dataclass(frozen=True)
 class Mixer:
-    """Draws a `Mix`; names and meaning of the settings are timm's.
+    """Draws a `Mix`; the settings have timm's names and meaning.
 
     Attributes:
         mixup: alpha of Mixup's Beta distribution; 0 for none.
         cutmix: alpha of CutMix's; 0 for none.
-        minmax: smallest and largest side of a cut as a share of the photo's, instead of CutMix's alpha.
-        prob: chance that a row is mixed at all.
-        switch_prob: chance of CutMix where both are on.
-        mode: what shares one draw: "batch", "pair" or "elem".
+        minmax: smallest and largest side of the rectangle as a share of the image's, instead of CutMix's alpha.
+        prob: probability that a row is mixed at all.
+        switch_prob: probability of CutMix where both are on.
+        mode: the rows that share one draw: "batch" (all), "pair" (two) or "elem" (one).
     """
 
     mixup: float = 0.8
@@ -52,11 +52,11 @@ class Mixer:
 
     @property
     def active(self) -> bool:
-        """Whether anything is ever mixed."""
+        """Whether rows are ever mixed."""
         return self.prob > 0 and (self.mixup > 0 or self.cutmix > 0 or self.minmax is not None)
 
     def draw(self, rows: int, height: int, width: int, seed: int) -> Mix:
-        """The mixing of `rows` (even) images of height x width pixels."""
+        """The mixing of `rows` images (an even number) of height x width pixels."""
         rng = np.random.default_rng(seed)
         repeat = {"batch": rows, "pair": 2, "elem": 1}[self.mode]
         drawn = [self._draw_one(rng, height, width) for _ in range(rows // repeat)]
@@ -79,11 +79,11 @@ class Mixer:
             half_h, half_w = int(height * share) // 2, int(width * share) // 2
             box = [max(0, y - half_h), min(height, y + half_h), max(0, x - half_w), min(width, x + half_w)]
         area = (box[1] - box[0]) * (box[3] - box[2])
-        return 1 - area / (height * width), box, True  # what is left after the photo's edge clipped the box
+        return 1 - area / (height * width), box, True  # from the area after the image's edge has clipped the rectangle
 
 
 def apply_mix(images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
-    """Mixes neighbouring rows of `images` `[B, C, H, W]` and of float `targets` `[B, num_classes]`."""
+    """Neighbouring rows of `images` `[B, C, H, W]` and of float `targets` `[B, num_classes]`, mixed."""
     partners, other = _swap(images), _swap(targets)
     weight = mix.weight.to(images.device).to(targets.dtype)[:, None]
     mixed_targets = targets * weight + other * (1 - weight)
@@ -95,5 +95,5 @@ def apply_mix(images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor
 
 
 def _swap(x: Tensor) -> Tensor:
-    """Row 2j in the place of row 2j+1 and the other way round."""
+    """The rows 2j and 2j+1 exchanged."""
     return x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

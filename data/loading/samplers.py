@@ -1,4 +1,4 @@
-"""The order in which samples are taken: a pure function of seed, epoch and position."""
+"""The order of samples: a pure function of seed, epoch and position."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -18,25 +18,24 @@ class Draw(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """Which part of the samples this process takes: that of `rank`, from 0, of `world_size` ranks."""
+    """The part of the samples that this process takes: that of `rank` (from 0) of `world_size` ranks."""
 
     rank: int = 0
     world_size: int = 1
 
 
-WHOLE = Shard()  # all samples, for a process that has no others beside it
+WHOLE = Shard()  # all samples: there is only one process
 
 
 class TrainBatches:
     """Batch sampler of one rank.
 
     The order of an epoch is a permutation seeded by (seed, epoch), or as many weighted draws with replacement. A global
-    batch is the next `batch_size x world_size` positions of it, and rank r takes its r-th run of `batch_size`. The last
-    partial global batch is dropped. Workers are told everything they need in each `Draw`, so they may live as long as
-    they like.
+    batch is the next `batch_size * world_size` positions, of which rank r takes the r-th `batch_size`. The last partial
+    global batch is dropped. Each `Draw` holds everything that a worker needs, so that workers can be persistent.
 
     Args:
-        weights: one a sample, how often it is drawn compared with others; None takes every sample once.
+        weights: relative frequency of each sample; None takes every sample once.
 
     Set `epoch` and `first` (batches to skip, when resuming inside an epoch) before iterating.
     """

@@ -1,4 +1,4 @@
-"""Random numbers that depend on where they are used and on nothing else."""
+"""Random numbers that depend only on where they are used."""
 
 import functools
 import random
@@ -8,18 +8,18 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-# What a seed is for: the first number after the run's own, so that no two uses share a stream.
+# The purpose of a seed: the first number after the run's own seed, so that no two purposes share a stream.
 ORDER, AUGMENT, MIX, DROP_PATH, FORWARD, INIT = range(6)
 
 
 def seed_of(*numbers: int) -> int:
-    """One 63-bit seed from several whole numbers; near numbers give unrelated seeds."""
+    """One 63-bit seed from several whole numbers; similar numbers give unrelated seeds."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, `random`, numpy and torch (CPU) follow from `seed`; afterwards they are as they were."""
+    """Seeds `random`, numpy and torch (CPU) inside the context, and restores their states afterwards."""
     states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
     nested = states[1] is _numpy_generator()
     np.random.set_bit_generator(np.random.MT19937(0) if nested else _numpy_generator())
@@ -36,5 +36,5 @@ def seeded(seed: int) -> Iterator[None]:
 
 @functools.cache
 def _numpy_generator() -> np.random.MT19937:
-    """The generator in numpy's place inside `seeded`: copying numpy's own state out and in takes 25 times as long."""
+    """Replaces numpy's generator inside `seeded`: saving and restoring numpy's own state takes 25 times as long."""
     return np.random.MT19937(0)

@@ -1,4 +1,4 @@
-"""Where a split's files lie: a folder of class folders, or one zip archive with the same tree."""
+"""The files of a split: a folder of class folders, or one zip archive with the same tree."""
 
 import lzma
 import os
@@ -12,13 +12,11 @@ from tools.base.errors import DataError
 from tools.base.files import leads_out
 
 _ZIP_FAULTS = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError, UnicodeError)
-
-
-ENDS = 32 << 10  # bytes at either end of a large file that its checksum is taken of
+END_BYTES = 32 << 10  # at either end of a large file, over which its checksum is taken
 
 
 class FolderSource:
-    """Files under a folder; `place` is where they lie, for both kinds of source."""
+    """Files under a folder; with `follow`, also through links that lead out of it."""
 
     def __init__(self, root: Path, follow: bool = False):
         self.root, self.follow = root, follow
@@ -29,7 +27,7 @@ class FolderSource:
         return self.root
 
     def list_files(self) -> tuple[dict[str, list[str]], int]:
-        """File names by class folder, both sorted, and how many entries were not samples (hidden, no photo)."""
+        """File names by class folder, both sorted, and how many entries were ignored (hidden, or not photos)."""
         if not self.root.is_dir():
             raise DataError(f"{self.root} is not a folder; make it with process_dataset.py, or give --data-path")
         found, ignored = {}, 0
@@ -39,7 +37,7 @@ class FolderSource:
                 continue
             self._check_link(folder, "class folder")
             if not os.path.isdir(folder):
-                raise DataError(f"class folder {folder.path} is a link to no folder; remove it")
+                raise DataError(f"class folder {folder.path} is a link that does not lead to a folder; remove it")
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
             photos = [entry for entry in entries if is_photo(entry.name)]
             for entry in photos:
@@ -66,9 +64,9 @@ class FolderSource:
             raise DataError(f"image {self.root / file} cannot be read: {error.strerror}") from None
 
     def checksum(self, file: str) -> int:
-        """CRC-32 of its bytes; of a file above twice ENDS, of its first and last ENDS bytes."""
+        """CRC-32 of its bytes; of a file larger than twice END_BYTES, of its first and last END_BYTES."""
         path = self.root / file
-        if (size := self.size(file)) <= 2 * ENDS:
+        if (size := self.size(file)) <= 2 * END_BYTES:
             return zlib.crc32(self.read(file))
         try:
             with path.open("rb") as content:
@@ -77,18 +75,18 @@ class FolderSource:
             raise DataError(f"image {path} cannot be read: {error.strerror}") from None
 
     def same(self, a: str, b: str) -> bool:
-        """Whether two entries are one photo: hard links, or equal bytes."""
+        """Whether two entries are one photo: hard links to one file, or files with equal bytes."""
         return os.path.samefile(self.root / a, self.root / b) or (
             self.size(a) == self.size(b) and self.read(a) == self.read(b)
         )
 
     def locate(self, file: str) -> str:
-        """What a user can open."""
+        """The path, for messages."""
         return str(self.root / file)
 
 
 class ZipSource:
-    """Members of a zip archive, read without unpacking. Every process opens the archive for itself."""
+    """Members of a zip archive, read without unpacking. Every process opens the archive independently."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -101,7 +99,7 @@ class ZipSource:
         return self.path
 
     def list_files(self) -> tuple[dict[str, list[str]], int]:
-        """As `FolderSource.list_files`; a single leading folder named after the split is left out."""
+        """As `FolderSource.list_files`; a leading folder named after the split is left out."""
         found: dict[str, list[str]] = {}
         ignored = 0
         seen: set[str] = set()
@@ -118,7 +116,7 @@ class ZipSource:
         return {code: sorted(found[code]) for code in sorted(found)}, ignored
 
     def read(self, file: str) -> bytes:
-        """The bytes of `code/name`, at most MAX_BYTES of them whatever the archive declares."""
+        """The bytes of `code/name`. Raises DataError for more than MAX_BYTES, whatever the archive declares."""
         try:
             with self._open().open(self._member(file)) as member:
                 raw = member.read(MAX_BYTES + 1)
@@ -133,9 +131,9 @@ class ZipSource:
         return self._member(file).file_size
 
     def checksum(self, file: str) -> int:
-        """As `FolderSource.checksum`; the archive has that of a small file."""
+        """As `FolderSource.checksum`; for a small file, the archive's own."""
         member = self._member(file)
-        if member.file_size <= 2 * ENDS:
+        if member.file_size <= 2 * END_BYTES:
             return member.CRC
         try:
             with self._open().open(member) as content:
@@ -149,20 +147,20 @@ class ZipSource:
         return (one.CRC, one.file_size) == (other.CRC, other.file_size) and self.read(a) == self.read(b)
 
     def locate(self, file: str) -> str:
-        """Archive and member."""
+        """Archive and member, for messages."""
         return f"{self.path}:{file}"
 
     def _check_member(self, info: zipfile.ZipInfo, seen: set[str]) -> None:
-        """Raises DataError for a member that no archive of photos has; `seen`: the names before it."""
+        """Raises DataError for a member that is unsafe, encrypted, too large or listed before, in `seen`."""
         name = info.filename
         for problem, holds in {
             "leads out of the archive": name.startswith("/") or "\\" in name or ".." in name.split("/"),
-            "is there twice": name in seen,
+            "occurs twice": name in seen,
             "is encrypted": info.flag_bits & 1,
             f"is larger than {MAX_BYTES:,} bytes": info.file_size > MAX_BYTES,
         }.items():
             if holds:
-                raise DataError(f"{self.path}: member {name} {problem}; make the archive anew")
+                raise DataError(f"{self.path}: member {name} {problem}; make the archive again")
         seen.add(name)
 
     def _member(self, file: str) -> zipfile.ZipInfo:
@@ -170,7 +168,7 @@ class ZipSource:
 
     def _open(self) -> zipfile.ZipFile:
         if self._archive is None or self._archive[0] != os.getpid():  # a forked worker must not share the file offset
-            if self.path.exists() and not self.path.is_file():  # opening a FIFO would wait for ever
+            if self.path.exists() and not self.path.is_file():  # opening a FIFO would block forever
                 raise DataError(f"{self.path} is not a file")
             try:
                 self._archive = (os.getpid(), zipfile.ZipFile(self.path))
@@ -187,7 +185,7 @@ class ZipSource:
 
 
 def _ends(content: BinaryIO, size: int) -> int:
-    """CRC-32 of the first and the last ENDS of `size` bytes."""
-    first = zlib.crc32(content.read(ENDS))
-    content.seek(size - ENDS)
-    return zlib.crc32(content.read(ENDS), first)
+    """CRC-32 over the first and the last END_BYTES of `size` bytes."""
+    first = zlib.crc32(content.read(END_BYTES))
+    content.seek(size - END_BYTES)
+    return zlib.crc32(content.read(END_BYTES), first)

@@ -1,8 +1,9 @@
-"""A split on disk (folders or one zip) as a list of samples, and the samples as tensors.
+"""A split on disk (folders or one zip archive) as a list of samples.
 
     <root>/<split>/<one-hot code>/ID.jpg        or the same tree inside <root>/<split>.zip
 
-Targets single: every copy is a sample with one class. Targets multi: the copies of one photo are one sample.
+A photo with several labels lies in several folders; each of these files is a label copy. With targets "single" every
+label copy is a sample with one class; with targets "multi" the label copies of one photo are one sample.
 """
 
 import glob
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.images import EXTENSIONS, is_photo
-from data.labels import is_made, label_name, origin_name
+from data.labels import is_balanced_copy, label_name, origin_name
 from data.loading.sources import FolderSource, ZipSource
 from data.manifest import MANIFEST, read_manifest
 from tools.base.errors import DataError, nearest
@@ -26,7 +27,7 @@ class Photo:
     Attributes:
         name: its file name.
         file: where to read it, `code/name`.
-        classes: indices into the split's classes, ascending; one copy lies in each of their folders.
+        classes: indices into the split's classes, ascending; each of their folders holds one label copy.
     """
 
     name: str
@@ -35,13 +36,13 @@ class Photo:
 
     @property
     def origin(self) -> str:
-        """The name of the photo that a made copy was made of; its own name otherwise."""
+        """The name of the photo that a balanced copy was made from; its own name otherwise."""
         return origin_name(self.name)
 
 
 @dataclass(frozen=True)
 class Split:
-    """The photos of one split, in order of class and name, and what a user should know about them."""
+    """The photos of one split, in order of class and name, and notes about them for the user."""
 
     where: str
     source: "FolderSource | ZipSource"
@@ -51,14 +52,14 @@ class Split:
 
     @property
     def copies(self) -> list[Photo]:
-        """A single-class photo for every copy, in the order of the folders."""
+        """A single-class photo for every label copy, in the order of the folders."""
         return sorted(
             (Photo(p.name, p.file, (c,)) for p in self.photos for c in p.classes), key=lambda p: (p.classes, p.name)
         )
 
     @property
     def counts(self) -> list[int]:
-        """Copies of every class."""
+        """Label copies per class."""
         return [sum(c in photo.classes for photo in self.photos) for c in range(len(self.classes))]
 
     def digest(self) -> str:
@@ -72,15 +73,15 @@ def scan_split(
     name: str,
     zip_mode: bool = False,
     classes: Sequence[str] | None = None,
-    made: bool = False,
+    balanced_copies: bool = False,
     follow: bool = False,
 ) -> Split:
     """Lists the photos of a split.
 
     Args:
         classes: the class folders in order, from the training split or a checkpoint; None takes those found.
-        made: also list the copies that process_dataset.py --balance made. Only training may ask for them.
-        follow: take what links out of the split lead to.
+        balanced_copies: also list the copies that process_dataset.py --balance made, which only training may use.
+        follow: read photos through links that lead out of the split.
 
     Raises:
         DataError: for a missing split, an unknown or empty class folder, or files that changed since the tree was made.
@@ -89,41 +90,35 @@ def scan_split(
     manifest = read_manifest(root) if root.is_dir() else None
     source = ZipSource(root / f"{name}.zip") if zip_mode else FolderSource(root / name, follow)
     where = source.locate("").rstrip("/:")
-    found, ignored = source.list_files()
+    found, num_ignored = source.list_files()
     if not found:
         raise DataError(f"{where} holds no class folders")
-    notes = [f"{where}: {ignored} hidden or foreign entries ignored"] if ignored else []
+    notes = [f"{where}: {num_ignored} hidden or foreign entries ignored"] if num_ignored else []
     if manifest is None:
-        notes.append(f"{root} has no {MANIFEST}: taken as it is, not checked by process_dataset.py")
+        notes.append(f"{root} has no {MANIFEST}: used as it is, not checked by process_dataset.py")
     else:
-        _check_against(manifest, name, found, source, where)
-    if not made:
-        copies = sum(is_made(file) for names in found.values() for file in names)
-        found = {code: [file for file in names if not is_made(file)] for code, names in found.items()}
-        notes += [f"{where}: {copies} files made by --balance left out"] if copies else []
+        _check_unchanged(manifest, name, found, source, where)
+    if not balanced_copies:
+        total = sum(map(len, found.values()))
+        found = {code: [file for file in names if not is_balanced_copy(file)] for code, names in found.items()}
+        num_left_out = total - sum(map(len, found.values()))
+        notes += [f"{where}: {num_left_out} files made by --balance left out"] if num_left_out else []
     ordered = tuple(classes) if classes is not None else tuple(found)
-    clash = {code.lower() for code in ordered}
-    if len(clash) < len(ordered):
-        raise DataError(f"{where}: class folders differ only in upper and lower case")
-    for code, names in found.items():
-        if code not in ordered:
-            raise DataError(f"{where}/{code}: no class of this model or training split{nearest(code, ordered)}")
-        if not names and manifest is None:
-            raise DataError(f"{where}/{code} is empty; add photos, or remove the folder")
-    photos = _group(source, found, ordered)
+    _check_folders(found, ordered, where, may_be_empty=manifest is not None)
+    photos = _group_copies(source, found, ordered)
     if not photos:
         raise DataError(f"{where} holds no photos")
     return Split(where, source, ordered, photos, notes)
 
 
 def loose_photos(paths: Sequence[Path], classes: tuple[str, ...]) -> Split:
-    """Photos from anywhere, of which nothing is known, as a split without labels; `file` is the path."""
+    """Photos from anywhere, as a split without labels; `file` is the path."""
     photos = [Photo(path.name, str(path), ()) for path in paths]
     return Split("photos", FolderSource(Path()), classes, photos)
 
 
 def find_photos(names: Sequence[str]) -> list[Path]:
-    """The photos that files, folders (and what lies under them) and patterns name, each once, in order.
+    """The photos that files, folders (searched recursively) and glob patterns name, each once, in order.
 
     Raises:
         DataError: for a name that leads to no photo.
@@ -142,7 +137,7 @@ def find_photos(names: Sequence[str]) -> list[Path]:
 
 
 def samples_of(split: Split, targets: str) -> list[Photo]:
-    """The samples of a training split: copies for "single" targets, photos for "multi"."""
+    """The samples of a training split: label copies for targets "single", photos for "multi"."""
     return split.copies if targets == "single" else split.photos
 
 
@@ -152,7 +147,8 @@ def describe(split: Split) -> str:
     return f"{split.where}: {len(split.photos)} photos, {sum(split.counts)} copies ({by_label})"
 
 
-def _check_against(manifest: dict, split: str, found: dict[str, list[str]], source, where: str) -> None:
+def _check_unchanged(manifest: dict, split: str, found: dict[str, list[str]], source, where: str) -> None:
+    """Raises DataError when the files of a split are not those of the manifest."""
     if split not in manifest["splits"]:
         raise DataError(f"{where} is not in {MANIFEST}; run process_dataset.py again with --overwrite")
     listed = manifest["splits"][split]["files"]
@@ -167,8 +163,19 @@ def _check_against(manifest: dict, split: str, found: dict[str, list[str]], sour
         )
 
 
-def _group(source, found: dict[str, list[str]], classes: tuple[str, ...]) -> list[Photo]:
-    """One `Photo` for all copies of a photo. Equal names are one photo only if the bytes are equal."""
+def _check_folders(found: dict[str, list[str]], classes: tuple[str, ...], where: str, may_be_empty: bool) -> None:
+    """Raises DataError for class folders that are unknown, empty, or equal but for upper and lower case."""
+    if len({code.lower() for code in classes}) < len(classes):
+        raise DataError(f"{where}: class folders differ only in upper and lower case")
+    for code, names in found.items():
+        if code not in classes:
+            raise DataError(f"{where}/{code} is not a class of this model or training split{nearest(code, classes)}")
+        if not names and not may_be_empty:
+            raise DataError(f"{where}/{code} is empty; add photos, or remove the folder")
+
+
+def _group_copies(source, found: dict[str, list[str]], classes: tuple[str, ...]) -> list[Photo]:
+    """One `Photo` for all label copies of a photo: files with equal names and equal bytes."""
     groups: dict[str, list[tuple[str, list[int]]]] = {}
     for index, code in enumerate(classes):
         for name in found.get(code, ()):

@@ -1,6 +1,6 @@
-"""From an RGB photo to the model's input: timm's augmentation for training, one fixed recipe for everything else.
+"""From an RGB image to the model's input: timm's augmentation for training, one fixed recipe for everything else.
 
-A loader's photos stay uint8 until they are on the device, where `data.loading.batches.Normalize` finishes them.
+A loader's images stay uint8 until they are on the device, where `data.loading.batches.Normalize` finishes them.
 """
 
 import random
@@ -24,7 +24,7 @@ from data.loading.shears import quicken
 
 
 class Patch(NamedTuple):
-    """What random erasing lays over a normalised photo: `pixels` float32 [3, h, w], its upper left corner there."""
+    """A patch of random erasing over a normalised image: its upper left corner, `pixels` float32 [3, h, w]."""
 
     top: int
     left: int
@@ -32,7 +32,7 @@ class Patch(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a transform makes of a photo: `pixels` uint8 [3, S, S], and the `patches` that cover some of them later."""
+    """A transformed image: `pixels` uint8 [3, S, S], and the `patches` to lay over them after normalisation."""
 
     pixels: Tensor
     patches: list[Patch]
@@ -40,7 +40,7 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a photo is made the model's input. Stored in every checkpoint, so that nothing is scored with another.
+    """How an image becomes the model's input. Every checkpoint stores it, so that scoring uses the same.
 
     Attributes:
         size: side of the square input, pixels.
@@ -66,20 +66,20 @@ class Preprocess:
 
     @property
     def _short_side(self) -> int:
-        """Of the resized photo, before its middle is cut out."""
+        """Of the resized image before the center crop, in pixels."""
         return int(256 / 224 * self.size)
 
     def geometry(self) -> Callable[[Image.Image], Image.Image]:
-        """The part that moves pixels: photo -> square photo of `size`, still RGB."""
+        """The resize and crop alone: RGB image -> RGB image of `size` x `size` pixels."""
         mode = InterpolationMode(self.interpolation)
         if self.crop:
             return Compose([Resize(self._short_side, mode), CenterCrop(self.size)])
         return Resize((self.size, self.size), mode)
 
     def window(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of what `geometry` keeps of a photo of this size, in the photo's pixels.
+        """(left, top, right, bottom) of what `geometry` keeps of an image of this size, in pixels of the image.
 
-        Between that window and the input the way is linear, on each axis by itself.
+        The mapping from that window to the input is linear per axis.
         """
         if not self.crop:
             return 0.0, 0.0, float(width), float(height)
@@ -93,23 +93,23 @@ class Preprocess:
         return left, top, right, bottom
 
     def view(self, photo: np.ndarray) -> View:
-        """A photo, uint8 [H, W, 3], as loaders hand it on."""
+        """The view of an image, uint8 [H, W, 3], without patches."""
         return View(planes(np.asarray(self.geometry()(Image.fromarray(photo)))), [])
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
-        """Photo -> `[3, size, size]`, normalised: what `view` and `data.loading.batches.Normalize` do between them."""
+        """Image -> `[3, size, size]`, normalised: `view` and `data.loading.batches.Normalize` in one."""
         return Compose([self.geometry(), ToTensor(), Normalize(self.mean, self.std)])
 
 
 class QuarterTurns:
-    """Turns a photo [H, W, 3] by 0, 90, 180 or 270 degrees, each as likely."""
+    """Turns an image [H, W, 3] by 0, 90, 180 or 270 degrees with equal probability."""
 
     def __call__(self, photo: np.ndarray) -> np.ndarray:
         return np.rot90(photo, random.randrange(4))
 
 
 class Crop(RandomResizedCropAndInterpolation):
-    """timm's random crop with its draws, uint8 [H, W, 3] -> [3, size, size], resized by torch instead of Pillow."""
+    """timm's random crop with timm's draws, uint8 [H, W, 3] -> [3, size, size], resized by torch, not Pillow."""
 
     def __call__(self, photo: np.ndarray) -> Tensor:
         shape_only = torch.empty(photo.shape[:2], device="meta")  # get_params asks a tensor or an Image for its size
@@ -119,7 +119,7 @@ class Crop(RandomResizedCropAndInterpolation):
 
 
 class _Canvas:
-    """Stands for a normalised photo [3, size, size] while timm's RandomErasing writes on it, and keeps the patches."""
+    """Stands in for a normalised image [3, size, size] that timm's RandomErasing writes to, and records the patches."""
 
     dtype = torch.float32
 
@@ -137,7 +137,7 @@ class _Canvas:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """A photo, uint8 [H, W, 3], -> its augmented `View`.
+    """An image, uint8 [H, W, 3] -> its augmented `View`.
 
     Attributes:
         geometry: steps from uint8 [H, W, 3] to [3, size, size].
@@ -190,7 +190,7 @@ def train_transform(
     moves, policy, final = create_transform(
         size,
         is_training=True,
-        interpolation="bicubic" if interpolation == "lanczos" else interpolation,  # Pillow does not turn by Lanczos
+        interpolation="bicubic" if interpolation == "lanczos" else interpolation,  # Pillow cannot rotate with Lanczos
         mean=tuple(mean),
         std=tuple(std),
         scale=tuple(scale),
@@ -214,15 +214,15 @@ def train_transform(
 
 
 def planes(photo: np.ndarray) -> Tensor:
-    """uint8 [H, W, 3] -> [3, H, W], a copy, by numpy, which does that in a third of torch's time."""
+    """uint8 [H, W, 3] -> [3, H, W], copied by numpy, which takes a third of torch's time."""
     return torch.from_numpy(np.ascontiguousarray(photo.transpose(2, 0, 1)))
 
 
 def resize(pixels: Tensor, size: int, mode: InterpolationMode) -> Tensor:
-    """uint8 [H, W, 3] -> [3, size, size] within 2 of 255 of Pillow's resize, by torch's vectorised kernels.
+    """uint8 [H, W, 3] -> [3, size, size] by torch's vectorised kernels, within 2 of 255 of Pillow's resize.
 
-    One axis after the other, each rounded to 8 bits, in Pillow 13's order: it begins with the height where that saves
-    more. torch has no Lanczos: there Pillow does it.
+    One axis after the other, each rounded to 8 bits, in the order of Pillow 13, which begins with the height where that
+    saves more. Lanczos, which torch lacks, is left to Pillow.
     """
     if mode == InterpolationMode.LANCZOS:
         image = TF.resize(Image.fromarray(pixels.numpy()), [size, size], mode)
@@ -237,14 +237,14 @@ def resize(pixels: Tensor, size: int, mode: InterpolationMode) -> Tensor:
 
 
 def keep_one_bit(ops: Iterable[AugmentOp]) -> None:
-    """Lets timm's posterize keep at least one bit: at level 10 it asks Pillow for 0, which Pillow 13 refuses."""
+    """Makes timm's posterize keep at least one bit: at level 10 it asks for 0, which Pillow 13 refuses."""
     for op in ops:
         if op.name.startswith("Posterize"):
             op.level_fn = partial(_at_least_one, op.level_fn)
 
 
 def ops_of(transform: object) -> Iterator[AugmentOp]:
-    """The operations of a timm transform, wherever they are in it."""
+    """All operations of a timm transform, however deeply nested."""
     if isinstance(transform, AugmentOp):
         yield transform
         return

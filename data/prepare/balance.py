@@ -1,6 +1,6 @@
-"""Offline copies of the photos of rare labels: brighter, mirrored, turned, as the course project's notebook made them.
+"""Balanced copies: brighter, mirrored or turned copies of photos with rare labels, as in the course project's notebook.
 
-Every copy is named after its origin by `data.labels.made_name`, so that nobody takes it for a photo.
+They are written once, and named by `data.labels.balanced_copy_name`, so that they cannot be mistaken for photos.
 """
 
 from collections import Counter
@@ -9,29 +9,27 @@ from itertools import product
 
 from PIL import Image, ImageEnhance, ImageOps
 
-from data.labels import MADE
+from data.labels import BALANCE_KINDS
 
 BRIGHTNESS = 1.5
-
-
 DEGREES = 20
 
 
 def plan_copies(labels: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
-    """(index of the photo, kind of copy) pairs that lift rare labels to the mean count of a label.
+    """(index, kind) of every copy to make.
 
-    A label has enough when it is on as many photos and copies as the mean label was on photos, or when each of its
-    photos has a copy of every kind. Rare labels come first, and every photo gets one copy before any gets two.
+    A label gets copies until it reaches the mean over all labels of their photos, or until each of its photos has one
+    copy of every kind. Rare labels come first, and every photo gets one copy before any gets two.
 
     Args:
-        labels: of every training photo; a copy has those of its origin and counts for all of them.
+        labels: of every training photo. A copy has the labels of its original and counts for all of them.
     """
     counts = Counter(name for names in labels for name in names)
     mean = counts.total() / max(1, len(counts))
     planned: dict[tuple[int, str], None] = {}
     for label in sorted(counts, key=lambda name: (counts[name], name)):
         photos = [index for index, names in enumerate(labels) if label in names]
-        for kind, index in product(MADE, photos):
+        for kind, index in product(BALANCE_KINDS, photos):
             if counts[label] >= mean:
                 break
             if (index, kind) not in planned:
@@ -41,7 +39,7 @@ def plan_copies(labels: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
 
 
 def make_copy(image: Image.Image, kind: str) -> Image.Image:
-    """The copy of an RGB image; turning leaves the corners black and the size as it was."""
+    """The copy of an RGB image; turning keeps the size and leaves the corners black."""
     if kind == "flip":
         return ImageOps.mirror(image)
     if kind == "bright":

@@ -1,11 +1,11 @@
-"""What lies in the raw folder: photos and the CSV rows that belong to them. No photo is opened here.
+"""The raw folder: photos and the CSV rows that belong to them. No photo is opened here.
 
 SRC/{train,val,test}/images + {split}_label.csv      splits, as the course gives them
 SRC/train_images + train.csv                         one pool to be split, as Kaggle gives it
 """
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from data.images import is_photo
@@ -19,13 +19,13 @@ class RawSplit:
     """One split, or the pool, as it came.
 
     Attributes:
-        folder: what belongs to it and to nobody else.
+        folder: the folder that belongs to this split alone.
         images: the folder of the photos.
         rows: those of the CSV that have a file in `images`.
-        repeats: rows that say what an earlier one said.
+        repeats: how many rows repeat an earlier one.
         missing: photos that have a row and no file.
         unlabelled: photos that have a file and no row.
-        ignored: entries of `images` that are hidden or no photos.
+        ignored: how many entries of `images` are hidden or not photos.
     """
 
     name: str
@@ -39,7 +39,7 @@ class RawSplit:
     ignored: int
 
     def notes(self) -> list[str]:
-        """What was passed over without being asked."""
+        """What was left out without an option that asks for it."""
         notes = [f"{self.name}: {self.repeats} rows repeat an earlier one"] if self.repeats else []
         if self.ignored:
             notes.append(f"{self.name}: {self.ignored} hidden or foreign entries ignored among the photos")
@@ -50,7 +50,7 @@ def read_splits(src: Path, follow: bool = False) -> list[RawSplit]:
     """The splits under `src`, one or more of train, val and test.
 
     Args:
-        follow: take what links out of `src` lead to.
+        follow: read photos through links that lead out of `src`.
 
     Raises:
         DataError: when there is none, or a label file is wrong.
@@ -66,13 +66,13 @@ def read_splits(src: Path, follow: bool = False) -> list[RawSplit]:
 
 
 def read_pool(src: Path, follow: bool = False) -> RawSplit:
-    """The photos and the CSV of a `src` that has no splits yet; the pool bears the name of its image folder.
+    """The photos and the CSV of a `src` that has no splits yet; the pool is named after its image folder.
 
     Args:
         follow: see `read_splits`.
 
     Raises:
-        DataError: when photos or CSV are not to be found, or the label file is wrong.
+        DataError: when photos or CSV are missing, or the label file is wrong.
     """
     _check_folder(src)
     folders = [folder for name in ("train_images", "images", ".") if _has_photos(folder := src / name)]
@@ -86,7 +86,7 @@ def read_pool(src: Path, follow: bool = False) -> RawSplit:
 
 
 def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
-    """Raises DataError when more is missing than was allowed, or a row has several labels and must not."""
+    """Raises DataError when more is missing than `max_missing`, or a row has several labels against `multi_label`."""
     for what, names in left_out(raws, unreadable=[]).items():
         check_count(names, what, "--max-missing", max_missing)
     several = [(raw.name, row) for raw in raws for row in raw.rows if len(row.labels) > 1]
@@ -99,23 +99,18 @@ def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None
 
 
 def check_count(found: list[str], what: str, flag: str, limit: int) -> None:
-    """Raises DataError that names the first of `found` when there are more than `limit`, which `flag` sets."""
+    """Raises DataError with the first of `found` when there are more than `limit`, which `flag` sets."""
     if len(found) > limit:
-        raise DataError(f"{len(found)} {what}: {listing(found)}; mend them, or allow them with {flag} {len(found)}")
+        raise DataError(f"{len(found)} {what}: {listing(found)}; fix them, or allow them with {flag} {len(found)}")
 
 
 def left_out(raws: list[RawSplit], unreadable: list[str]) -> dict[str, list[str]]:
-    """Everything that does not go into the tree, by the reason why."""
+    """Everything that is left out of the tree, by reason."""
     return {
         "rows without a photo": [f"{raw.name}/{name}" for raw in raws for name in raw.missing],
         "photos without a row": [f"{raw.name}/{name}" for raw in raws for name in raw.unlabelled],
         "unreadable photos": unreadable,
     }
-
-
-def placed(row: LabelRow, multi_label: str) -> LabelRow:
-    """The row as the tree has it: with all its labels, or for "first" with the first only."""
-    return replace(row, labels=row.labels[:1]) if multi_label == "first" else row
 
 
 def _read_split(src: Path, name: str, follow: bool) -> RawSplit:
@@ -128,7 +123,7 @@ def _read_split(src: Path, name: str, follow: bool) -> RawSplit:
 
 
 def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None) -> RawSplit:
-    """Brings the rows of a CSV and the entries of a folder together; no link may lead out of `root`."""
+    """Matches the rows of a CSV with the entries of a folder; no link may lead out of `root`."""
     labels = read_labels(table)
     entries = list(os.scandir(images))
     out = [entry.path for entry in entries if root and leads_out(entry, root)]

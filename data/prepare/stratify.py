@@ -1,4 +1,4 @@
-"""Cutting photos into parts that look alike, with some photos kept together."""
+"""Cutting items into parts of equal composition, with some items kept together."""
 
 from collections.abc import Hashable, Sequence
 
@@ -11,12 +11,12 @@ def stratify(
     """The part, from 0, of every item: each stratum is cut by `shares` as evenly as whole groups allow.
 
     Greedy, as in iterative stratification (Sechidis et al. 2011, section 3): large groups first, otherwise in an
-    order that `seed` draws, each to the part that still needs its strata most; among equals, to the part that needs
+    order drawn from `seed`, each to the part that still needs its strata most; among equals, to the part that needs
     most items overall. Where every group is a single item, no stratum is off its share by a whole item.
 
     Args:
         groups: indices of the items that must stay together; every item is in exactly one group.
-        strata: what is to be spread evenly, such as the label combination, for every item.
+        strata: what to spread evenly, such as the label combination, for every item.
         shares: of the parts; positive, with the sum 1.
     """
     number_of = {stratum: number for number, stratum in enumerate(dict.fromkeys(strata))}
@@ -26,7 +26,7 @@ def stratify(
     order = np.random.default_rng(seed).permutation(len(groups))
     for group in sorted((list(groups[i]) for i in order), key=len, reverse=True):  # stable: the drawn order stays
         wanted = need[:, kinds[group]].sum(axis=1)
-        # rounded, or the noise of the subtractions would decide between equals
+        # rounded, because the noise of the subtractions would decide between equals
         part = max(range(len(shares)), key=lambda p: (round(wanted[p], 9), round(need[p].sum(), 9)))
         np.subtract.at(need[part], kinds[group], 1)
         for item in group:

@@ -1,4 +1,4 @@
-"""The prepared tree: audited photos in one folder a label, and the manifest that says what is there and why.
+"""The prepared tree: audited photos in one folder per label, and the manifest that records what is there and why.
 
 dataset/{train,val,test}/{000001,...,100000}/ID.jpg, OneHot-{split}_label.csv, manifest.json, report.html
 """
@@ -14,40 +14,35 @@ from functools import partial
 from pathlib import Path
 
 from data.images import encode, read_image
-from data.labels import CODE_OF, NAME_OF, SPLITS, made_name, write_one_hot
+from data.labels import CODE_OF, NAME_OF, SPLITS, LabelRow, balanced_copy_name, write_one_hot
 from data.manifest import FORMAT, MANIFEST, read_manifest
-from data.prepare.audit import AuditedPhoto, facts
+from data.prepare.audit import AuditedPhoto, count_facts
 from data.prepare.balance import make_copy, plan_copies
-from data.prepare.raw import placed
 from data.prepare.stratify import stratify
 from tools.base.errors import DataError, UsageError, listing
 from tools.base.tables import format_table
 from tools.base.threads import Progress, in_parallel
 
 REPORT = "report.html"
-
-
-_SPLIT_ENTRIES = [("", ""), ("OneHot-", "_label.csv"), ("", ".pixels")]  # the last is of data/cache.py
-
-
+_SPLIT_ENTRIES = [("", ""), ("OneHot-", "_label.csv"), ("", ".pixels")]  # the last is of data/loading/cache.py
 _OURS = {MANIFEST, REPORT, *(f"{before}{split}{after}" for split in SPLITS for before, after in _SPLIT_ENTRIES)}
 
 
 def divide(
     photos: Sequence[AuditedPhoto], groups: Sequence[Sequence[int]], shares: Sequence[float], seed: int
 ) -> list[AuditedPhoto]:
-    """The photos of a pool with their splits: label combinations spread evenly, twins kept together.
+    """The photos of a pool with their splits: label combinations spread evenly, duplicates kept together.
 
     Args:
-        groups: indices of twins.
+        groups: indices of duplicates.
         shares: of train, val and test; a split with the share 0 gets nothing.
 
     Raises:
-        DataError: when the photos do not fill the splits.
+        DataError: when there are too few photos to fill the splits.
     """
     wanted = [(name, share) for name, share in zip(SPLITS, shares, strict=True) if share]
-    twins = {index for group in groups for index in group}
-    together = [*groups, *([index] for index in range(len(photos)) if index not in twins)]
+    grouped = {index for group in groups for index in group}
+    together = [*groups, *([index] for index in range(len(photos)) if index not in grouped)]
     strata = [frozenset(photo.row.labels) for photo in photos]
     parts = stratify(together, strata, [share for _, share in wanted], seed)
     empty = [name for number, (name, _) in enumerate(wanted) if number not in parts]
@@ -60,28 +55,31 @@ def write_tree(photos: Sequence[AuditedPhoto], root: Path, known: dict, progress
     """Writes every split and the manifest under `root`; equal input gives equal bytes.
 
     Args:
-        known: what the manifest says beside the splits: `settings` (of them `mode`, `multi_label`, `balance` and
-            `quality` are obeyed here), `twins`, `left_out`, `notes`.
+        known: the manifest's other entries: `settings` (of which `mode`, `multi_label`, `balance` and `quality` are
+            used here), `duplicates`, `left_out`, `notes`.
 
     Returns:
         The manifest.
     """
     settings, splits = known["settings"], {}
-    for name in (name for name in SPLITS if any(photo.split == name for photo in photos)):
+    for name in SPLITS:
         members = [photo for photo in photos if photo.split == name]
-        splits[name] = _write_split(members, root / name, settings)
-        write_one_hot(root / f"OneHot-{name}_label.csv", [placed(p.row, settings["multi_label"]) for p in members])
-    if settings["balance"] and "train" in splits:
-        made = _write_copies([p for p in photos if p.split == "train"], root / "train", settings, progress)
-        splits["train"]["files"] |= made
-        splits["train"]["made"] = _labels_of(made)
+        if not members:
+            continue
+        rows = [_placed(photo.row, settings["multi_label"]) for photo in members]
+        splits[name] = _write_split(members, rows, root / name, settings["mode"])
+        write_one_hot(root / f"OneHot-{name}_label.csv", rows)
+        if settings["balance"] and name == "train":
+            copies = _write_copies(members, rows, root / name, settings, progress)
+            splits[name]["files"] |= copies
+            splits[name]["made"] = _count_labels(copies)
     manifest = {"format": FORMAT, "settings": settings, "splits": splits, **known}
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
 
 def check_target(dst: Path, settings: dict, overwrite: bool) -> None:
-    """Raises UsageError when `dst` may not be written: not ours, or made otherwise and `overwrite` is not set."""
+    """Raises UsageError when `dst` must not be written: not ours, or made with other settings and not `overwrite`."""
     if not dst.exists():
         return
     if not dst.is_dir():
@@ -96,17 +94,17 @@ def check_target(dst: Path, settings: dict, overwrite: bool) -> None:
         raise UsageError(f"--dst {dst} was made with other settings or labels; add --overwrite, or choose another")
 
 
-def is_finished(dst: Path, new: Path) -> bool:
-    """Whether `dst` already is the tree `new`, so that it can be left as it is.
+def is_finished(dst: Path, manifest: dict) -> bool:
+    """Whether `dst` already is the tree that `manifest` describes, and can be left as it is.
 
     Raises:
         DataError: when it was made from other photos, or its files have changed since.
     """
     if not (dst / MANIFEST).is_file():
         return False
-    if (dst / MANIFEST).read_bytes() != (new / MANIFEST).read_bytes():
+    if read_manifest(dst) != json.loads(json.dumps(manifest)):  # as it is read back: tuples are lists
         raise DataError(f"--dst {dst} was made from other photos; add --overwrite, or choose another")
-    for name, split in read_manifest(dst)["splits"].items():
+    for name, split in manifest["splits"].items():
         for file, entry in split["files"].items():
             path = dst / name / file
             if not path.is_file() or path.stat().st_size != entry["size"]:
@@ -114,13 +112,14 @@ def is_finished(dst: Path, new: Path) -> bool:
     return True
 
 
-def table(splits: dict) -> str:
-    """The counts of a manifest's `splits` as text: a column a split."""
+def format_counts(splits: dict) -> list[str]:
+    """The counts of a manifest's `splits` as lines of text, one column per split."""
     counts = list(splits.values())
-    lines = [
+    rows = [
+        ("", *splits),
         ("rows", *(c["rows"] for c in counts)),
         ("with several labels", *(c["several"] for c in counts)),
-        ("files (one a label)", *(sum(c["labels"].values()) for c in counts)),
+        ("files (one per label)", *(sum(c["labels"].values()) for c in counts)),
         *((f"  {code} {NAME_OF[code]}", *(c["labels"][NAME_OF[code]] for c in counts)) for code in sorted(NAME_OF)),
         ("copied, not linked", *(c["copied"] for c in counts)),
         ("made by --balance", *(sum(c["made"].values()) for c in counts)),
@@ -128,53 +127,58 @@ def table(splits: dict) -> str:
         ("several frames, first used", *(c["facts"]["animated"] for c in counts)),
         ("wrong extension", *(c["facts"]["misnamed"] for c in counts)),
     ]
-    return "\n".join(format_table([("", *splits), *lines]))
+    return format_table(rows)
 
 
-def _write_split(photos: list[AuditedPhoto], folder: Path, settings: dict) -> dict:
-    """Links or copies one split and returns its entry in the manifest."""
+def _placed(row: LabelRow, multi_label: str) -> LabelRow:
+    """The row with the labels that its photo has in the tree: all of them, or for "first" only the first."""
+    return replace(row, labels=row.labels[:1]) if multi_label == "first" else row
+
+
+def _write_split(photos: list[AuditedPhoto], rows: list[LabelRow], folder: Path, mode: str) -> dict:
+    """Links or copies one split, each photo into the folders of its row, and returns its entry in the manifest."""
     for code in NAME_OF:
         (folder / code).mkdir(parents=True)
-    copied, files = 0, {}
-    for photo in photos:
-        for label in placed(photo.row, settings["multi_label"]).labels:
-            file = f"{CODE_OF[label]}/{photo.row.image}"
-            copied += _place(photo.file, folder / file, settings["mode"])
+    num_copied, files = 0, {}
+    for photo, row in zip(photos, rows, strict=True):
+        for label in row.labels:
+            file = f"{CODE_OF[label]}/{row.image}"
+            num_copied += _place(photo.file, folder / file, mode)
             files[file] = {"size": photo.size, "sha256": photo.sha256}
     return {
         "rows": len(photos),
         "several": sum(len(photo.row.labels) > 1 for photo in photos),
-        "copied": copied,
-        "labels": _labels_of(files),
-        "made": _labels_of(()),
+        "copied": num_copied,
+        "labels": _count_labels(files),
+        "made": _count_labels(()),
         "combinations": dict(sorted(Counter(" ".join(sorted(photo.row.labels)) for photo in photos).items())),
-        "facts": facts(photos),
+        "facts": count_facts(photos),
         "files": files,
     }
 
 
-def _write_copies(photos: list[AuditedPhoto], folder: Path, settings: dict, progress: Progress) -> dict:
-    """Makes the copies that balance the labels and returns their entries in the manifest's `files`."""
-    rows = [placed(photo.row, settings["multi_label"]) for photo in photos]
+def _write_copies(
+    photos: list[AuditedPhoto], rows: list[LabelRow], folder: Path, settings: dict, progress: Progress
+) -> dict:
+    """Writes the balanced copies and returns their entries in the manifest's `files`."""
     planned = [(photos[index].file, rows[index], kind) for index, kind in plan_copies([row.labels for row in rows])]
     work = partial(_write_copy, folder=folder, mode=settings["mode"], quality=settings["quality"])
     return {file: entry for files in in_parallel(work, planned, progress) for file, entry in files.items()}
 
 
-def _write_copy(item, folder: Path, mode: str, quality: int) -> dict:
-    """Makes one copy, in the folders of all its labels."""
+def _write_copy(item: tuple[Path, LabelRow, str], folder: Path, mode: str, quality: int) -> dict:
+    """Writes one balanced copy into the folders of all its labels."""
     source, row, kind = item
-    name = made_name(row.image, kind)
+    name = balanced_copy_name(row.image, kind)
     content = encode(make_copy(read_image(source), kind), name, quality)
     files = [f"{CODE_OF[label]}/{name}" for label in row.labels]
     (folder / files[0]).write_bytes(content)
     for other in files[1:]:
         _place(folder / files[0], folder / other, mode)
-    sha256 = hashlib.sha256(content).hexdigest()
-    return {file: {"size": len(content), "sha256": sha256} for file in files}
+    return {file: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for file in files}
 
 
-def _labels_of(files: Iterable[str]) -> dict[str, int]:
+def _count_labels(files: Iterable[str]) -> dict[str, int]:
     """How many of the files `code/name` each label has."""
     counts = Counter(file.split("/")[0] for file in files)
     return {NAME_OF[code]: counts[code] for code in NAME_OF}

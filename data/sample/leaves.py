@@ -1,8 +1,8 @@
 """Draws the embedded sample data set: apple leaves with lesions that look like the six classes, and their boxes.
 
-It stands in for the photos, which may not be given away, wherever the program is tried or tested. Leaf, background and
-light vary more than the lesions do, and the background holds every colour the lesions have, so that colour alone does
-not give the label away. Everything follows from the seed.
+It replaces the course's photos, which may not be redistributed, in tests and demonstrations. Leaf, background and light
+vary more than the lesions, and the background has every colour of the lesions, so that colour alone does not give the
+label away. Everything follows from the seed.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,12 @@ import cv2
 import numpy as np
 
 SIZE = 160  # pixels, square as the course's 256x256 files are
-
-
-MAX_BOX_SHARE = 0.22  # of the photo that all boxes together may cover
+MAX_BOX_SHARE = 0.22  # of the image that all boxes together may cover
 
 
 @dataclass(frozen=True)
 class DrawnLeaf:
-    """One drawn photo: `pixels` [SIZE, SIZE, 3] uint8 RGB, its labels, boxes (label, x0, y0, x1, y1) in pixels."""
+    """One drawn image: `pixels` [SIZE, SIZE, 3] uint8 RGB, its labels, boxes (label, x0, y0, x1, y1) in pixels."""
 
     pixels: np.ndarray
     labels: tuple[str, ...]
@@ -26,7 +24,7 @@ class DrawnLeaf:
 
 
 def draw_leaf(labels: tuple[str, ...], seed: tuple[int, ...]) -> DrawnLeaf:
-    """Draws one leaf with the lesions of `labels`; equal arguments give equal pixels."""
+    """One leaf with the lesions of `labels`; equal arguments give equal pixels."""
     rng = np.random.default_rng(seed)
     canvas = _background(rng)
     mask, axis = _blade(rng)
@@ -34,8 +32,7 @@ def draw_leaf(labels: tuple[str, ...], seed: tuple[int, ...]) -> DrawnLeaf:
     boxes: list[tuple[str, float, float, float, float]] = []
     covered = np.zeros((SIZE, SIZE), bool)
     for label in labels:
-        kinds = _KINDS[label]
-        for kind, lowest, highest in kinds:
+        for kind, lowest, highest in _KINDS[label]:
             for _ in range(int(rng.integers(lowest, highest + 1))):
                 centre = _point_inside(rng, mask)
                 box = _box_of(centre, _radius(rng, kind))

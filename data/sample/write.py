@@ -1,4 +1,4 @@
-"""Writes the drawn leaves as a data set in the raw course layout."""
+"""Writes the drawn leaves as a data set in the course's raw layout."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tools.base.tables import format_csv
 COUNTS = {"train": 1200, "val": 160, "test": 240}
 
 
-# Shares of the label sets; 8 % of the leaves carry two labels, always together with frog_eye_leaf_spot as on real ones.
+# Shares of the label sets; 8 % of the leaves have two labels, one of them frog_eye_leaf_spot, as on real leaves.
 SHARES = {
     ("scab",): 0.20,
     ("frog_eye_leaf_spot",): 0.17,
@@ -27,7 +27,7 @@ SHARES = {
 
 
 def write_sample(dst: Path, seed: int = 0, counts: dict[str, int] = COUNTS) -> None:
-    """Writes the sample in the raw course layout, and all boxes to `lesion_boxes.csv` (relative coordinates)."""
+    """Writes the sample in the course's raw layout, and all boxes to `lesion_boxes.csv` (relative coordinates)."""
     boxes = []
     for number, split in enumerate(SPLITS):
         folder = dst / split / "images"
@@ -37,7 +37,7 @@ def write_sample(dst: Path, seed: int = 0, counts: dict[str, int] = COUNTS) -> N
             leaf = draw_leaf(labels, (seed, number, index))
             name = _photo_name(seed, number, index)
             _, encoded = cv2.imencode(".jpg", leaf.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-            (folder / name).write_bytes(encoded)  # cv2.imwrite says nothing of a full disk
+            (folder / name).write_bytes(encoded)  # cv2.imwrite does not report a full disk
             rows.append((name, " ".join(labels)))
             boxes += [(name, *_relative(box)) for box in leaf.boxes]
         (dst / split / f"{split}_label.csv").write_bytes(format_csv([("images", "labels"), *rows]))
@@ -45,7 +45,7 @@ def write_sample(dst: Path, seed: int = 0, counts: dict[str, int] = COUNTS) -> N
 
 
 def photo_names(seed: int, counts: dict[str, int]) -> set[str]:
-    """Where the photos of a sample lie, relative to its folder."""
+    """The paths of a sample's photos, relative to its folder."""
     return {
         f"{split}/images/{_photo_name(seed, number, index)}"
         for number, split in enumerate(SPLITS)
@@ -58,7 +58,7 @@ def _photo_name(seed: int, number: int, index: int) -> str:
 
 
 def _label_sets(count: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
-    """`count` label sets in shuffled order, as near to SHARES as whole numbers allow."""
+    """`count` label sets in shuffled order, as close to SHARES as whole numbers allow."""
     sets, cumulative = list(SHARES), np.cumsum(list(SHARES.values()))
     places = (np.arange(count) + 0.5) / count * cumulative[-1]
     drawn = [sets[i] for i in np.searchsorted(cumulative, places)]

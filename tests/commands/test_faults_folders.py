@@ -20,7 +20,7 @@ CODES = sorted(CODE_OF.values())
 
 @pytest.fixture
 def tree(dataset, tmp_path):
-    """A student's own tree under the name `tree`: no manifest, free to be changed."""
+    """A tree called `tree` without a manifest, which a test may change."""
     left = shutil.ignore_patterns(MANIFEST, "OneHot*")
     return shutil.copytree(dataset, tmp_path / "tree", ignore=left, copy_function=os.link)
 
@@ -48,12 +48,12 @@ def twice(tree):
 
 
 def at(place, make):
-    """(tree) -> whatever `make` makes at that place of it."""
+    """A function of the tree that calls `make` with that path in it."""
     return lambda tree: make(tree / place)
 
 
 def gone(place, make=None):
-    """(tree) -> the folder at that place removed, and whatever `make` makes put there."""
+    """A function of the tree that removes that folder and calls `make` with its path."""
     return lambda tree: (shutil.rmtree(tree / place), make and make(tree / place))
 
 
@@ -65,7 +65,7 @@ def link(target):
     return lambda path: path.symlink_to(target)
 
 
-CLIMBING = '{"format": 2, "splits": {"train": {"files": {"../../x": {"size": 1}}}}, "twins": []}'
+CLIMBING = '{"format": 3, "splits": {"train": {"files": {"../../x": {"size": 1}}}}, "duplicates": []}'
 NO_PHOTOS = {kind: NO_FILES[kind] for kind in ("folder", "fifo", "socket", "dangling", "loop")}
 NO_MANIFESTS = {kind: make for kind, make in NO_FILES.items() if kind != "nothing"}
 FOLDERS = [
@@ -78,15 +78,15 @@ FOLDERS = [
     ("E1", gone("val", Path.mkdir), 3, "tree/val holds no class folders"),
     ("E2", at("train/000010", empty), 3, "tree/train/000010 is empty"),
     ("E2", at("val/000010", empty), 3, "tree/val/000010 is empty"),
-    ("E4", lambda tree: shutil.copytree(tree / "val" / "000001", tree / "val" / "zz"), 3, "tree/val/zz: no class"),
-    ("E4", lambda tree: os.mkdir(os.fsencode(tree / "val") + b"/\xff"), 3, "tree/val/\\udcff: no class"),
+    ("E4", lambda tree: shutil.copytree(tree / "val" / "000001", tree / "val" / "zz"), 3, "tree/val/zz is not a class"),
+    ("E4", lambda tree: os.mkdir(os.fsencode(tree / "val") + b"/\xff"), 3, "tree/val/\\udcff is not a class"),
     ("L5", lambda tree: shutil.copytree(tree / "train" / "000001", tree / "train" / "zz"), 3, "MODEL.NUM_CLASSES 7"),
     ("E7", twice, 3, "upper and lower case"),
     ("E10", at("train/zz", link("/etc")), 3, "tree/train/zz is a link out of tree/train"),
     ("E10", at("val/zz", link("..")), 3, "tree/val/zz is a link out of tree/val"),
-    ("E10", at("train/zz", link("zz")), 3, "tree/train/zz is a link to no folder"),
+    ("E10", at("train/zz", link("zz")), 3, "tree/train/zz is a link that does not lead to a folder"),
     ("E10", at("train/000001/z.jpg", link("/etc/passwd")), 3, "z.jpg is a link out of tree/train; remove it, or add"),
-    ("E11", manifest('{"format": 2, "splits": {"train": {'), 3, "manifest.json is damaged"),
+    ("E11", manifest('{"format": 3, "splits": {"train": {'), 3, "manifest.json is damaged"),
     ("E11", at(MANIFEST, large(2**31)), 3, "manifest.json is larger than"),
     *(("E11", at(MANIFEST, make), 3, MANIFEST) for make in NO_MANIFESTS.values()),
     ("C17", manifest(CLIMBING), 3, "since process_dataset.py"),
@@ -102,7 +102,7 @@ def test_a_tree_that_cannot_be_trained_on(fault, tree, tiny, spoil, code, words)
     fault(main.main, ["--cfg", tiny, "--data-path", "tree", "--output", "out"], code, words)
 
 
-def test_a_tree_that_may_only_be_read_serves_and_stays_as_it_is_e16(tree, tiny, tmp_path, monkeypatch):
+def test_a_read_only_tree_is_used_and_not_changed_e16(tree, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "out").mkdir()
     for path in [tmp_path, tree, *tree.rglob("*")]:
@@ -141,7 +141,7 @@ def test_a_raw_folder_that_cannot_be_prepared(fault, tmp_path, raw, spoil, words
     fault(process_dataset.main, ["--src", "raw", "--dst", "d"], 3, words)
 
 
-def test_links_are_followed_when_that_is_asked_for_e10(tmp_path, raw, trained, capsys):
+def test_links_are_followed_with_the_flag_e10(tmp_path, raw, trained, capsys):
     own = shutil.copytree(raw, tmp_path / "raw", copy_function=os.link)
     photo = sorted((own / "test" / "images").iterdir())[0]
     photo.rename(tmp_path / photo.name)
@@ -184,7 +184,7 @@ def test_modes_obey_the_umask_i10(tmp_path, raw, mask):
 
 
 def write_archive(path, split, extra=(), deflated=False, change=None):
-    """Zips the photos of `split` and `extra` (name, bytes); `change` is what then happens to the bytes."""
+    """Zips the photos of `split` and `extra` (name, bytes), and applies `change` to the bytes of the archive."""
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED if deflated else zipfile.ZIP_STORED) as file:
         for photo in sorted(split.glob("*/*.jpg")):
             file.write(photo, photo.relative_to(split))
@@ -204,13 +204,13 @@ def with_flag(content: bytes) -> bytes:
 
 
 def with_small_size(content: bytes) -> bytes:
-    """The last member said to have 1,000 bytes."""
+    """The last member declared to have 1,000 bytes."""
     place = content.rfind(b"PK\1\2")
     return content[: place + 24] + (1000).to_bytes(4, "little") + content[place + 28 :]
 
 
 def as_latin(content: bytes) -> bytes:
-    """A name that is said to be UTF-8 and is not."""
+    """A name declared to be UTF-8 that is not."""
     return content.replace("\xe9".encode(), b"\xff\xff")
 
 
@@ -218,9 +218,9 @@ JUNK, ZEROS = b"\xff\xd8\xff", bytes(30_000_000)
 CLIMBERS = ("../a.jpg", "000001/../../a.jpg", "/etc/a.jpg", "..\\a.jpg")
 ARCHIVES = [
     *(("N4", {"extra": [(name, JUNK)]}, "leads out of the archive") for name in CLIMBERS),
-    ("N4", {"extra": [("000001/a.jpg", JUNK), ("000001/a.jpg", b"")]}, "member 000001/a.jpg is there twice"),
+    ("N4", {"extra": [("000001/a.jpg", JUNK), ("000001/a.jpg", b"")]}, "member 000001/a.jpg occurs twice"),
     ("N4", {"extra": [("000001/a.jpg", b"PK\3\4")]}, "test.zip:000001/a.jpg cannot be decoded"),
-    ("N4", {"extra": [("zz/a.jpg", JUNK)]}, "test.zip/zz: no class"),
+    ("N4", {"extra": [("zz/a.jpg", JUNK)]}, "test.zip/zz is not a class"),
     ("N4", {"extra": [("000001/\xe9.jpg", JUNK)], "change": as_latin}, "cannot be read as a zip archive"),
     ("N4", {"change": with_flag}, "is encrypted"),
     ("N4", {"change": lambda content: content[: len(content) // 2]}, "cannot be read as a zip archive"),
@@ -231,7 +231,7 @@ ARCHIVES = [
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @faults("parts, words", ARCHIVES)
-def test_an_archive_that_no_photos_are_read_from(fault, tmp_path, dataset, trained, parts, words):
+def test_a_wrong_archive(fault, tmp_path, dataset, trained, parts, words):
     (tmp_path / "zips").mkdir()
     write_archive(tmp_path / "zips" / "test.zip", dataset / "test", **parts)
     arguments = ["--resume", trained / "best.pth", "--data-path", "zips", "--zip", "--to", "to"]
@@ -242,7 +242,7 @@ NO_ARCHIVES = ["", "text", b"PK\x05\x06" + bytes(18), *NO_FILES.values()]
 
 
 @faults("content", [("N4", content) for content in NO_ARCHIVES])
-def test_a_file_that_is_no_archive(fault, tmp_path, tiny, content):
+def test_a_file_that_is_not_an_archive(fault, tmp_path, tiny, content):
     (tmp_path / "zips").mkdir()
     put(tmp_path / "zips" / "train.zip", content)
     fault(main.main, ["--cfg", tiny, "--data-path", "zips", "--zip", "--output", "out"], 3, "train.zip")

@@ -1,4 +1,4 @@
-"""Faults in photos (D): the same verdict from every command, in one line that names the file, and no trace."""
+"""Faults in photos (D): every command refuses them in one line that names the file, and leaves no trace."""
 
 import os
 import resource
@@ -20,7 +20,7 @@ NOISE = np.random.default_rng(1).random((60, 80))
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG of a size in its header, and hardly a pixel."""
+    """A PNG with this size in its header and almost no pixels."""
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"\0")), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -81,7 +81,7 @@ def test_every_command_refuses_the_photo_in_the_same_words(fault, tmp_path, tiny
     fault(visual.main, [*model, "--image", photo, "--to", "to"], 3, "leaf.jpg", words)
 
 
-@pytest.mark.parametrize("limit", ["0", "5"])  # of five bad ones none is left
+@pytest.mark.parametrize("limit", ["0", "5"])  # all five are bad, and none is left
 def test_predict_says_the_same(fault, tmp_path, trained, limit):
     (tmp_path / "leaf.jpg").write_bytes(CUT["JPEG"][:900])
     arguments = ["leaf.jpg", "--resume", trained / "best.pth", "--max-bad", limit, "--json", "j", "--csv", "c"]
@@ -108,15 +108,15 @@ def test_predict_refuses(fault, dataset, trained, arguments, code, words):
 
 
 def test_a_bomb_takes_no_memory_d5(fault, tmp_path, trained):
-    """In this process, whose peak may only grow by what a refusal needs."""
+    """In this process, whose peak memory may only grow by the cost of a refusal."""
     (tmp_path / "leaf.jpg").write_bytes(png(60_000, 60_000))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     fault(visual.main, ["--resume", trained / "best.pth", "--image", "leaf.jpg", "--to", "to"], 3, "leaf.jpg")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
 
 
-def test_names_of_photos_that_shells_and_terminals_dislike_c19(tmp_path, capsys):
-    """A leading dash, spaces, quotes, both spellings of e acute, a byte that is no UTF-8: photos like others."""
+def test_unusual_names_of_photos_c19(tmp_path, capsys):
+    """Names with a leading dash, spaces, quotes, both forms of e acute, a byte that is not UTF-8 are accepted."""
     names = ["-rf.jpg", "a b'c\".jpg", "caf\u00e9.jpg", "cafe\u0301.jpg", "$(touch owned).jpg"]
     (tmp_path / "raw" / "val" / "images").mkdir(parents=True)
     for number, name in enumerate(names):
@@ -124,7 +124,7 @@ def test_names_of_photos_that_shells_and_terminals_dislike_c19(tmp_path, capsys)
     os.close(os.open(os.fsencode(tmp_path / "raw" / "val" / "images") + b"/\xff.jpg", os.O_CREAT))
     rows = "".join('"{}",rust\n'.format(name.replace('"', '""')) for name in names)
     (tmp_path / "raw" / "val" / "val_label.csv").write_text("images,labels\n" + rows)
-    arguments = ["--src", tmp_path / "raw", "--dst", tmp_path / "d", "--max-missing", "1", "--no-twins"]
+    arguments = ["--src", tmp_path / "raw", "--dst", tmp_path / "d", "--max-missing", "1", "--no-duplicates"]
     assert process_dataset.main([str(a) for a in arguments]) == 0
     assert sorted(os.listdir(tmp_path / "d" / "val" / "000010")) == sorted(names)
     assert "left out: val/\\udcff.jpg" in capsys.readouterr().out

@@ -66,7 +66,7 @@ def source(raw, tmp_path):
 
 
 @faults("content, words", TABLES)
-def test_a_label_file_that_is_none(fault, source, content, words):
+def test_a_wrong_label_file(fault, source, content, words):
     put(source / "train" / "train_label.csv", content)
     fault(process_dataset.main, ["--src", "raw", "--dst", "d"], 3, "train", words)
 
@@ -87,14 +87,14 @@ PREDICTIONS = [
 
 
 @faults("content, words", PREDICTIONS)
-def test_predictions_that_are_none(fault, tmp_path, content, words):
+def test_wrong_predictions(fault, tmp_path, content, words):
     (tmp_path / "labels.csv").write_text(HEADER + "a.jpg,rust\n")
     put(tmp_path / "p.csv", content)
     fault(score.main, ["p.csv", "labels.csv", "--json", "figures.json"], 3, "p.csv", words)
     fault(compare.main, ["p.csv", "p.csv"], 3, "p.csv", words)
 
 
-def test_figures_that_would_replace_what_they_are_made_of_b7(fault, tmp_path):
+def test_figures_may_not_replace_their_input_b7(fault, tmp_path):
     for name in ("p.csv", "labels.csv"):
         (tmp_path / name).write_text(HEADER + "a.jpg,rust\n")
     for name in ("p.csv", "labels.csv"):
@@ -115,7 +115,7 @@ BOX_FILES = [
 
 
 @faults("content, words", BOX_FILES)
-def test_boxes_that_are_none(fault, tmp_path, dataset, trained, content, words):
+def test_wrong_boxes(fault, tmp_path, dataset, trained, content, words):
     put(tmp_path / "boxes.csv", content)
     arguments = ["--resume", trained / "best.pth", "--data-path", dataset, "--score", "boxes.csv", "--to", "maps"]
     fault(visual.main, arguments, 3, "boxes.csv", words)

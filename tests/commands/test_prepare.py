@@ -1,6 +1,6 @@
 """process_dataset.py on real files: the tree, the counts, what it refuses, and that a refusal leaves no trace.
 
-The audit's findings, --split, --size, --balance and sudden ends are in test_cli_audit.py.
+The audit's findings, --split, --size, --balance and sudden ends are in test_prepare_audit.py.
 """
 
 import errno
@@ -57,7 +57,7 @@ def test_the_table_counts_what_a_hand_count_finds(source, tmp_path, capsys):
     splits = [rows_of(source, split) for split in ("train", "val", "test")]
     assert table["rows"] == [len(rows) for rows in splits]
     assert table["with several labels"] == [sum(len(labels) > 1 for _, labels in rows) for rows in splits]
-    assert table["files (one a label)"] == [sum(len(labels) for _, labels in rows) for rows in splits]
+    assert table["files (one per label)"] == [sum(len(labels) for _, labels in rows) for rows in splits]
     for label, code in CODE_OF.items():
         assert table[f"{code} {label}"] == [Counter(x for _, labels in rows for x in labels)[label] for rows in splits]
 
@@ -95,6 +95,20 @@ def test_an_equal_tree_is_left_and_another_needs_overwrite(source, tmp_path, ref
     assert run("--src", source, "--dst", target, "--mode", "copy", "--overwrite") == 0
     assert json.loads((target / "manifest.json").read_text())["settings"]["mode"] == "copy"
     assert [p.name for p in tmp_path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_a_tree_of_format_2_is_read_and_left_as_it_is(source, tmp_path):
+    path = tmp_path / "d" / "manifest.json"
+    assert run("--src", source, "--dst", tmp_path / "d") == 0
+    manifest = json.loads(path.read_text())
+    manifest["settings"]["twins"] = manifest["settings"].pop("duplicates")
+    manifest["twins"] = manifest.pop("duplicates")
+    old = manifest | {"format": 2}
+    path.write_text(json.dumps(old))
+    assert run("--src", source, "--dst", tmp_path / "d", "--no-twins", "--overwrite") == 0
+    path.write_text(json.dumps(old))
+    assert run("--src", source, "--dst", tmp_path / "d") == 0
+    assert json.loads(path.read_text()) == old
 
 
 def test_one_split_is_enough_and_the_csv_may_lie_above_it(source, tmp_path):
@@ -182,7 +196,7 @@ def test_flags_that_make_no_sense(source, tmp_path, refused, arguments, word):
 def test_a_damaged_or_older_tree_of_ours_can_be_replaced(source, tmp_path, refused):
     assert run("--src", source, "--dst", tmp_path / "d") == 0
     whole = (tmp_path / "d" / "manifest.json").read_bytes()
-    for content in (b"", whole[:500], whole.replace(b'"format": 2', b'"format": 1')):
+    for content in (b"", whole[:500], whole.replace(b'"format": 3', b'"format": 1')):
         (tmp_path / "d" / "manifest.json").write_bytes(content)
         refused(
             process_dataset.main, ["--src", source, "--dst", tmp_path / "d"], 3, "damaged or too old", "--overwrite"

@@ -18,9 +18,9 @@ from PIL import Image, ImageEnhance
 
 import process_dataset
 from configs.load import load
-from data.labels import CODE_OF, is_made, origin_name
+from data.labels import CODE_OF, is_balanced_copy, origin_name
 from data.loading.split import scan_split
-from data.manifest import read_manifest, twin_groups
+from data.manifest import duplicate_groups, read_manifest
 from tools.base.errors import DataError
 from tools.base.files import locked
 from tools.runtime.distributed import Ranks
@@ -91,7 +91,7 @@ def test_unusual_files_are_counted_and_made_usual(source, tmp_path):
     assert Image.open(placed[second.name]).size == (64, 85)
 
 
-def test_twins_are_listed_with_their_labels(source, tmp_path, capsys):
+def test_duplicates_are_listed_with_their_labels(source, tmp_path, capsys):
     images = source / "train" / "images"
     one, other = sorted(images.iterdir())[:2]
     labels = dict(line.split(",") for line in (source / "train" / "train_label.csv").read_text().splitlines()[1:])
@@ -101,20 +101,20 @@ def test_twins_are_listed_with_their_labels(source, tmp_path, capsys):
     add_row(source / "train", "bright.jpg", "complex rust scab")
     assert run("--src", source, "--dst", tmp_path / "d") == 0
     out = capsys.readouterr().out
-    assert f"exact twins: train/{one.name}" in out
-    assert f"near twins, labelled differently: train/{other.name}" in out
+    assert f"exact duplicates: train/{one.name}" in out
+    assert f"near duplicates, labelled differently: train/{other.name}" in out
     manifest = read_manifest(tmp_path / "d")
-    assert sorted((t["kind"], t["contradicting"], t["leak"]) for t in manifest["twins"]) == [
+    assert sorted((t["kind"], t["contradicting"], t["leak"]) for t in manifest["duplicates"]) == [
         ("exact", False, False),
         ("near", True, False),
     ]
-    for twin in manifest["twins"]:
-        for member in twin["members"]:
+    for group in manifest["duplicates"]:
+        for member in group["members"]:
             placed = tmp_path / "d" / "train" / CODE_OF[member["labels"][0]] / member["image"]
             assert hashlib.sha256(placed.read_bytes()).hexdigest() == member["sha256"]
-    groups = twin_groups(manifest, "train")
+    groups = duplicate_groups(manifest, "train")
     assert sorted(map(sorted, groups)) == sorted(map(sorted, [{one.name, "copy.jpg"}, {other.name, "bright.jpg"}]))
-    assert twin_groups(manifest, "val") == []
+    assert duplicate_groups(manifest, "val") == []
 
 
 def test_a_leak_across_splits_is_an_error_that_can_be_allowed(source, tmp_path, refused):
@@ -126,24 +126,24 @@ def test_a_leak_across_splits_is_an_error_that_can_be_allowed(source, tmp_path, 
     assert list(tmp_path.iterdir()) == [source]
     assert run(*arguments, "--allow-leak") == 0
     manifest = read_manifest(tmp_path / "d")
-    assert [twin["leak"] for twin in manifest["twins"]] == [True]
-    assert twin_groups(manifest, "train") == []
-    assert run(*arguments, "--no-twins", "--overwrite") == 0
-    assert read_manifest(tmp_path / "d")["twins"] == []
+    assert [group["leak"] for group in manifest["duplicates"]] == [True]
+    assert duplicate_groups(manifest, "train") == []
+    assert run(*arguments, "--no-duplicates", "--overwrite") == 0
+    assert read_manifest(tmp_path / "d")["duplicates"] == []
 
 
-def test_the_report_names_everything_and_asks_nobody(source, tmp_path, capsys):
-    victim, twin = sorted((source / "train" / "images").iterdir())[:2]
+def test_the_report_is_complete_and_self_contained(source, tmp_path, capsys):
+    victim, other = sorted((source / "train" / "images").iterdir())[:2]
     victim.write_bytes(victim.read_bytes()[:500])
-    shutil.copy(twin, source / "train" / "images" / "twin.jpg")
-    add_row(source / "train", "twin.jpg", "complex")
+    shutil.copy(other, source / "train" / "images" / "again.jpg")
+    add_row(source / "train", "again.jpg", "complex")
     (source / "val" / "images" / "<b>.jpg").write_text("no row")
     (source / "val" / "images" / "Thumbs.db").write_text("junk")
     os.close(os.open(os.fsencode(source / "val" / "images") + b"/\xff\n.jpg", os.O_CREAT))
     assert run("--src", source, "--dst", tmp_path / "d", "--max-bad", 1, "--max-missing", 2, "--balance") == 0
     assert "left out: val/\\udcff\\n.jpg" in capsys.readouterr().out
     page = (tmp_path / "d" / "report.html").read_text()
-    for text in (f"train/{victim.name}: cannot be decoded", "val/&lt;b&gt;.jpg", "train/twin.jpg", *CODE_OF):
+    for text in (f"train/{victim.name}: cannot be decoded", "val/&lt;b&gt;.jpg", "train/again.jpg", *CODE_OF):
         assert text in page
     assert "val: 1 hidden or foreign entries ignored" in page
     assert not re.search(r"(src|href)=\"?http|<script|url\(", page)
@@ -153,12 +153,12 @@ def test_the_report_names_everything_and_asks_nobody(source, tmp_path, capsys):
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the course's photos are not on this machine (PLANT_DATASET)")
-def test_the_real_photos_give_the_known_counts_and_exactly_the_known_twins(tmp_path):
+def test_the_real_photos_give_the_known_counts_and_exactly_the_known_duplicates(tmp_path):
     assert run("--src", SHARED, "--dst", tmp_path / "d") == 0
     assert len(list((tmp_path / "d" / "train").glob("*/*"))) == 3250
     assert len(list((tmp_path / "d" / "val").glob("*/*"))) == 643
-    twins = read_manifest(tmp_path / "d")["twins"]
-    assert {(t["kind"], t["contradicting"], *sorted(m["image"][:4] for m in t["members"])) for t in twins} == {
+    duplicates = read_manifest(tmp_path / "d")["duplicates"]
+    assert {(t["kind"], t["contradicting"], *sorted(m["image"][:4] for m in t["members"])) for t in duplicates} == {
         ("exact", True, "8589", "ec83"),
         ("exact", True, "a3bb", "e7ec"),
         ("near", False, "ab91", "abb0"),
@@ -168,17 +168,17 @@ def test_the_real_photos_give_the_known_counts_and_exactly_the_known_twins(tmp_p
 # ---------------------------------------------------------------- --split, --size, --balance
 
 
-def test_split_cuts_by_combination_and_keeps_twins_together(pool, tmp_path):
+def test_split_cuts_by_combination_and_keeps_duplicates_together(pool, tmp_path):
     names = sorted(p.name for p in (pool / "train_images").iterdir())
-    twins = {name: f"{name[:-4]}b.jpg" for name in names[::6]}
+    duplicates = {name: f"{name[:-4]}b.jpg" for name in names[::6]}
     with (pool / "train.csv").open("a") as file:
-        for name, twin in twins.items():
-            Image.open(pool / "train_images" / name).save(pool / "train_images" / twin, quality=50)
-            file.write(f"{twin},scab\n")
+        for name, duplicate in duplicates.items():
+            Image.open(pool / "train_images" / name).save(pool / "train_images" / duplicate, quality=50)
+            file.write(f"{duplicate},scab\n")
     assert run("--src", pool, "--dst", tmp_path / "d", "--split", 0.5, 0.25, 0.25, "--seed", 3) == 0
     split_of = {p.name: p.parent.parent.name for p in (tmp_path / "d").glob("*/*/*.jpg")}
-    assert set(split_of) == {*names, *twins.values()}
-    assert all(split_of[name] == split_of[twin] for name, twin in twins.items())
+    assert set(split_of) == {*names, *duplicates.values()}
+    assert all(split_of[name] == split_of[duplicate] for name, duplicate in duplicates.items())
     counts = Counter(split_of.values())
     assert abs(counts["train"] - 49 / 2) <= 4
     assert min(counts["val"], counts["test"]) >= 49 / 4 - 4
@@ -241,9 +241,9 @@ def test_size_writes_smaller_copies_and_leaves_small_photos_alone(source, tmp_pa
 
 def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_it(source, tmp_path, tiny):
     assert run("--src", source, "--dst", tmp_path / "d", "--balance") == 0
-    plain, made = scan_split(tmp_path / "d", "train"), scan_split(tmp_path / "d", "train", made=True)
-    copies = [photo for photo in made.photos if is_made(photo.name)]
-    assert plain.photos == [photo for photo in made.photos if not is_made(photo.name)]
+    plain, made = scan_split(tmp_path / "d", "train"), scan_split(tmp_path / "d", "train", balanced_copies=True)
+    copies = [photo for photo in made.photos if is_balanced_copy(photo.name)]
+    assert plain.photos == [photo for photo in made.photos if not is_balanced_copy(photo.name)]
     assert len(plain.classes) == len(made.classes) == 6
     assert any("files made by --balance left out" in note for note in plain.notes)
     assert not made.notes
@@ -256,7 +256,9 @@ def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_
     for count, lifted in zip(before, after, strict=True):
         assert lifted >= min(np.mean(before), 4 * count)
     for split in ("val", "test"):
-        assert not any(is_made(photo.name) for photo in scan_split(tmp_path / "d", split, made=True).photos)
+        assert not any(
+            is_balanced_copy(photo.name) for photo in scan_split(tmp_path / "d", split, balanced_copies=True).photos
+        )
     assert ".made-" not in (tmp_path / "d" / "OneHot-train_label.csv").read_text()
     config = load(tiny, ["DATA.DATA_PATH", str(tmp_path / "d")]).config
     data = load_data(config, Ranks())

@@ -1,4 +1,4 @@
-"""Lesion boxes: read or refused by row, and found again on the model's input after crop or squash."""
+"""Lesion boxes: read or refused by row, and mapped to the model's input after crop or squash."""
 
 import numpy as np
 import pytest
@@ -36,7 +36,7 @@ def test_the_samples_boxes(raw):
         (HEADER + "a.jpg,rust,0.5,0.5,0,0.1\n", "row 2.*shares"),
     ],
 )
-def test_what_is_no_box_is_refused_by_row(tmp_path, text, words):
+def test_a_wrong_box_is_refused_by_row(tmp_path, text, words):
     (tmp_path / "boxes.csv").write_text(text)
     with pytest.raises(DataError, match=words):
         read_boxes(tmp_path / "boxes.csv")
@@ -50,7 +50,7 @@ def test_no_file(tmp_path):
 @pytest.mark.parametrize("crop", [True, False])
 @pytest.mark.parametrize("size", [(640, 400), (301, 500), (256, 256)])
 def test_a_box_lies_where_its_pixels_go(crop, size):
-    """A white patch on black, taken through the real transform: its edges are the box's."""
+    """The edges of a white patch after the real transform are those of its box."""
     width, height = size
     left, top, right, bottom = round(0.4 * width), round(0.35 * height), round(0.6 * width), round(0.7 * height)
     pixels = np.zeros((height, width, 3), np.uint8)

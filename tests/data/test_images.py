@@ -1,4 +1,4 @@
-"""The one image reader: what it accepts, by which rule, and what it refuses."""
+"""The image reader: what it accepts, how it converts it, and what it refuses."""
 
 import io
 
@@ -20,7 +20,7 @@ def encoded(image, kind="PNG", **options) -> bytes:
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
 
 
-def test_sixteen_bit_grey_is_scaled_not_clipped():
+def test_sixteen_bit_gray_is_scaled_not_clipped():
     grey = np.array([[0, 257, 65535], [1000, 32896, 514]], dtype=np.uint16)
     got = np.asarray(decode(encoded(Image.fromarray(grey)), "x"))
     assert got[..., 0].tolist() == [[0, 1, 255], [4, 128, 2]]
@@ -61,7 +61,7 @@ def test_truncated_images_stay_refused_process_wide():
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
 
-def test_the_header_tells_what_the_file_is():
+def test_the_header_describes_the_file():
     exif = Image.Exif()
     exif[0x0112] = 6
     header, image = inspect(encoded(PHOTO, "JPEG", exif=exif), "x")
@@ -84,7 +84,7 @@ def test_the_header_tells_what_the_file_is():
     )
 
 
-def test_a_reduced_decoding_gives_the_same_verdict_and_nearly_the_same_photo():
+def test_a_reduced_decoding_refuses_the_same_and_gives_nearly_the_same_image():
     rng = np.random.default_rng(1)
     smooth = Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((800, 600))
     raw = encoded(smooth, "JPEG", quality=95)
@@ -118,7 +118,7 @@ def test_shrinking_never_enlarges(size, squash, wanted):
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "JPEG", "png", "ppm", "bmp", "tif", "webp"])
-def test_what_is_encoded_decodes_to_the_same_photo(suffix):
+def test_an_encoded_image_decodes_to_the_same_pixels(suffix):
     smooth = PHOTO.resize((3, 2)).resize((30, 20))
     header, image = inspect(encode(smooth, f"a.{suffix}", 95), "x")
     assert header.format == {"jpg": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
@@ -138,7 +138,7 @@ JPEGS = {
 
 @pytest.mark.parametrize("options", JPEGS.values(), ids=JPEGS)
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
-def test_jpegs_have_pillows_pixels_and_size_whoever_decodes(options, mode):
+def test_jpegs_have_pillows_pixels_and_size_from_both_decoders(options, mode):
     raw = encoded(PHOTO.resize((67, 41)).convert(mode), "JPEG", **options)
     with Image.open(io.BytesIO(raw)) as image:
         wanted = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
@@ -147,8 +147,8 @@ def test_jpegs_have_pillows_pixels_and_size_whoever_decodes(options, mode):
     assert read_size(raw, "x") == wanted.shape[1::-1]
 
 
-def test_damaged_jpegs_have_pillows_verdict():
-    """Pillow alone on one side; 300 files cut short or with bytes changed, of which some still decode."""
+def test_damaged_jpegs_are_refused_where_pillow_refuses_them():
+    """Against Pillow alone, on 300 files cut short or with bytes changed, of which some still decode."""
     rng = np.random.default_rng(0)
     raw, accepted = encoded(PHOTO.resize((64, 64)), "JPEG", quality=90), 0
     for trial in range(300):
@@ -172,8 +172,8 @@ def test_damaged_jpegs_have_pillows_verdict():
     assert 30 < accepted < 250
 
 
-def test_an_original_made_small_is_within_50_db_of_the_whole_decode():
-    """Drawn, with grain to the last pixel; an eighth instead of a quarter would be 5 to 9 dB worse and fail."""
+def test_an_original_shrunk_from_a_reduced_decoding_is_within_50_db():
+    """On a drawn leaf with fine grain; an eighth instead of a quarter would be 5 to 9 dB worse and fail."""
     raw = encode(draw_photo(4000, 2672, seed=1), "a.jpg", 85)
     small, wanted = shrink_reduced(raw), shrink_whole(raw)
     assert small.size == wanted.size == (383, 256)

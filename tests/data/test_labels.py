@@ -1,4 +1,4 @@
-"""Label CSVs of both kinds, and every way in which one can be wrong."""
+"""Label CSVs of both kinds, and the names of balanced copies."""
 
 import subprocess
 import sys
@@ -6,7 +6,16 @@ import sys
 import pytest
 from conftest import ROOT
 
-from data.labels import CODE_OF, MADE, ONE_HOT_HEADER, is_made, made_name, origin_name, read_labels, write_one_hot
+from data.labels import (
+    BALANCE_KINDS,
+    CODE_OF,
+    ONE_HOT_HEADER,
+    balanced_copy_name,
+    is_balanced_copy,
+    origin_name,
+    read_labels,
+    write_one_hot,
+)
 
 
 def write(folder, text):
@@ -60,22 +69,22 @@ def test_one_hot_round_trip(tmp_path):
     ]
 
 
-def test_made_copies_are_known_by_their_name_alone():
-    assert [made_name("a.b.jpg", kind) for kind in MADE] == [
+def test_balanced_copies_are_recognised_by_their_names():
+    assert [balanced_copy_name("a.b.jpg", kind) for kind in BALANCE_KINDS] == [
         "a.b.made-flip.jpg",
         "a.b.made-bright.jpg",
         "a.b.made-turn.jpg",
     ]
     for name in ("a.jpg", "a.made-flop.jpg", "made-flip.jpg", ".made-flip.jpg", "a.made-flip", "a.made-flip.jpg.png"):
-        assert not is_made(name)
+        assert not is_balanced_copy(name)
         assert origin_name(name) == name
-    for kind in MADE:
-        assert is_made(made_name("a b.PNG", kind))
-        assert origin_name(made_name("a b.PNG", kind)) == "a b.PNG"
+    for kind in BALANCE_KINDS:
+        assert is_balanced_copy(balanced_copy_name("a b.PNG", kind))
+        assert origin_name(balanced_copy_name("a b.PNG", kind)) == "a b.PNG"
 
 
 def test_a_million_rows_take_less_than_a_minute_and_half_a_gigabyte(tmp_path):
-    """In a process of its own, whose peak is that of the reading; a tenth of the rows, a tenth of the limits."""
+    """In a separate process, so that the peak memory is that of the reading; with a tenth of rows and limits."""
     path = tmp_path / "big.csv"
     with path.open("w") as file:
         file.write("images,labels\n")

@@ -83,18 +83,21 @@ _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
 
 @contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
+def locked(target: Path, wait: bool = False) -> Iterator[None]:
     """Inside, nobody else has the lock of `target`. The kernel releases it when the process ends, however it ends.
 
+    Args:
+        wait: wait until another process releases it, however long that takes.
+
     Raises:
-        BusyError: when another process has it; it is named.
+        BusyError: when another process has it and `wait` is False; that process is named.
         ResourceError: when its file cannot be made.
     """
     path = _lock_file(target)
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path, target)
+        descriptor = _lock(path, target, wait)
     except OSError as error:
         raise ResourceError(f"{error.filename or path} cannot be written: {error.strerror}") from None
     try:
@@ -159,12 +162,12 @@ def _lock_file(target: Path) -> Path:
     return target.parent / f".{target.name}.lock"
 
 
-def _lock(path: Path, target: Path) -> int:
+def _lock(path: Path, target: Path, wait: bool) -> int:
     """Descriptor of the locked file, in which now stands who we are."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             os.close(descriptor)
             raise BusyError(f"{target} is in use by {holder(target)}; wait for it, or choose another name") from None

@@ -1,4 +1,4 @@
-"""Work on many items in threads: in order, with a bound on what is under way."""
+"""Work on many items in threads, with results in order and a bound on how many are under way."""
 
 import itertools
 import os
@@ -6,27 +6,27 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-Progress = Callable[[Iterable, int], Iterable]  # (items, how many) -> the same items
+Progress = Callable[[Iterable, int], Iterable]  # (items, how many) -> the same items, under a progress bar
 
 
-def in_parallel(work: Callable, items: Sequence, progress: Progress) -> list:
-    """`work(item)` for all items, in their order. Threads do: decoding and hashing let go of Python's lock."""
+def in_parallel(work: Callable, items: Sequence, progress: Progress = lambda items, _total: items) -> list:
+    """`work(item)` for all items, in order. Threads are enough: decoding and hashing release Python's lock."""
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
         return list(progress(pool.map(work, items), len(items)))
     finally:
-        pool.shutdown(cancel_futures=True)  # nobody writes any more once an error or a signal leaves here
+        pool.shutdown(cancel_futures=True)  # after an error or a signal, no thread may still be writing
 
 
 def batches(items: Iterable, size: int) -> Iterator[list]:
-    """The items, `size` at a time; read only when they are asked for."""
+    """Lists of `size` consecutive items (the last may be shorter), read only when they are needed."""
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
 
 
 def in_threads(work: Callable, items: Iterable, threads: int, ahead: int) -> Iterator:
-    """`work(item)` for every item, in order; up to `ahead` of them are under way while the caller does other things."""
+    """`work(item)` for every item, in order; up to `ahead` of them are computed before the caller asks for them."""
     waiting: deque = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:

@@ -41,7 +41,7 @@ def run_commands(cfg: str, num_photos: int) -> list[tuple[float, int]]:
         raw, dataset, output = (Path(name) / part for part in ("raw", "dataset", "output"))
         run("-m", "tools", "sample", "--dst", raw, "--counts", num_photos, NUM_VAL, 1)
         commands = (
-            ["process_dataset.py", "--src", raw, "--dst", dataset, "--no-twins"],
+            ["process_dataset.py", "--src", raw, "--dst", dataset, "--no-duplicates"],
             ["main.py", "--cfg", cfg, "--data-path", dataset, "--output", output, "--opts", *epoch],
             ["test.py", "--data-path", dataset, "--output", output, "--split", "train"],
         )

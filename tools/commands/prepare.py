@@ -1,4 +1,4 @@
-"""Audits raw photos and label CSVs, and turns them into the folders that main.py, test.py and visual.py read."""
+"""Audits raw photos and label CSVs, and writes the folders that main.py, test.py and visual.py read."""
 
 from tools.base import cli
 
@@ -11,7 +11,7 @@ writes  DST/{split}/{000001,...,100000}/ID.jpg, DST/OneHot-{split}_label.csv, DS
 
 
 def build_parser() -> cli.Parser:
-    """The flags."""
+    """The command line of process_dataset.py."""
     parser = cli.Parser(prog="process_dataset.py", description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--src", default="plant_dataset", metavar="FOLDER", help="raw data (default: %(default)s)")
@@ -20,32 +20,33 @@ def build_parser() -> cli.Parser:
         "--multi-label",
         default="copy",
         choices=["copy", "error", "first"],
-        help="a photo with several labels: one file a label, an error, or its first label only",
+        help="a photo with several labels: one file per label, an error, or its first label only",
     )
     add("--mode", default="link", choices=["link", "copy"], help="hard links, or copies of the photos")
     add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="cut one folder into shares, sum 1")
-    add("--seed", default=0, type=int, metavar="N", help="another seed cuts otherwise (default: %(default)s)")
+    add("--seed", default=0, type=int, metavar="N", help="of the cut of --split (default: %(default)s)")
     add("--size", type=int, metavar="PIXELS", help="write smaller copies with this short side; never enlarges")
     add("--squash", action="store_true", help="with --size: squares, as the course's photos are")
-    add("--quality", default=95, type=int, metavar="Q", help="of JPEGs that are written, 1 to 100 (default: 95)")
-    add("--balance", action="store_true", help="make brighter, mirrored, turned copies of rare labels, for training")
-    add("--no-twins", action="store_false", dest="twins", help="do not look for photos that show the same")
-    add("--allow-leak", action="store_true", help="go on although twins lie in different splits")
+    add("--quality", default=95, type=int, metavar="Q", help="JPEG quality of written photos, 1 to 100 (default: 95)")
+    add("--balance", action="store_true", help="add brighter, mirrored, turned copies of rare labels, for training")
+    names = ("--no-duplicates", "--no-twins")  # the latter in earlier versions
+    add(*names, action="store_false", dest="duplicates", help="do not look for photos that show the same")
+    add("--allow-leak", action="store_true", help="continue although duplicates lie in different splits")
     add(
         "--max-missing",
         default=0,
         type=int,
         metavar="N",
-        help="go on with up to N rows without a photo, and N photos without a row",
+        help="leave out up to N rows without a photo, and N photos without a row",
     )
     add("--max-bad", default=0, type=int, metavar="N", help="leave out up to N unreadable photos")
-    add("--follow-links", action="store_true", help="take photos that are links out of SRC")
+    add("--follow-links", action="store_true", help="read photos through links that lead out of SRC")
     add("--overwrite", action="store_true", help="replace a DST that this command made")
     return parser
 
 
 def check_arguments(args) -> None:
-    """Raises UsageError for what argparse cannot know."""
+    """Raises UsageError for values that argparse cannot check."""
     from tools.base.errors import UsageError
 
     if args.split and not (min(args.split) >= 0 < args.split[0] and abs(sum(args.split) - 1) < 1e-6):
@@ -71,73 +72,73 @@ def check_apart(src, dst, raws) -> None:
 
 
 def settings_of(args, raws) -> dict:
-    """What decides how the tree looks, besides the photos."""
-    names = ("mode", "multi_label", "split", "seed", "size", "squash", "quality", "balance", "twins")
+    """Everything besides the photos that decides what the tree holds."""
+    names = ("mode", "multi_label", "split", "seed", "size", "squash", "quality", "balance", "duplicates")
     return {name: getattr(args, name) for name in names} | {"csv_sha256": {raw.name: raw.csv_sha256 for raw in raws}}
 
 
-def examine(args, raws, smaller) -> tuple[list, list[dict], list[str]]:
-    """Audits the photos, writing copies of --size to `smaller`, finds twins, and cuts the pool where --split asks.
+def audit_photos(args, raws, smaller) -> tuple[list, list[dict], list[str]]:
+    """Audits the photos, writes copies of --size to `smaller`, finds duplicates, and cuts the pool for --split.
 
     Returns:
-        the photos with their splits, the twins as the manifest lists them, and what could not be read and why.
+        The photos with their splits, the duplicates as the manifest lists them, and unreadable photos with reasons.
     """
-    from data.prepare.audit import Shrinking, audit, check_leaks, describe_twins
-    from data.prepare.duplicates import find_twins
+    from data.prepare.audit import Shrinking, audit, check_leaks, describe_duplicates
+    from data.prepare.duplicates import find_duplicates
     from data.prepare.raw import check_count
     from data.prepare.tree import divide
 
     shrinking = Shrinking(args.size, args.squash, args.quality, smaller) if args.size else None
-    photos, unreadable = audit(raws, shrinking, args.twins, bar("checking photos"))
+    photos, unreadable = audit(raws, shrinking, args.duplicates, bar("checking photos"))
     check_count(unreadable, "unreadable photos", "--max-bad", args.max_bad)
-    groups = find_twins([photo.print for photo in photos]) if args.twins else []
+    groups = find_duplicates([photo.print for photo in photos]) if args.duplicates else []
     if args.split:
         photos = divide(photos, groups, args.split, args.seed)
-    twins = describe_twins(photos, groups)
-    check_leaks(twins, args.allow_leak)
-    return photos, twins, unreadable
+    duplicates = describe_duplicates(photos, groups)
+    check_leaks(duplicates, args.allow_leak)
+    return photos, duplicates, unreadable
 
 
 def write_page(manifest: dict, root) -> None:
-    """Writes the report of the tree at `root` into it."""
+    """Writes report.html into the tree at `root`."""
     from data.images import read_image, thumbnail
     from data.labels import CODE_OF
     from data.prepare.tree import REPORT
     from tools.render.audit_page import audit_page
 
     page = audit_page(manifest, CODE_OF, lambda file, side: thumbnail(read_image(root / file), side))
-    (root / REPORT).write_bytes(page.encode(errors="backslashreplace"))  # a file name may be no Unicode
+    (root / REPORT).write_bytes(page.encode(errors="backslashreplace"))  # a file name may be invalid Unicode
 
 
 def bar(description: str):
-    """(items, total) -> the items, under a progress bar of this name."""
+    """(items, total) -> the items, under a progress bar with this description."""
     from tools.base.log import progress
 
     return lambda items, total: progress(items, description, total)
 
 
 def print_outcome(manifest: dict, dst) -> None:
-    """The counts, the twins, and everything that was left out."""
-    from data.prepare.tree import REPORT, table
+    """Prints the counts, the duplicates, and everything that was left out."""
+    from data.prepare.tree import REPORT, format_counts
     from tools.base.errors import listing
 
-    print(table(manifest["splits"]))
-    lines = [cli.printable(describe_twin(twin)) for twin in manifest["twins"]]
+    print(*format_counts(manifest["splits"]), sep="\n")
+    lines = [cli.printable(describe_group(group)) for group in manifest["duplicates"]]
     lines = [listing(lines, "\n", most=20)] if lines else []
     lines += [cli.printable(note) for note in manifest["notes"]]
     lines += [cli.printable(f"left out: {name}") for names in manifest["left_out"].values() for name in names]
-    print(*lines, f"{dst} is complete: {', '.join(manifest['splits'])}; look at {dst / REPORT}", sep="\n")
+    print(*lines, f"{dst} is complete: {', '.join(manifest['splits'])}; see {dst / REPORT}", sep="\n")
 
 
-def describe_twin(twin: dict) -> str:
-    """A group of twins of the manifest, on one line."""
-    members = " = ".join(f"{m['split']}/{m['image']} ({' '.join(m['labels'])})" for m in twin["members"])
-    return f"{twin['kind']} twins{', labelled differently' if twin['contradicting'] else ''}: {members}"
+def describe_group(group: dict) -> str:
+    """One line about a group of duplicates in the manifest."""
+    members = " = ".join(f"{m['split']}/{m['image']} ({' '.join(m['labels'])})" for m in group["members"])
+    return f"{group['kind']} duplicates{', labelled differently' if group['contradicting'] else ''}: {members}"
 
 
 @cli.command
 def main(argv: list[str]) -> int:
-    """Parses `argv`, audits the raw data, writes the tree in one move, prints the counts."""
+    """Parses `argv`, audits the raw data, writes the tree atomically, prints the counts."""
     args = build_parser().parse_args(argv)
     check_arguments(args)
 
@@ -156,12 +157,13 @@ def main(argv: list[str]) -> int:
     target = dst.resolve()
     with locked(target), staging(target) as folder:
         tree = folder / "tree"
-        photos, twins, unreadable = examine(args, raws, folder / "smaller")
+        photos, duplicates, unreadable = audit_photos(args, raws, folder / "smaller")
         notes = [note for raw in raws for note in raw.notes()]
-        facts = {"settings": settings, "twins": twins, "left_out": left_out(raws, unreadable), "notes": notes}
-        manifest = write_tree(photos, tree, facts, bar("making copies"))
+        left = left_out(raws, unreadable)
+        known = {"settings": settings, "duplicates": duplicates, "left_out": left, "notes": notes}
+        manifest = write_tree(photos, tree, known, bar("making copies"))
         write_page(manifest, tree)
-        if args.overwrite or not is_finished(dst, tree):
+        if args.overwrite or not is_finished(dst, manifest):
             publish(tree, target)
     print_outcome(manifest, dst)
     return 0

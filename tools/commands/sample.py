@@ -1,17 +1,17 @@
-"""Draws the sample data set (leaves, labels, lesion boxes) in the raw course layout."""
+"""Draws the sample data set (leaves, labels, lesion boxes) in the course's raw layout."""
 
 from tools.base import cli
 
 
 @cli.command
 def main(argv: list[str]) -> int:
-    """Parses `argv` and draws."""
+    """Parses `argv` and draws the data set."""
     parser = cli.Parser(prog="python -m tools sample", description=__doc__)
     parser.add_argument(
         "--dst", default="plant_dataset", metavar="FOLDER", help="folder to write (default: %(default)s)"
     )
     parser.add_argument("--seed", default=0, type=int, metavar="N", help="another seed draws other leaves")
-    parser.add_argument("--counts", nargs=3, type=int, metavar=("TRAIN", "VAL", "TEST"), help="leaves a split")
+    parser.add_argument("--counts", nargs=3, type=int, metavar=("TRAIN", "VAL", "TEST"), help="leaves per split")
     args = parser.parse_args(argv)
 
     from pathlib import Path
@@ -30,10 +30,7 @@ def main(argv: list[str]) -> int:
         raise UsageError(f"--dst {dst} holds something else; choose another")
     others = {f"{path.relative_to(dst)}" for path in dst.glob("*/images/*")} - photo_names(args.seed, counts)
     if others:
-        raise UsageError(
-            f"--dst {dst} holds another sample, with {min(others)}, and this one would be mixed with it; "
-            "remove that, or choose another"
-        )
+        raise UsageError(f"--dst {dst} holds another sample, with {min(others)}; remove it, or choose another")
     write_sample(dst, args.seed, counts)
     print(f"{dst}: {', '.join(f'{n} {split}' for split, n in counts.items())} leaves, lesion_boxes.csv")
     return 0

@@ -1,4 +1,4 @@
-"""The audit of a data set as a page: counts, bars, photos of every label, twins side by side, what was left out."""
+"""The audit of a data set as a page: counts, bars, photos of every label, duplicates in groups, what was left out."""
 
 from collections.abc import Callable
 
@@ -7,13 +7,13 @@ from tools.render.page import Bars, Picture, Pictures, Section, Table, Text, ren
 PHOTOS_A_LABEL = 12
 
 
-MOST_TWINS = 50  # groups that are shown; the manifest lists all
+MOST_DUPLICATES = 50  # groups that are shown; the manifest lists all
 
 
 MOST_ROWS = 20  # of the table of sizes
 
 
-_SMALL, _LARGE = 96, 160  # pictures of labels and of twins, pixels
+_SMALL, _LARGE = 96, 160  # pictures of labels and of duplicates, pixels
 
 
 def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> str:
@@ -30,7 +30,7 @@ def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, in
         *(Section(f"Labels in {name}", _labels(split)) for name, split in splits.items()),
         Section("Files", _files(splits)),
         Section("Photos of every label", _mosaics(splits, codes, picture)),
-        Section("Twins", _twins(manifest, codes, picture)),
+        Section("Duplicates", _duplicates(manifest, codes, picture)),
         Section("Left out", _left_out(manifest["left_out"])),
         Section("Settings and notes", _settings(manifest)),
     ]
@@ -98,26 +98,26 @@ def _mosaics(splits: dict, codes: dict[str, str], picture: Callable[[str, int], 
     return blocks
 
 
-def _twins(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> list:
-    twins = manifest["twins"]
-    if not manifest["settings"]["twins"]:
-        return [Text("Not looked for (--no-twins).", alert=True)]
-    leaks, contradicting = (sum(twin[key] for twin in twins) for key in ("leak", "contradicting"))
+def _duplicates(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> list:
+    groups = manifest["duplicates"]
+    if not manifest["settings"]["duplicates"]:
+        return [Text("Not looked for (--no-duplicates).", alert=True)]
+    leaks, contradicting = (sum(group[key] for group in groups) for key in ("leak", "contradicting"))
     blocks = [
-        Text(f"{len(twins)} groups of photos that show the same; {contradicting} are labelled differently."),
+        Text(f"{len(groups)} groups of photos that show the same; {contradicting} are labelled differently."),
         Text(f"{leaks} groups lie in different splits.", alert=leaks > 0),
     ]
-    for twin in twins[:MOST_TWINS]:
+    for group in groups[:MOST_DUPLICATES]:
         blocks += [
-            Text(_title(twin)),
-            Pictures([_member(m, codes, picture) for m in twin["members"]], _LARGE, group=True),
+            Text(_title(group)),
+            Pictures([_member(m, codes, picture) for m in group["members"]], _LARGE, group=True),
         ]
     return blocks
 
 
-def _title(twin: dict) -> str:
-    faults = [name for key, name in (("contradicting", "labelled differently"), ("leak", "a leak")) if twin[key]]
-    return ", ".join([f"{twin['kind']} twins", *faults])
+def _title(group: dict) -> str:
+    faults = [name for key, name in (("contradicting", "labelled differently"), ("leak", "a leak")) if group[key]]
+    return ", ".join([f"{group['kind']} duplicates", *faults])
 
 
 def _member(member: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> Picture:

@@ -24,7 +24,7 @@ from data.loading.folds import fold_of
 from data.loading.samplers import Shard
 from data.loading.split import Split, samples_of
 from data.loading.transforms import Preprocess
-from data.manifest import read_manifest, twin_groups
+from data.manifest import duplicate_groups, read_manifest
 from models.build import normalization
 from tools.base.errors import DataError
 from tools.runtime.distributed import Ranks
@@ -102,12 +102,12 @@ def load_data(config, ranks: Ranks) -> RunData:
 def scan_splits(config) -> tuple[Split, Split]:
     """The training photos of this config, balanced copies included, and its validation photos."""
     data = config.DATA
-    train = build_split(data, "train", made=True)
+    train = build_split(data, "train", balanced_copies=True)
     if not data.NUM_FOLDS:
         return train, validation_split(config, train.classes)
     manifest = read_manifest(Path(data.DATA_PATH))
-    twins = twin_groups(manifest, "train") if manifest else []
-    return fold_of(train, twins, data.NUM_FOLDS, data.FOLD, config.SEED)
+    duplicates = duplicate_groups(manifest, "train") if manifest else []
+    return fold_of(train, duplicates, data.NUM_FOLDS, data.FOLD, config.SEED)
 
 
 def validation_split(config, classes: tuple[str, ...]) -> Split:

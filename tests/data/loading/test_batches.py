@@ -24,6 +24,6 @@ def test_patches_lie_over_the_normalised_photo_where_they_were_drawn():
     torch.testing.assert_close(images[2, :, 0, 0], torch.tensor([0.2, 0, -0.6]))
 
 
-def test_the_first_error_of_a_batch_is_what_becomes_of_it():
+def test_a_batch_with_errors_becomes_the_first_of_them():
     view, error = View(torch.zeros(3, 2, 2, dtype=torch.uint8), []), DataError("image a")
     assert collate([(view, torch.ones(1)), error, DataError("image b")]) is error

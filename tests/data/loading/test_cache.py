@@ -1,4 +1,4 @@
-"""The file of decoded photos: right pixels, made once, anew when it must be, shared, and elsewhere if need be."""
+"""The file of decoded pixels: correct, made once, made again when needed, shared, and elsewhere where needed."""
 
 import multiprocessing
 import pickle
@@ -52,7 +52,7 @@ def test_photos_of_any_size_come_back_from_the_file_and_in_another_process(photo
     assert pixels(FILES[1]).shape == (17, 40, 3)  # turned
 
 
-def test_it_is_made_once_and_anew_only_when_a_photo_has_changed_or_the_file_is_damaged(photos):
+def test_it_is_made_again_only_when_a_photo_has_changed_or_the_file_is_damaged(photos):
     source, path = FolderSource(photos.parent), photos.parent.parent / "train.pixels"
     shared_pixels(source, FILES)
     made, inode = path.read_bytes(), path.stat().st_ino
@@ -67,12 +67,12 @@ def test_it_is_made_once_and_anew_only_when_a_photo_has_changed_or_the_file_is_d
     Image.new("RGB", SIZES[2], (1, 2, 3)).save(photos / "2.png")
     new, _ = shared_pixels(source, FILES)
     check(new, photos)
-    assert np.array_equal(old(FILES[2]), before)  # who has mapped the older file keeps it
+    assert np.array_equal(old(FILES[2]), before)  # a process that has mapped the older file keeps it
     with pytest.raises(ResourceError, match="was replaced while it was in use"):
         pickle.loads(pickle.dumps(old))
 
 
-def test_a_zip_has_the_folders_file(photos):
+def test_a_zip_shares_the_file_of_its_folder(photos):
     path = photos.parent.parent / "train.pixels"
     with zipfile.ZipFile(path.with_suffix(".zip"), "w") as archive:
         for file in FILES:
@@ -104,8 +104,8 @@ def test_of_several_processes_one_makes_it(photos):
     assert sorted(path.name for path in photos.parent.parent.iterdir()) == ["train", "train.pixels"]
 
 
-def test_where_the_data_cannot_be_written_the_cache_folder_is_used_and_said(photos, tmp_path):
-    (photos.parent.parent / "train.pixels").mkdir()  # nobody, root neither, can put a file there
+def test_where_the_data_cannot_be_written_the_cache_folder_is_used_and_reported(photos, tmp_path):
+    (photos.parent.parent / "train.pixels").mkdir()  # not even root can put a file there
     pixels, (note,) = shared_pixels(FolderSource(photos.parent), FILES)
     check(pixels, photos)
     assert pixels.path.parent == tmp_path / "home" / "plantswin"
@@ -117,9 +117,10 @@ def test_where_the_data_cannot_be_written_the_cache_folder_is_used_and_said(phot
         shared_pixels(FolderSource(photos.parent), FILES)
 
 
-def test_what_a_killed_writer_left_is_cleared_and_a_bad_photo_leaves_nothing(photos):
+def test_files_of_a_killed_writer_are_removed_and_a_bad_photo_leaves_none(photos):
     folder = photos.parent.parent
-    (folder / ".train.pixels.tmp-123").write_bytes(b"half")
+    (folder / ".train.pixels.tmp-123").mkdir()
+    (folder / ".train.pixels.tmp-123" / "train.pixels").write_bytes(b"half")
     (photos / "3.png").write_bytes((photos / "3.png").read_bytes()[:200])
     with pytest.raises(DataError, match=r"3\.png cannot be decoded"):
         shared_pixels(FolderSource(photos.parent), FILES)
@@ -133,8 +134,8 @@ def test_the_prepared_tree_may_be_replaced_with_the_file_in_it(dataset, tmp_path
         check_target(own, {}, overwrite=True)
 
 
-def test_a_worker_hands_on_no_view_of_the_file(photos):
-    """torch may write to what it is given; a read-only map must not be behind it."""
+def test_a_worker_passes_no_view_of_the_file(photos):
+    """torch may write to its input, which must not be the read-only map."""
     from data.loading.transforms import train_transform
     from tests.data.loading.test_transforms import OFF, settings
 

@@ -1,4 +1,4 @@
-"""Folds: every photo is validated on once, twins and made copies keep together, label sets are spread evenly."""
+"""Folds: every photo is validated on once, duplicates and balanced copies stay together, label sets spread evenly."""
 
 from collections import Counter
 from pathlib import Path
@@ -11,7 +11,7 @@ from data.loading.sources import FolderSource
 from data.loading.split import Photo, Split
 from tools.base.errors import UsageError
 
-TWINS = [{"a000.jpg", "a001.jpg"}, {"a010.jpg", "a052.jpg", "a119.jpg"}]
+DUPLICATES = [{"a000.jpg", "a001.jpg"}, {"a010.jpg", "a052.jpg", "a119.jpg"}]
 
 
 def split_of(n=120, made=()):
@@ -26,29 +26,29 @@ def test_every_photo_is_validated_once_and_never_trained_on_there():
     split = split_of()
     seen = Counter()
     for fold in range(5):
-        train, val = fold_of(split, TWINS, 5, fold, seed=3)
+        train, val = fold_of(split, DUPLICATES, 5, fold, seed=3)
         names = [{photo.name for photo in part.photos} for part in (train, val)]
         assert not names[0] & names[1]
         assert names[0] | names[1] == {photo.name for photo in split.photos}
-        for group in TWINS:
+        for group in DUPLICATES:
             assert len(group & names[1]) in (0, len(group))
         seen.update(names[1])
     assert set(seen.values()) == {1}
 
 
-def test_label_sets_are_spread_within_a_photo_or_a_group_of_twins():
+def test_label_sets_are_spread_within_a_photo_or_a_group_of_duplicates():
     split = split_of()
     whole = Counter(photo.classes for photo in split.photos)
     for fold in range(5):
-        _, val = fold_of(split, TWINS, 5, fold, seed=0)
+        _, val = fold_of(split, DUPLICATES, 5, fold, seed=0)
         for labels, count in Counter(photo.classes for photo in val.photos).items():
             assert abs(count - whole[labels] / 5) <= 3
 
 
-def test_made_copies_are_trained_on_with_their_originals_and_never_validated_on():
+def test_balanced_copies_are_trained_on_with_their_originals_and_never_validated_on():
     made = ("a007.made-flip.jpg", "a052.made-turn.jpg")
     for fold in range(5):
-        train, val = fold_of(split_of(made=made), TWINS, 5, fold, seed=0)
+        train, val = fold_of(split_of(made=made), DUPLICATES, 5, fold, seed=0)
         names = [{photo.name for photo in part.photos} for part in (train, val)]
         assert not names[1] & set(made)
         assert ("a007.made-flip.jpg" in names[0]) == ("a007.jpg" in names[0])

@@ -1,4 +1,4 @@
-"""The order of samples: a permutation an epoch, cut into ranks without loss or overlap, and cut off anywhere."""
+"""The order of samples: one permutation per epoch, cut into ranks without loss or overlap, resumed anywhere."""
 
 from collections import Counter
 
@@ -25,7 +25,7 @@ def test_an_epoch_is_a_permutation_without_its_last_partial_batch():
     assert len(sampler()) == 5
 
 
-def test_it_follows_from_seed_and_epoch_alone():
+def test_the_order_depends_on_seed_and_epoch_alone():
     assert flat(sampler()) == flat(sampler())
     orders = [[d.index for d in flat(sampler(seed=s, epoch=e))] for s, e in ((0, 0), (0, 1), (1, 0))]
     assert len({tuple(order) for order in orders}) == 3
@@ -38,7 +38,7 @@ def test_two_ranks_take_the_halves_of_every_global_batch():
 
 
 def test_weighted_draws_follow_the_weights_and_the_seed_alone():
-    """Of 4 classes with 1000, 100, 10 and 1 samples each comes up about equally often: a chi-square by hand."""
+    """Four classes with 1000, 100, 10 and 1 samples are drawn about equally often: a chi-square test by hand."""
     labels = [0] * 1000 + [1] * 100 + [2] * 10 + [3]
     samples = [Photo(str(i), str(i), (c,)) for i, c in enumerate(labels)]
     weights = balancing_weights(samples)
@@ -52,16 +52,16 @@ def test_weighted_draws_follow_the_weights_and_the_seed_alone():
     assert {d.position for d in halves[0]} & {d.position for d in halves[1]} == set()
 
 
-def test_a_photo_is_drawn_as_often_as_its_rarest_label_asks():
+def test_a_photo_is_drawn_by_the_frequency_of_its_rarest_label():
     samples = [Photo("a", "a", (0,)), Photo("b", "b", (0, 1)), Photo("c", "c", (0,))]
     assert balancing_weights(samples) == [1 / 3, 1, 1 / 3]
 
 
-def test_skipping_batches_is_cutting_them_off():
+def test_skipped_batches_are_those_at_the_start():
     assert list(sampler(first=2)) == list(sampler())[2:]
 
 
-def test_evaluation_takes_everything_once_whatever_the_ranks():
+def test_evaluation_takes_every_sample_once_for_any_number_of_ranks():
     for length in range(1, 20):
         for world in (1, 2, 3):
             taken = [i for r in range(world) for batch in EvalBatches(length, 4, Shard(r, world)) for i in batch]

@@ -1,4 +1,4 @@
-"""Shears and translations against timm's, which Pillow makes: the same image within one grey level."""
+"""Shears and translations against those of timm and Pillow: the same image within one gray level."""
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ HPARAMS = {"interpolation": Image.Resampling.BICUBIC, "img_mean": (124, 116, 104
 
 
 @pytest.mark.parametrize(("name", "theirs"), list(zip(NAMES, FUNCTIONS, strict=True)), ids=NAMES)
-def test_they_are_timms_within_one_of_255(name, theirs):
+def test_pixels_are_timms_within_one_of_255(name, theirs):
     rng = np.random.default_rng(0)
     op = AugmentOp(name, prob=1.0, hparams=HPARAMS)
     settings = op.kwargs

@@ -1,4 +1,4 @@
-"""Splits on disk: folders and zips, copies and photos, junk, and augmentation that does not know its worker."""
+"""Splits on disk: folders and zips, label copies and photos, junk, and augmentation independent of the worker."""
 
 import json
 import os
@@ -26,7 +26,7 @@ MEAN = STD = (0.5, 0.5, 0.5)
 
 @pytest.fixture
 def own(tmp_path, dataset):
-    """A student's own tree: no manifest, free to be changed."""
+    """A tree without a manifest, which a test may change."""
     shutil.copytree(dataset, tmp_path / "own", ignore=shutil.ignore_patterns("*.json", "OneHot*"))
     return tmp_path / "own"
 
@@ -73,7 +73,7 @@ def test_junk_is_ignored_and_counted(own):
     assert any("4 hidden or foreign entries" in note for note in split.notes)
 
 
-def test_a_zip_is_the_folder_in_another_coat(dataset, tmp_path):
+def test_a_zip_has_the_samples_of_its_folder(dataset, tmp_path):
     root = tmp_path / "zipped"
     root.mkdir()
     with zipfile.ZipFile(root / "train.zip", "w") as archive:
@@ -87,7 +87,7 @@ def test_a_zip_is_the_folder_in_another_coat(dataset, tmp_path):
 
 @pytest.mark.parametrize("large", [False, True])
 def test_the_digest_sees_a_byte_that_changes_at_equal_size(own, tmp_path, large):
-    """At either end and, of a photo of up to 64 KiB, anywhere; a zip of the same photos has the same digest."""
+    """At either end and, in a photo of up to 64 KiB, anywhere; a zip of the same photos has the same digest."""
     photo = next((own / "val" / "000001").iterdir())
     content = photo.read_bytes() + bytes(100_000 if large else 0)
     photo.write_bytes(content)
@@ -106,7 +106,7 @@ def test_the_digest_sees_a_byte_that_changes_at_equal_size(own, tmp_path, large)
     assert scan_split(own, "val").digest() == before
 
 
-def test_a_name_in_no_encoding_has_a_digest(own):
+def test_a_name_that_is_not_unicode_has_a_digest(own):
     photo = next((own / "val" / "000001").iterdir())
     photo.rename(os.fsdecode(os.fsencode(photo.parent) + b"/\xff.jpg"))
     assert len(scan_split(own, "val").digest()) == 64
@@ -153,7 +153,7 @@ def test_damaged_members_are_data_errors(dataset, tmp_path, compression):
         source.read(f"{code}/{names[0]}")
 
 
-def test_zips_that_are_none(dataset, tmp_path):
+def test_files_that_are_not_zips(dataset, tmp_path):
     os.mkfifo(tmp_path / "fifo.zip")
     raw = bytearray(zipped(dataset / "val", tmp_path / "new.zip").read_bytes())
     place = raw.find(b"PK\1\2")
@@ -242,15 +242,15 @@ def test_worker_counts(monkeypatch):
     "text",
     [
         "[" * 100_000,
-        '{"format": 2}',
-        '{"format": 2, "splits": 5, "twins": []}',
-        '{"format": 2, "splits": {"train": {}}, "twins": []}',
-        '{"format": 2, "splits": {"train": {"files": [1, 2]}}, "twins": []}',
-        '{"format": 2, "splits": {"train": {"files": {"a": {"size": "1"}}}}, "twins": []}',
-        '{"format": 2, "splits": {}, "twins": [{"members": [{"split": 1, "image": "a"}]}]}',
+        '{"format": 3}',
+        '{"format": 3, "splits": 5, "duplicates": []}',
+        '{"format": 3, "splits": {"train": {}}, "duplicates": []}',
+        '{"format": 3, "splits": {"train": {"files": [1, 2]}}, "duplicates": []}',
+        '{"format": 3, "splits": {"train": {"files": {"a": {"size": "1"}}}}, "duplicates": []}',
+        '{"format": 3, "splits": {}, "duplicates": [{"members": [{"split": 1, "image": "a"}]}]}',
     ],
 )
-def test_a_manifest_that_is_none_is_a_data_error(dataset, tmp_path, text):
+def test_a_wrong_manifest_is_a_data_error(dataset, tmp_path, text):
     own = shutil.copytree(dataset, tmp_path / "own")
     (own / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=r"manifest\.json is damaged"):

@@ -1,4 +1,4 @@
-"""Transforms: scoring against torchvision's own steps, training's fixed points, and the posterize trap."""
+"""Transforms: scoring against torchvision's steps, training against timm's, and the fault of posterize."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,7 @@ def test_scoring_is_resize_crop_normalize_by_hand(crop):
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 
-def test_it_survives_the_checkpoint():
+def test_preprocess_survives_a_checkpoint():
     preprocess = Preprocess(224, True, "bilinear", MEAN, STD)
     assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
 
@@ -64,8 +64,8 @@ def test_with_everything_off_training_sees_what_scoring_sees(interpolation):
     assert (got - Preprocess(224, False, interpolation, MEAN, STD).view(PIXELS).pixels.int()).abs().max() <= 2
 
 
-def test_lanczos_resizes_and_the_policy_turns_bicubically():
-    """Pillow resizes by Lanczos but does not rotate or shear by it."""
+def test_lanczos_resizes_and_the_policy_rotates_bicubically():
+    """Pillow can resize with Lanczos, but not rotate or shear."""
     lanczos, bicubic = (train_transform(**settings(interpolation=mode, reprob=0)) for mode in ("lanczos", "bicubic"))
     noise = np.random.default_rng(1).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     for seed in range(40):
@@ -85,14 +85,14 @@ def test_a_view_normalised_on_the_device_is_what_transform_gives():
 
 
 def timms(**changes):
-    """What timm, torchvision and Pillow make of the same settings: normalised float32 [3, S, S]."""
+    """The transform of timm, torchvision and Pillow with the same settings, to normalised float32 [3, S, S]."""
     names = {"reprob": "re_prob", "remode": "re_mode", "recount": "re_count", "size": "input_size"}
     asked = {names.get(name, name): value or None for name, value in settings(**changes).items()}
     asked.pop("quarter_turns")
     asked |= {"hflip": asked["hflip"] or 0, "vflip": asked["vflip"] or 0, "re_prob": asked["re_prob"] or 0}
     transform = create_transform(is_training=True, **asked)
     keep_one_bit(ops_of(transform))
-    quicken(ops_of(transform))  # measured by themselves, in test_data_shears
+    quicken(ops_of(transform))  # they have their own test, in test_shears.py
     return transform
 
 
@@ -125,7 +125,7 @@ def test_crops_and_flips_are_timms_within_two_of_255(interpolation):
     ids=lambda changes: " ".join(f"{k}={v}" for k, v in changes.items()),
 )
 def test_policies_jitter_and_erasing_are_timms_bit_for_bit(changes):
-    """On a photo that no crop resizes: what comes behind the crop sees equal pixels, and must give equal ones."""
+    """On an image that no crop resizes, the steps after the crop get equal pixels, and must give equal pixels."""
     photo, whole = PHOTO.resize((96, 96)), {"size": 96, "scale": [1, 1], "ratio": [1, 1]}
     for seed in range(25):
         ours, theirs = both(photo, seed, **whole, **changes)
@@ -133,7 +133,7 @@ def test_policies_jitter_and_erasing_are_timms_bit_for_bit(changes):
 
 
 def test_resizing_is_pillows_within_two_of_255():
-    """Noise, the hardest photo: taking the axes in the other order than Pillow is off by 20."""
+    """Noise is the hardest image: with the axes in the wrong order the difference is 20."""
     rng = np.random.default_rng(0)
     for _ in range(150):
         height, width = (int(side) for side in rng.integers(30, 220, 2))
@@ -172,7 +172,7 @@ def test_posterize_never_asks_for_zero_bits(policy):
     assert op(PHOTO).size == PHOTO.size
 
 
-def test_seeds_depend_on_every_number_and_give_the_generators_back():
+def test_seeds_depend_on_every_number_and_generators_are_restored():
     assert len({seed_of(*n) for n in ((0, 1, 2), (0, 2, 1), (1, 1, 2), (0, 1), (0, 1, 2, 0, 1))}) == 5
     before = torch.random.get_rng_state(), np.random.get_state()[1].copy()
     with seeded(3):

@@ -1,4 +1,4 @@
-"""Which copies are planned, against a count by hand; and what they look like."""
+"""The planned copies against a count by hand, and the pixels of the copies."""
 
 from collections import Counter
 
@@ -11,7 +11,7 @@ from data.prepare.balance import make_copy, plan_copies
 LABELS = [["scab"]] * 5 + [["rust"], ["rust"], ["complex", "scab"]]
 
 
-def test_rare_labels_are_lifted_to_the_mean_or_to_three_copies_a_photo():
+def test_rare_labels_reach_the_mean_or_three_copies_per_photo():
     planned = plan_copies(LABELS)
     assert planned == [(7, "flip"), (7, "bright"), (5, "flip")]
     counts = Counter(name for names in (*LABELS, *(LABELS[i] for i, _ in planned)) for name in names)

@@ -1,4 +1,4 @@
-"""Twins made on purpose are found; photos that only resemble each other are not."""
+"""Duplicates made on purpose are found; photos that only resemble each other are not."""
 
 import io
 
@@ -8,7 +8,7 @@ from conftest import SHARED
 from PIL import Image, ImageEnhance
 
 from data.images import decode, read_image
-from data.prepare.duplicates import Fingerprint, find_twins, fingerprint
+from data.prepare.duplicates import Fingerprint, find_duplicates, fingerprint
 from data.sample.leaves import draw_leaf
 from data.sample.write import SHARES
 
@@ -23,7 +23,7 @@ def saved_again(image: Image.Image, quality: int) -> Image.Image:
     return decode(buffer.getvalue(), "x")
 
 
-TWINS = {
+DUPLICATES = {
     "the same": lambda image: image.copy(),
     "saved as a worse JPEG": lambda image: saved_again(image, 40),
     "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.1),
@@ -32,24 +32,24 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("how", TWINS)
-def test_a_twin_is_found_among_many_leaves(how):
+@pytest.mark.parametrize("how", DUPLICATES)
+def test_a_duplicate_is_found_among_many_leaves(how):
     leaves = [leaf(number) for number in range(24)]
-    prints = [fingerprint(image) for image in (*leaves, TWINS[how](leaves[5]))]
-    assert find_twins(prints) == [[5, 24]]
+    prints = [fingerprint(image) for image in (*leaves, DUPLICATES[how](leaves[5]))]
+    assert find_duplicates(prints) == [[5, 24]]
     assert (prints[5].pixels == prints[24].pixels) == (how == "the same")
 
 
-def test_twins_of_twins_are_one_group():
+def test_duplicates_of_duplicates_are_one_group():
     image = leaf(1)
     photos = [image, leaf(2), saved_again(image, 50), leaf(3), image, leaf(2)]
-    assert find_twins([fingerprint(photo) for photo in photos]) == [[0, 2, 4], [1, 5]]
+    assert find_duplicates([fingerprint(photo) for photo in photos]) == [[0, 2, 4], [1, 5]]
 
 
-def test_flat_photos_are_twins_only_when_they_are_equal():
+def test_flat_photos_are_duplicates_only_when_they_are_equal():
     shades = [Image.new("RGB", (40, 40), (v, v, v)) for v in (0, 0, 90, 200, 255)]
-    assert find_twins([fingerprint(image) for image in shades]) == [[0, 1]]
-    assert find_twins([]) == []
+    assert find_duplicates([fingerprint(image) for image in shades]) == [[0, 1]]
+    assert find_duplicates([]) == []
 
 
 def test_equal_bytes_of_another_shape_are_another_photo():
@@ -73,12 +73,12 @@ def test_blocks_find_what_a_plain_loop_finds():
         if (hashes[i] ^ hashes[j]).bit_count() <= 10 and np.corrcoef(greys[i], greys[j])[0, 1] >= 0.9
     ]
     assert 30 < len(wanted) < 100
-    assert find_twins(prints) == wanted
+    assert find_duplicates(prints) == wanted
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason="the course's photos are not on this machine (PLANT_DATASET)")
 def test_the_real_pairs_and_a_hundred_others():
-    """What is no pair is tested on all 3,600 in test_cli_process_dataset.py."""
+    """tests/commands/test_prepare_audit.py looks for false pairs among all 3,600."""
     pairs = [
         ("85897ea7f064b26a", "ec83c7c04a1e9db9"),
         ("a3bb604d8a55995d", "e7ecc583d571d202"),
@@ -87,4 +87,4 @@ def test_the_real_pairs_and_a_hundred_others():
     images = SHARED / "train" / "images"
     names = [f"{name}.jpg" for pair in pairs for name in pair]
     names += [path.name for path in sorted(images.iterdir())[:100] if path.name not in names]
-    assert find_twins([fingerprint(read_image(images / name)) for name in names]) == [[0, 1], [2, 3], [4, 5]]
+    assert find_duplicates([fingerprint(read_image(images / name)) for name in names]) == [[0, 1], [2, 3], [4, 5]]

@@ -17,7 +17,7 @@ def read(path):
         return list(csv.reader(file))
 
 
-def test_the_same_seed_draws_the_same_bytes_and_another_seed_others(tmp_path):
+def test_equal_seeds_draw_equal_bytes_and_another_seed_other_bytes(tmp_path):
     counts = {"train": 3, "val": 2, "test": 2}
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         write_sample(tmp_path / name, seed, counts)
@@ -27,7 +27,7 @@ def test_the_same_seed_draws_the_same_bytes_and_another_seed_others(tmp_path):
     assert files["a"] != files["c"]
 
 
-def test_the_layout_is_the_courses(raw):
+def test_the_layout_is_that_of_the_course(raw):
     for split, count in (("train", 42), ("val", 13), ("test", 14)):
         rows = read(raw / split / f"{split}_label.csv")
         assert rows[0] == ["images", "labels"]
@@ -36,7 +36,7 @@ def test_the_layout_is_the_courses(raw):
     assert Image.open(next((raw / "train" / "images").iterdir())).size == (SIZE, SIZE)
 
 
-def test_at_most_a_tenth_has_two_labels_and_every_class_is_there():
+def test_at_most_a_tenth_have_two_labels_and_every_class_occurs():
     from data.sample.write import _label_sets
 
     sets = _label_sets(COUNTS["train"], np.random.default_rng(0))
@@ -47,8 +47,8 @@ def test_at_most_a_tenth_has_two_labels_and_every_class_is_there():
 
 
 @pytest.mark.parametrize("labels", SHARES, ids="+".join)
-def test_boxes_hold_what_changed_and_cover_at_most_a_quarter(labels):
-    """Drawn twice with the same seed, once without lesions, a leaf differs inside its boxes (and by light) only."""
+def test_boxes_contain_the_lesions_and_cover_at_most_a_quarter(labels):
+    """Drawn with the same seed with and without lesions, a leaf differs only inside its boxes (and in light)."""
     for seed in range(5):
         leaf = draw_leaf(labels, (9, seed))
         inside = np.zeros((SIZE, SIZE), bool)
@@ -101,7 +101,7 @@ def test_two_samples_are_never_mixed(refused, tmp_path):
 
 
 @pytest.mark.parametrize(("dst", "code"), [("file", 2), ("file/x", 5), ("a" * 300, 2), ("full", 5)])
-def test_places_where_no_sample_can_be(refused, tmp_path, dst, code):
+def test_places_where_no_sample_can_be_written(refused, tmp_path, dst, code):
     (tmp_path / "file").touch()
     if dst == "full":
         (tmp_path / "full" / "train" / "images").mkdir(parents=True)

@@ -1,8 +1,8 @@
-"""The audit page from a manifest written by hand: every count is on it, twins stand together, long lists are cut."""
+"""The audit page from a manifest written by hand: all counts are on it, duplicates together, long lists cut."""
 
 import re
 
-from tools.render.audit_page import MOST_ROWS, MOST_TWINS, PHOTOS_A_LABEL, audit_page
+from tools.render.audit_page import MOST_DUPLICATES, MOST_ROWS, PHOTOS_A_LABEL, audit_page
 
 CODES = {"scab": "000001", "rust": "000010"}
 
@@ -31,7 +31,7 @@ def manifest(**changes) -> dict:
         "photos without a row": [],
         "unreadable photos": ["train/x.jpg: empty file"],
     }
-    known = {"settings": {"twins": True, "csv_sha256": {"train": "abc"}}, "twins": [], "notes": ["a note"]}
+    known = {"settings": {"duplicates": True, "csv_sha256": {"train": "abc"}}, "duplicates": [], "notes": ["a note"]}
     return {**known, "splits": {"train": split}, "left_out": left_out, **changes}
 
 
@@ -65,17 +65,17 @@ def test_counts_and_lists_are_on_the_page():
     assert not any(".made-" in file for file, _ in asked)
 
 
-def test_twins_stand_together_with_their_faults():
+def test_duplicates_stand_together_with_their_faults():
     members = [
         {"split": "train", "image": f"{n:03}.jpg", "labels": [label]} for n, label in ((1, "scab"), (30, "rust"))
     ]
     twin = {"kind": "near", "members": members, "contradicting": True, "leak": True}
-    text, asked = page_of(manifest(twins=[twin] * (MOST_TWINS + 3)))
-    assert "near twins, labelled differently, a leak train/001.jpg scab train/030.jpg rust" in text
+    text, asked = page_of(manifest(duplicates=[twin] * (MOST_DUPLICATES + 3)))
+    assert "near duplicates, labelled differently, a leak train/001.jpg scab train/030.jpg rust" in text
     assert "53 groups of photos that show the same; 53 are labelled differently." in text
     assert [file for file, side in asked if side == 160] == [
         "train/000001/001.jpg",
         "train/000010/030.jpg",
-    ] * MOST_TWINS
-    text, _ = page_of(manifest(settings={"twins": False}))
+    ] * MOST_DUPLICATES
+    text, _ = page_of(manifest(settings={"duplicates": False}))
     assert "Not looked for" in text
