@@ -144,8 +144,8 @@ def test_logits_that_overflow_give_no_score_l4(fault, tmp_path, dataset, trained
 
 
 WEIGHTS = [
-    ("N10", "http://example.org/w.pth", 4, "fetch the file yourself"),
-    ("N10", "https://example.org/w.pth", 4, "fetch the file yourself"),
+    ("N10", "http://example.org/w.pth", 4, "download it yourself"),
+    ("N10", "https://example.org/w.pth", 4, "download it yourself"),
     ("N10", "ftp://example.org/w.pth", 4, "does not exist"),
     ("G1", "no.pth", 4, "no.pth does not exist"),
     ("G1", "auto", 4, "timm has no weights for tiny"),
