@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -119,6 +120,19 @@ def test_output_to_a_closed_stream_or_a_full_disk(redirection, code, words, logs
     assert result.returncode == code, result.stderr
     assert result.stderr.startswith(words)
     assert len(result.stderr.splitlines()) == bool(words)
+
+
+def test_the_console_has_short_lines_and_the_file_says_where_each_comes_from(tmp_path, capsys):
+    logger = create_logger(tmp_path / "log.txt")
+    logger.info("Max accuracy: %.2f%%", 14.285)
+    logger.warning("memory ran out")
+    logging.getLogger("plantswin").handlers.clear()
+    console, file = capsys.readouterr().out.splitlines(), (tmp_path / "log.txt").read_text().splitlines()
+    for line, pattern in zip(console, (r"Max accuracy: 14\.29%", "WARNING memory ran out"), strict=True):
+        assert re.fullmatch(rf"\d\d:\d\d:\d\d {pattern}", line)
+    prefix = r"\[\d{4}-\d\d-\d\d [\d:]{8} plantswin\] \(test_cli\.py \d+\): "
+    for line, pattern in zip(file, (r"INFO Max accuracy: 14\.29%", "WARNING memory ran out"), strict=True):
+        assert re.fullmatch(prefix + pattern, line)
 
 
 def test_a_log_file_without_room_ends_the_run(tmp_path, capsys):
