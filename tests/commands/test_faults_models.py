@@ -121,7 +121,7 @@ OURS = [
     ("F11", changed(lambda content: {k: v for k, v in content.items() if k != "thresholds"}), "lacks thresholds"),
     ("F13", with_part("config", "TRAIN: !!python/object/apply:os.system [touch owned]"), "is inconsistent"),
     ("F5", with_part("config", "TRAIN: {EPOCH: 1}"), "is inconsistent"),
-    ("F5", with_part("config", "MODEL: {TYPE: timm, NAME: nosuch}"), "no model of timm"),
+    ("F5", with_part("config", "MODEL: {TYPE: timm, NAME: nosuch}"), "not a model of timm"),
     ("F5", with_part("preprocess", {"size": 3}), "preprocess must be"),
     ("F5", changed(lambda content: content | {"preprocess": content["preprocess"] | {"size": 48}}), "cannot take 48"),
     ("F5", with_part("combinations", [[7]]), "is inconsistent"),

@@ -70,7 +70,7 @@ def check_shared_memory(workers: int, ahead: int, batch_bytes: int, free: int) -
     if need > free:
         raise ResourceError(
             f"no space at /dev/shm: {workers} loader processes need {need / 2**20:.0f} MB, and "
-            f"{free / 2**20:.0f} MB are free; lower DATA.NUM_WORKERS or --batch-size, or give a container more with --shm-size"
+            f"{free / 2**20:.0f} MB are free; lower DATA.NUM_WORKERS or --batch-size, or raise a container's --shm-size"
         )
 
 
