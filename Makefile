@@ -26,9 +26,10 @@ test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
 soak: $(VENV)/.installed  ## Kills, signals, damage and full disks many times over; docs/reliability.md has the table.
 	$(RUN) -m pytest --soak -rP tests/reliability
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) demo
