@@ -6,13 +6,13 @@ RUN     = $(BIN)/python
 
 .PHONY: demo test soak lint clean
 
-$(VENV)/.installed: requirements.txt requirements-dev.txt
+$(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PlantSwin needs Python 3.11 or newer; try make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -r requirements-dev.txt
 	touch $@
 
-demo: $(VENV)/.installed  ## The whole job on drawn leaves: draw, prepare, train, score, show.
+demo: $(VENV)/.installed  ## The whole tour on drawn leaves: draw, prepare, train, score, show.
 	$(RUN) -m tools sample --dst demo/plant_dataset
 	$(RUN) process_dataset.py --src demo/plant_dataset --dst demo/dataset
 	$(RUN) main.py --cfg configs/sample.yaml --data-path demo/dataset --output demo/output
@@ -23,12 +23,13 @@ demo: $(VENV)/.installed  ## The whole job on drawn leaves: draw, prepare, train
 test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
 	$(RUN) -m pytest
 
-soak: $(VENV)/.installed  ## Kills, signals, damage and full disks in numbers; docs/reliability.md has the table.
+soak: $(VENV)/.installed  ## Kills, signals, damage and full disks many times over; docs/reliability.md has the table.
 	$(RUN) -m pytest --soak -rP tests/reliability
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 clean:
 	rm -rf $(VENV) demo

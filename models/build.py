@@ -1,7 +1,8 @@
-"""The MODEL node -> keyword arguments -> a model; and where pretrained weights of a name are found."""
+"""From the MODEL node of the config to a model, and the facts about an architecture that training needs."""
 
 import contextlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import timm
 import torch
@@ -11,8 +12,6 @@ from models.swin_transformer import SwinTransformer
 from tools.base.errors import Interrupted, UsageError, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
-
-
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
@@ -24,43 +23,44 @@ def build_model(
     test_size: int = 0,
     selective_checkpoint: bool = False,
 ) -> nn.Module:
-    """Builds the model of a MODEL node with fresh weights, for photos of `img_size` and of `test_size` (0: the same).
+    """A new model of a MODEL node, with initial weights, for images of `img_size` and `test_size` (0: the same) pixels.
 
     Raises:
-        UsageError: for a timm name that timm does not know, an option the architecture does not have, or sizes that it
-            cannot take.
+        UsageError: for a name that timm does not know, an option that the architecture does not have, or a size that
+            it cannot take.
     """
     if node.TYPE == "swin":
         if test_size not in (0, img_size):
-            raise UsageError(f"a Swin that was built for {img_size} pixels cannot take {test_size}")
+            raise UsageError(f"a Swin built for {img_size} pixels cannot take {test_size}")
         return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint, selective_checkpoint))
     if selective_checkpoint:
         raise UsageError(
-            "TRAIN.SELECTIVE_CHECKPOINT is for our own Swin (MODEL.TYPE swin); --use-checkpoint spares memory in all"
+            "TRAIN.SELECTIVE_CHECKPOINT works with MODEL.TYPE swin only; --use-checkpoint saves memory in every model"
         )
     _check_timm_name(node.NAME)
     try:
-        model = timm.create_model(node.NAME, **timm_arguments(node, num_classes))
+        model: Any = timm.create_model(node.NAME, **timm_arguments(node, num_classes))
         if use_checkpoint:
             model.set_grad_checkpointing(True)
         head_name(model)
         for size in {img_size, test_size or img_size}:
             _check_forward(model, size, num_classes)
     except (TypeError, ValueError, AssertionError, RuntimeError, LookupError, ArithmeticError) as error:
-        raise UsageError(f"MODEL.NAME {node.NAME}: it cannot be used so: {str(error).splitlines()[0]}") from None
-    # Convolutions run up to twice as fast on NHWC memory, on CPUs (oneDNN) and on tensor cores alike; images follow.
+        raise UsageError(f"MODEL.NAME {node.NAME}: cannot be used so: {str(error).splitlines()[0]}") from None
+    # Convolutions run up to twice as fast on NHWC memory, on CPUs (oneDNN) and on tensor cores.
     return model.to(memory_format=torch.channels_last)
 
 
 def compiled(
     forward: nn.Module, inputs: Sequence[torch.Tensor], autocast: Callable = contextlib.nullcontext
-) -> tuple[nn.Module, str]:
-    """What TRAIN.COMPILE asks for: (`forward` compiled by torch, ""), or (`forward` as it is, why it stays so).
+) -> tuple[Callable[..., torch.Tensor], str]:
+    """(`forward` compiled by torch, ""), or (`forward` unchanged, the reason) where torch cannot compile it.
 
-    torch compiles at the first call, so it is tried on `inputs`, there and back, with buffers and gradients restored.
+    torch compiles at the first call, so this runs a forward and a backward pass on `inputs` and then restores buffers
+    and gradients.
 
     Args:
-        inputs: arguments as in training, on the model's device.
+        inputs: arguments as in training, on the device of the model.
         autocast: makes the context of the forward pass.
     """
     buffers = [buffer.clone() for buffer in forward.buffers()]
@@ -70,7 +70,7 @@ def compiled(
             total = fast(*inputs).float().sum()
         total.backward()
     except Exception as error:  # compilers, linkers and torch itself raise many kinds
-        inner = getattr(error, "inner_exception", error)  # torch wraps whatever is raised meanwhile, a signal's too
+        inner = getattr(error, "inner_exception", error)  # torch wraps every exception, that of a signal too
         if isinstance(inner, Interrupted):
             raise inner from None
         torch.compiler.reset()
@@ -115,7 +115,7 @@ def timm_arguments(node, num_classes: int) -> dict:
 
 
 def normalization(node) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of RGB in [0, 1] that the model's pretrained weights were trained with."""
+    """Mean and std of RGB values in [0, 1] with which the pretrained weights of the model were trained."""
     if node.TYPE == "swin":
         return IMAGENET_MEAN, IMAGENET_STD
     _check_timm_name(node.NAME)
@@ -123,36 +123,36 @@ def normalization(node) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return (tuple(entry.mean), tuple(entry.std)) if entry else (IMAGENET_MEAN, IMAGENET_STD)
 
 
-def head_name(model: nn.Module) -> str:
-    """Name of the linear layer that gives the logits. Raises ValueError for an architecture with several, or none."""
+def head_name(model: Any) -> str:
+    """The name of the linear layer that gives the logits. Raises ValueError when there is not exactly one."""
     name = "head" if isinstance(model, SwinTransformer) else model.pretrained_cfg.get("classifier")
     if not isinstance(name, str):
-        raise ValueError(f"its logits come from {name or 'no layer of its own'}, where one layer is wanted")
+        raise ValueError(f"its logits come from {name or 'no named layer'}, and one layer is needed")
     return name
 
 
-def no_weight_decay(model: nn.Module) -> set[str]:
-    """Endings of parameter names that weight decay would harm, as the architecture says."""
+def no_weight_decay(model: Any) -> set[str]:
+    """Endings of the names of parameters that have no weight decay, as the architecture defines them."""
     names = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
     return {str(name) for name in names}
 
 
-def layer_index(model: nn.Module) -> Callable[[str], int]:
-    """Parameter name -> depth of its layer, 0 the first, the head the last; for layer-wise learning rates.
+def layer_index(model: Any) -> Callable[[str], int]:
+    """A function: parameter name -> depth of its layer, from 0 to the head's; for layer-wise learning rates.
 
     Raises:
-        UsageError: for an architecture that timm has not cut into layers.
+        UsageError: for an architecture that timm does not divide into layers.
     """
     if isinstance(model, SwinTransformer):
         return model.layer_index
     if not hasattr(model, "group_matcher"):
-        raise UsageError("TRAIN.LAYER_DECAY: timm has no layers for this architecture; set it to 1")
+        raise UsageError("TRAIN.LAYER_DECAY: timm does not divide this architecture into layers; set it to 1")
     depths = timm.models.group_parameters(model, model.group_matcher(coarse=False), reverse=True)
     return depths.__getitem__
 
 
 def _check_forward(model: nn.Module, size: int, num_classes: int) -> None:
-    """One black image through the model: no table says which sizes an architecture takes, and what it gives."""
+    """Runs one black image: no table tells which sizes an architecture takes. Raises ValueError for other logits."""
     model.eval()
     with torch.no_grad():
         logits = model(torch.zeros(1, 3, size, size))
@@ -164,8 +164,8 @@ def _check_forward(model: nn.Module, size: int, num_classes: int) -> None:
 
 def _check_timm_name(name: str) -> None:
     if not timm.is_model(name):
-        raise UsageError(f"MODEL.NAME {name!r} is no model of timm{nearest(name, timm.list_models())}")
+        raise UsageError(f"MODEL.NAME {name!r} is not a model of timm{nearest(name, timm.list_models())}")
     try:
         timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # what follows the dot in the name
+    except RuntimeError as error:  # of the part after the dot
         raise UsageError(f"MODEL.NAME {name!r}: {error}") from None

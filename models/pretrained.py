@@ -1,48 +1,47 @@
-"""Where pretrained weights of a name are found: a file, the weights folder, or timm's hub."""
+"""Where the pretrained weights of a model are found: a file, the weights folder, or timm's hub."""
 
 import os
-import threading
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
 import timm
+from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError
 
 from tools.base.errors import CheckpointError
 
-HUB_SECONDS = 3
+HUB_SECONDS = 2  # per address of the hub, unless the user has set HF_HUB_ETAG_TIMEOUT
 
 
 @dataclass(frozen=True)
 class Hub:
-    """Pretrained weights are on timm's hub; `state_dict()` fetches them."""
+    """Pretrained weights on timm's hub; `state_dict()` downloads them."""
 
     name: str
 
     def state_dict(self) -> dict:
-        """Downloads (or takes from the cache) and returns the weights in timm's layout."""
+        """The weights in timm's layout, from the cache or downloaded. Raises CheckpointError when that fails."""
         try:
             return timm.create_model(self.name, pretrained=True).state_dict()
-        except Exception as error:  # the hub's clients raise many kinds
+        except Exception as error:  # the clients of the hub raise many types
             raise CheckpointError(
-                f"--pretrained auto: {self.name} could not be fetched: {error}; give --pretrained FILE or none"
+                f"--pretrained auto: {self.name} could not be downloaded: {error}; give --pretrained FILE or none"
             ) from None
 
 
 def find_pretrained(choice: str, name: str) -> Path | Hub | None:
-    """Where the weights of `--pretrained` are: a file, timm's hub, or None for `none`.
+    """The source of the weights that `--pretrained` names: a file, timm's hub, or None for `none`.
 
-    `auto` looks for <name>.pth and <name>.safetensors in the current folder and in weights/, then asks the hub.
+    `auto` looks for <name>.safetensors and <name>.pth in the current folder and in weights/, then on the hub.
 
     Raises:
-        CheckpointError: when there is no such file, or no hub to ask.
+        CheckpointError: when there is no such file and the hub cannot be reached or has no weights of that name.
     """
     if choice in ("none", ""):
         return None
     if choice != "auto":
         if choice.startswith(("http://", "https://")):
-            raise CheckpointError(f"--pretrained {choice}: fetch the file yourself and give its path")
+            raise CheckpointError(f"--pretrained {choice}: is not a file; download it yourself and give its path")
         return Path(choice)
     for folder in (Path(), Path("weights")):
         for suffix in (".safetensors", ".pth"):
@@ -53,37 +52,26 @@ def find_pretrained(choice: str, name: str) -> Path | Hub | None:
 
 
 def _check_hub(name: str) -> None:
-    """Raises CheckpointError within seconds when the weights are neither cached nor to be reached."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    """Raises CheckpointError within seconds when the weights are neither in the cache nor on a hub that answers.
 
+    `hf_hub_download` would notice too, but without a network it tries for half a minute, and behind a firewall for
+    six minutes. The one request here is not repeated.
+    """
     remedy = f"give --pretrained FILE (e.g. {name}.pth from the model's authors), or --pretrained none"
     entry = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if entry is None or not entry.has_weights:
         raise CheckpointError(f"--pretrained auto: timm has no weights for {name}; {remedy}")
-    if entry.hf_hub_id and isinstance(try_to_load_from_cache(entry.hf_hub_id, "model.safetensors"), str):
+    file = entry.hf_hub_filename or "model.safetensors"
+    if not entry.hf_hub_id or isinstance(try_to_load_from_cache(entry.hf_hub_id, file), str):
         return
-    if not _answers(os.environ.get("HF_ENDPOINT", constants.ENDPOINT)):
+    seconds = float(os.environ.get("HF_HUB_ETAG_TIMEOUT") or HUB_SECONDS)
+    try:
+        url = hf_hub_url(entry.hf_hub_id, file, endpoint=os.environ.get("HF_ENDPOINT"))
+        get_hf_file_metadata(url, timeout=seconds)
+    except HfHubHTTPError:
+        pass  # it answered; what it refuses, the download explains
+    except Exception as error:  # of httpx or requests, depending on the version of huggingface_hub
         raise CheckpointError(
-            f"--pretrained auto: {name} is not in ., weights/ or the cache, and no connection to "
-            f"the hub within {HUB_SECONDS} s; {remedy}"
-        )
-
-
-def _answers(address: str) -> bool:
-    """Whether one small request is answered within HUB_SECONDS. The download that may follow has no limit."""
-    answers = []
-
-    def ask():
-        try:
-            request = urllib.request.Request(address, method="HEAD")
-            urllib.request.urlopen(request, timeout=HUB_SECONDS).close()
-        except urllib.error.HTTPError:
-            pass  # it answered
-        except (OSError, ValueError):
-            return
-        answers.append(True)
-
-    asking = threading.Thread(target=ask, daemon=True)  # a name server that is silent ignores the timeout
-    asking.start()
-    asking.join(HUB_SECONDS)
-    return bool(answers)
+            f"--pretrained auto: {name} is not in ., weights/ or the cache, and there is no connection to the hub: "
+            f"{str(error) or type(error).__name__}; {remedy}"
+        ) from None

@@ -1,7 +1,7 @@
-"""Puts weights of any known layout into a model: pure surgery on state dicts, and one line that says what was done.
+"""Loads weights of every known layout into a model, on state dicts alone, and reports the changes in one line.
 
-Known layouts: Microsoft's (`{'model': ...}`, also what the course project saved), timm's and torchvision's Swin, a bare
-state dict, and our own checkpoints. Whatever does not fit in the end is an error: nothing is left at random silently.
+Known layouts: Microsoft's (`{'model': ...}`, which the course project also saved), timm's and torchvision's Swin, a
+bare state dict, and our own checkpoints. Weights that do not fit are an error: none keeps its initial value silently.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ _BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tra
 
 
 def find_state_dict(content: object, where: str) -> dict[str, Tensor]:
-    """The tensors by name in whatever a weight file held. Raises CheckpointError when there are none."""
+    """Name -> tensor from the content of a weight file. Raises CheckpointError when it holds no tensors."""
     for key in ("model_ema", "state_dict_ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
             content = content[key]
@@ -30,15 +30,15 @@ def find_state_dict(content: object, where: str) -> dict[str, Tensor]:
     if len(tensors) < len(found):
         raise CheckpointError(f"{where} holds some tensors twice, with and without 'module.' before the name")
     if not tensors:
-        raise CheckpointError(f"{where} holds no weights: no tensors by name, nor 'model' or 'state_dict'")
+        raise CheckpointError(f"{where} holds no weights: neither named tensors nor 'model' or 'state_dict'")
     return tensors
 
 
 def load_pretrained(model: nn.Module, content: object, where: str, head: str) -> str:
-    """Copies weights into `model` and says in one line what that took.
+    """Copies weights into `model` and returns one line about what was changed.
 
-    A head of another class count keeps its fresh initialisation, bias tables of another window and position embeddings
-    of another grid are resized; anything else that does not fit is an error.
+    A head with another class count is replaced by a new one. Bias tables of another window and position embeddings of
+    another grid are resized. Everything else that does not fit is an error.
 
     Args:
         head: name of the module that gives the logits (`models.build.head_name`).
@@ -59,14 +59,14 @@ def load_pretrained(model: nn.Module, content: object, where: str, head: str) ->
     replaced = _replace_head(tensors, own, head)
     notes += [replaced] if replaced else []
     load_strictly(model, tensors, where)
-    return f"pretrained: {where}, {layout} layout, {len(tensors)} tensors; {', '.join(notes) or 'all as they were'}"
+    return f"pretrained: {where}, {layout} layout, {len(tensors)} tensors; {', '.join(notes) or 'none changed'}"
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
-    """`model.load_state_dict` that compares names, shapes and finiteness first and names what differs.
+    """Like `model.load_state_dict`, after checks of names, shapes, types and finiteness.
 
     Raises:
-        CheckpointError: with up to five names of each kind.
+        CheckpointError: with up to five names per problem.
     """
     own = model.state_dict()
     missing = [key for key in own if key not in tensors and not _BUFFERS.search(key)]
@@ -88,11 +88,11 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}")
-    model.load_state_dict(tensors, strict=False)  # compared above; not strict only for buffers that are computed
+    model.load_state_dict(tensors, strict=False)  # checked above; not strict because of computed buffers
 
 
 def _to_microsoft(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
-    """The layout's name and the tensors under Microsoft's names, which are ours."""
+    """The name of the layout, and the tensors under Microsoft's names, which our Swin uses."""
     if "features.0.0.weight" in tensors:
         return "torchvision's", {_from_torchvision(key): value for key, value in tensors.items()}
     if "head.fc.weight" in tensors:
@@ -101,13 +101,13 @@ def _to_microsoft(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
 
 def _from_timm(key: str) -> str:
-    """timm merges patches at the start of a stage, Microsoft at the end of the one before."""
+    """timm merges patches at the start of a stage, Microsoft at the end of the stage before."""
     moved = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", key)
     return moved.replace("head.fc.", "head.")
 
 
 def _from_torchvision(key: str) -> str:
-    """features.0 is the embedding; then stages (odd) and patch mergings (even) take turns."""
+    """features.0 is the embedding; after it, odd numbers are stages and even ones patch mergings."""
     key = key.replace("features.0.0.", "patch_embed.proj.").replace("features.0.2.", "patch_embed.norm.")
     key = re.sub(r"^features\.(\d+)\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2}.blocks.{m[2]}.", key)
     key = re.sub(r"^features\.(\d+)\.", lambda m: f"layers.{int(m[1]) // 2 - 1}.downsample.", key)
@@ -115,6 +115,7 @@ def _from_torchvision(key: str) -> str:
 
 
 def _resize(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> int:
+    """Resizes position tables in place to the shapes of `own`; returns how many."""
     count = 0
     for key, value in tensors.items():
         if key not in own or value.shape == own[key].shape:
@@ -136,7 +137,7 @@ def _is_square(number: int) -> bool:
 
 
 def _replace_head(tensors: dict[str, Tensor], own: Mapping[str, Tensor], head: str) -> str:
-    """Takes the model's fresh head where the file's has another class count (or none), of any width."""
+    """Replaces a head with another class count, or a missing one, by the new head of the model; says so."""
     weight = f"{head}.weight"
     if weight not in own:
         return ""
@@ -144,16 +145,17 @@ def _replace_head(tensors: dict[str, Tensor], own: Mapping[str, Tensor], head: s
     if old is not None and (old.shape == new.shape or old.shape[1:] != new.shape[1:]):
         return ""
     tensors |= {key: value.clone() for key, value in own.items() if key in (weight, f"{head}.bias")}
-    return f"{'no head' if old is None else f'head of {old.shape[0]} classes'}: a new one of {new.shape[0]} starts"
+    given = "no head" if old is None else f"head of {old.shape[0]} classes"
+    return f"{given}: replaced by a new one of {new.shape[0]}"
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable and frozen parameters together."""
+    """The number of parameters, frozen ones included."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
 def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over names and bytes of the state dict: equal digests, equal weights."""
+    """SHA-256 over the names and bytes of the state dict: equal digests mean equal weights."""
     digest = hashlib.sha256()
     for key, value in sorted(model.state_dict().items()):
         digest.update(key.encode())

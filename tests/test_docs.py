@@ -1,7 +1,10 @@
 """The documents name what exists: links, files, dropped and renamed keys, the commands that a newcomer types."""
 
 import re
+import subprocess
 from pathlib import Path
+
+import pytest
 
 from configs.keys import FORMER_KEYS
 
@@ -66,3 +69,13 @@ def test_make_knows_the_two_commands_and_ci_calls_them():
         assert f"make {target}" in README
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
     assert "make test" in ci
+
+
+def test_no_large_file_and_no_wheel_is_tracked():
+    try:
+        listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("this is not a git checkout")
+    for path in map(ROOT.joinpath, filter(None, listed.split("\0"))):
+        assert path.suffix != ".whl", path
+        assert not path.is_file() or path.stat().st_size <= 300_000, path

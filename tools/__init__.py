@@ -1,9 +1,9 @@
-"""Everything that runs: libraries by subject in the folders, commands in `tools.commands`."""
+"""The program: one library per folder, each with one subject, and the commands in `tools.commands`."""
 
 import sys
 
-if sys.argv[0] == "-m":  # Python is looking for the module of `python -m tools.predict`, as commands were once called
+if sys.argv[0] == "-m":  # during `python -m tools.predict`, the way to run commands in the first release
     _, _, name = sys.orig_argv[sys.orig_argv.index("-m") + 1].partition("tools.")
     if name.isidentifier() and name != "__main__":
-        print(f"error: python -m tools.{name}: commands are now called python -m tools {name}", file=sys.stderr)
+        print(f"error: python -m tools.{name}: commands are now run by python -m tools {name}", file=sys.stderr)
         sys.exit(2)

@@ -1,4 +1,4 @@
-"""`python -m tools COMMAND ...` runs any command of PlantSwin; without a command it lists them."""
+"""`python -m tools COMMAND ...`, once installed also `plantswin COMMAND ...`; without a command it lists them."""
 
 import sys
 
@@ -10,6 +10,9 @@ from tools.commands import run, summaries
 @cli.command
 def main(argv: list[str]) -> int:
     """Runs the command that `argv` begins with."""
+    if argv[:1] == ["--version"]:
+        print(f"plantswin {cli.version()}")
+        return 0
     known = summaries()
     if not argv or argv[0] in ("-h", "--help"):
         print("usage: python -m tools COMMAND ...   (COMMAND --help explains one)\n")
@@ -22,4 +25,4 @@ def main(argv: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

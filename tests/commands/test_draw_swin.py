@@ -1,11 +1,11 @@
-"""The pictures and shapes of docs/swin.md come from the model that is there."""
+"""The pictures and shapes of docs/swin.md come from the present model."""
 
 from conftest import ROOT
 
 from tools.commands import draw_swin
 
 
-def test_the_page_has_the_live_shapes_and_small_pictures(tmp_path, capsys):
+def test_the_page_has_the_shapes_of_the_model_and_small_pictures(tmp_path, capsys):
     assert draw_swin.main(["--to", str(tmp_path)]) == 0
     page = (ROOT / "docs" / "swin.md").read_text()
     for line in capsys.readouterr().out.splitlines():

@@ -121,7 +121,7 @@ OURS = [
     ("F11", changed(lambda content: {k: v for k, v in content.items() if k != "thresholds"}), "lacks thresholds"),
     ("F13", with_part("config", "TRAIN: !!python/object/apply:os.system [touch owned]"), "is inconsistent"),
     ("F5", with_part("config", "TRAIN: {EPOCH: 1}"), "is inconsistent"),
-    ("F5", with_part("config", "MODEL: {TYPE: timm, NAME: nosuch}"), "no model of timm"),
+    ("F5", with_part("config", "MODEL: {TYPE: timm, NAME: nosuch}"), "not a model of timm"),
     ("F5", with_part("preprocess", {"size": 3}), "preprocess must be"),
     ("F5", changed(lambda content: content | {"preprocess": content["preprocess"] | {"size": 48}}), "cannot take 48"),
     ("F5", with_part("combinations", [[7]]), "is inconsistent"),
@@ -144,8 +144,8 @@ def test_logits_that_overflow_give_no_score_l4(fault, tmp_path, dataset, trained
 
 
 WEIGHTS = [
-    ("N10", "http://example.org/w.pth", 4, "fetch the file yourself"),
-    ("N10", "https://example.org/w.pth", 4, "fetch the file yourself"),
+    ("N10", "http://example.org/w.pth", 4, "download it yourself"),
+    ("N10", "https://example.org/w.pth", 4, "download it yourself"),
     ("N10", "ftp://example.org/w.pth", 4, "does not exist"),
     ("G1", "no.pth", 4, "no.pth does not exist"),
     ("G1", "auto", 4, "timm has no weights for tiny"),

@@ -1,9 +1,12 @@
-"""One real process of each kind, on one tiny data set, from another folder; and signals."""
+"""One real process of each kind, on one tiny data set, from another folder; signals; and what is installed."""
 
 import os
 import signal
 import subprocess
 import sys
+import tomllib
+from fnmatch import fnmatch
+from importlib.metadata import EntryPoint
 
 import pytest
 from conftest import ROOT
@@ -39,6 +42,30 @@ def test_the_whole_tour(tmp_path, tiny):
     assert "heatmaps" in run(tmp_path, ROOT / "visual.py", "--examples", 2)
     lines = run(tmp_path, "-m", "tools", "baseline", "--cfg", tiny).splitlines()
     assert [line.split()[0] for line in lines] == ["untrained", "colour"]
+
+
+@pytest.mark.parametrize(
+    "start", [["main.py"], ["test.py"], ["visual.py"], ["process_dataset.py", "--src"], ["-m", "tools", "predict"]]
+)
+def test_a_missing_package_is_one_line_that_says_how_to_install(start):
+    """-S leaves site-packages out, as a Python without the requirements does."""
+    result = subprocess.run([sys.executable, "-S", *start, "x"], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 5
+    assert result.stderr.startswith("error: the Python package ")
+    assert "pip install -r requirements.txt" in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_an_installation_has_every_package_the_command_and_no_module_called_test():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = project["tool"]["setuptools"]["packages"]["find"]["include"]
+    files = [path.relative_to(ROOT) for path in ROOT.rglob("*.py") if path.parent != ROOT]
+    packages = {".".join(path.parent.parts) for path in files if not path.parts[0].startswith(".")}
+    listed = {package for package in packages if any(fnmatch(package, pattern) for pattern in patterns)}
+    assert listed == {package for package in packages if package.split(".")[0] != "tests"}
+    assert project["tool"]["setuptools"]["py-modules"] == []
+    command = EntryPoint("plantswin", project["project"]["scripts"]["plantswin"], "console_scripts")
+    assert command.load()(["--help"]) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])

@@ -176,7 +176,7 @@ def test_gpus_that_a_wheel_has_no_code_for(capability):
         environment.check_architecture("GPU", capability, [])
 
 
-def test_two_opencvs_and_missing_packages_are_told_before_torch_is_needed(argv, refused, monkeypatch):
+def test_two_opencvs_and_missing_packages_are_reported_before_torch_is_needed(argv, refused, monkeypatch):
     installed = {name: metadata.version(name) for name in (*environment.PACKAGES, "opencv-python-headless")}
 
     def version(name):
@@ -189,7 +189,7 @@ def test_two_opencvs_and_missing_packages_are_told_before_torch_is_needed(argv, 
     installed["opencv-python"] = "4.11.0"
     refused(main.main, [*argv, "--check"], 5, "opencv-python and opencv-python-headless", "pip uninstall")
     del installed["timm"]
-    refused(main.main, [*argv, "--check"], 5, "timm not installed; pip install -r")
+    refused(main.main, [*argv, "--check"], 5, "timm not installed; run pip install -r")
 
 
 def test_shared_memory_holds_every_batch_that_waits():

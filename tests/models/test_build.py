@@ -1,4 +1,4 @@
-"""From the MODEL node to a model, and where `--pretrained` looks."""
+"""From the MODEL node to a model."""
 
 import functools
 import inspect
@@ -17,7 +17,7 @@ from tools.base.errors import Interrupted, UsageError
 def test_arguments_are_those_of_the_constructors():
     node = load(None).config.MODEL
     arguments = build.swin_arguments(node, 224, 6, False)
-    assert set(arguments) == set(inspect.signature(SwinTransformer).parameters) - {"in_chans"}  # photos are RGB
+    assert set(arguments) == set(inspect.signature(SwinTransformer).parameters)
 
 
 @pytest.mark.parametrize("name", ["tiny", "small", "base"])
@@ -60,14 +60,14 @@ def test_layers_of_timm_models_are_numbered_too():
         ("resnet18.nonexistent", (96, 0), "nonexistent"),
     ],
 )
-def test_what_an_architecture_cannot_do_is_said_when_it_is_built(name, sizes, words):
+def test_an_option_that_an_architecture_lacks_is_refused_when_it_is_built(name, sizes, words):
     node = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", name]).config.MODEL
     with pytest.raises(UsageError, match=rf"MODEL\.NAME .*{words}"):
         build.normalization(node), build.build_model(node, sizes[0], 6, test_size=sizes[1])
 
 
-def test_trying_a_model_out_changes_nothing():
-    """Neither the statistics of batch norm, nor what is drawn next, nor the mode."""
+def test_the_trial_pass_changes_nothing():
+    """Neither the statistics of batch norm, nor the random state, nor the mode."""
     node = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", "test_resnet"]).config.MODEL
     torch.manual_seed(0)
     model = build.build_model(node, 64, 6)
@@ -79,7 +79,7 @@ def test_trying_a_model_out_changes_nothing():
     assert model.training
 
 
-def test_a_lean_swin_is_asked_for_by_the_config_and_timm_has_none():
+def test_selective_checkpoint_reaches_every_block_and_timm_models_refuse_it():
     config = load("configs/sample.yaml", ["TRAIN.SELECTIVE_CHECKPOINT", "true"]).config
     model = build.build_model(config.MODEL, 96, 6, selective_checkpoint=config.TRAIN.SELECTIVE_CHECKPOINT)
     assert all(
@@ -93,8 +93,8 @@ def test_a_lean_swin_is_asked_for_by_the_config_and_timm_has_none():
 
 
 @pytest.mark.usefixtures("no_compiler")
-def test_where_nothing_can_be_compiled_training_goes_on_without():
-    """No C++ compiler, as on most users' machines: the model itself comes back, untouched, with a reason."""
+def test_without_a_compiler_the_model_stays_as_it_is():
+    """No C++ compiler, as on most machines: the model comes back unchanged, with the reason."""
     model = torch.nn.Sequential(torch.nn.Linear(5, 4), torch.nn.BatchNorm1d(4)).train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     forward, note = build.compiled(model, [torch.randn(3, 5)])
@@ -105,7 +105,7 @@ def test_where_nothing_can_be_compiled_training_goes_on_without():
 
 
 def test_a_signal_while_compiling_ends_the_run(monkeypatch):
-    """torch takes it for a failure of its compiler."""
+    """torch treats it as a failure of its compiler."""
 
     def interrupted(_graph, _inputs):
         raise Interrupted("ended by SIGTERM", 15)
@@ -117,7 +117,7 @@ def test_a_signal_while_compiling_ends_the_run(monkeypatch):
 
 
 def test_a_traced_swin_gives_the_same_gradients():
-    """With what precedes a compiler: the graphs that torch.compile makes of it, selective_checkpoint or not."""
+    """Through the graphs that torch.compile traces, before any compiler, with selective_checkpoint."""
     torch.manual_seed(0)
     model = SwinTransformer(
         img_size=32, embed_dim=16, depths=(2,), num_heads=(2,), window_size=4, selective_checkpoint=True

@@ -1,4 +1,4 @@
-"""Every known weight layout into our Swin, and nothing left at random silently."""
+"""Every known weight layout loads into our Swin, and no weight keeps its initial value silently."""
 
 import collections
 
@@ -25,7 +25,7 @@ def fresh(**options):
 
 @pytest.fixture
 def source():
-    """A Swin whose every parameter is random, so that one in the wrong place shows."""
+    """A Swin with random parameters everywhere, so that a misplaced one is noticed."""
     torch.manual_seed(0)
     model = SwinTransformer(**SMALL, num_classes=10)
     for parameter in model.parameters():
@@ -64,8 +64,8 @@ def test_microsofts_layouts_through_real_files(source, tmp_path, wrap):
     model = fresh()
     line = load_pretrained(model, read(tmp_path / "w.pth"), "w.pth", "head")
     assert body_equal(model, source)
-    assert torch.equal(model.head.weight, fresh().head.weight), "the head of six classes starts fresh"
-    assert "head of 10 classes: a new one of 6" in line
+    assert torch.equal(model.head.weight, fresh().head.weight), "the head of six classes is new"
+    assert "head of 10 classes: replaced by a new one of 6" in line
     assert "\n" not in line
 
 
@@ -167,7 +167,7 @@ def test_what_does_not_fit_is_an_error_naming_keys(source, damage, words):
 def test_only_plain_tensors_of_real_numbers_are_read(source, tmp_path, kind):
     odd = {"sparse": lambda t: t.to_sparse(), "meta": lambda t: t.to("meta"), "complex": lambda t: t + 1j}[kind]
     torch.save({"model": source.state_dict() | {"norm.weight": odd(torch.ones(48))}}, tmp_path / "w.pth")
-    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is no plain tensor"):
+    with pytest.raises(CheckpointError, match=r"model\.norm\.weight is not a plain tensor"):
         read(tmp_path / "w.pth")
 
 

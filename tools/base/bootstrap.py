@@ -1,26 +1,23 @@
-"""Bootstrap draws over photos, and the intervals they give."""
+"""The bootstrap over images: resampled counts, and 95 % intervals (Efron and Tibshirani, 1993)."""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 RESAMPLES = 1000
-
-
-BLOCK = 2**19  # weights of photos in memory at a time, 4 MiB, so that it does not grow with the photos
-
-
+BLOCK = 2**19  # counts in memory at a time (4 MiB), however many images there are
 PERCENTILES = (2.5, 97.5)
 
 
 def interval(values: np.ndarray) -> list[float] | None:
-    """`[low, high]` that hold 95 % of the known `values`, or None when none is known."""
+    """`[low, high]` around 95 % of the `values` that are not NaN, or None when all are NaN."""
     known = values[~np.isnan(values)]
     return [float(v) for v in np.percentile(known, PERCENTILES)] if len(known) else None
 
 
-def resample(photos: int, seed: int = 0, times: int = RESAMPLES) -> Iterator[np.ndarray]:
-    """`[times, photos]`, some rows at a time: how often each photo is drawn when as many are, with replacement."""
-    rng, equal, rows = np.random.default_rng(seed), np.full(photos, 1 / photos), max(1, BLOCK // photos)
+def resample(num_images: int, seed: int = 0, times: int = RESAMPLES) -> Iterator[np.ndarray]:
+    """Yields blocks of `[times, num_images]`: how often each image is among `num_images` draws with replacement."""
+    rng, rows = np.random.default_rng(seed), max(1, BLOCK // num_images)
+    equal = np.full(num_images, 1 / num_images)
     for start in range(0, times, rows):
-        yield rng.multinomial(photos, equal, size=min(rows, times - start)).astype(np.float64)
+        yield rng.multinomial(num_images, equal, size=min(rows, times - start)).astype(np.float64)

@@ -1,4 +1,4 @@
-"""The command line: a strict parser, the flags that set config keys, and the frame round every `main(argv) -> int`."""
+"""The command line: a strict parser, the flags that set config keys, and the frame around every `main(argv) -> int`."""
 
 import argparse
 import contextlib
@@ -9,74 +9,97 @@ import re
 import signal
 import sys
 import threading
+import tomllib
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from tools.base.errors import Interrupted, UsageError, as_user_error, nearest
 
-# What a number looks like. Python itself would also take 1_0, " 4 " and the digits of other scripts.
+# How a number is written. Python itself would also take 1_0, " 4 " and the digits of other scripts.
 _PLAIN = {int: r"[-+]?[0-9]{1,18}", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?"}
 
 
-def _plain_number(kind: type, pattern: str, text: str) -> int | float:
-    if not re.fullmatch(pattern, text):
+def _plain_number(kind: type, text: str) -> Any:
+    if not re.fullmatch(_PLAIN[kind], text):
         raise ValueError(text)
     return kind(text)
 
 
 def share(text: str) -> float:
     """Type of a flag that takes a number of 0 or more and less than 1."""
-    value = _plain_number(float, _PLAIN[float], text)
+    value: float = _plain_number(float, text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text} must be 0 or more and less than 1, e.g. 0.05")
     return value
 
 
+def version() -> str:
+    """The version of PlantSwin, from the pyproject.toml of this checkout: the program is never installed without it."""
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+
+
+class _ShowVersion(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_unused: object) -> None:
+        print(f"plantswin {version()}")
+        parser.exit()
+
+
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that takes no abbreviations and answers a mistake with one line and the nearest flag."""
+    """An ArgumentParser that takes no abbreviations and answers a mistake with one line and the nearest flag.
 
-    def __init__(self, **kwargs):
+    Args:
+        hint: unknown flag -> what to write instead, or the empty string; asked before the nearest flag is named.
+    """
+
+    def __init__(self, hint: Callable[[str], str] = lambda _flag: "", **kwargs: Any):
         super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **kwargs)
-        for kind, pattern in _PLAIN.items():
-            self.register("type", kind, functools.partial(_plain_number, kind, pattern))
+        self.hint = hint
+        for kind in _PLAIN:
+            self.register("type", kind, functools.partial(_plain_number, kind))
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
+        self.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and leave")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace=None) -> argparse.Namespace:
-        for argument in args or ():  # before argparse complains of what the misspelt flag left out
+    def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
+        """The values of `args`. Raises UsageError for a flag that does not exist."""
+        for argument in args:  # before argparse complains of what the misspelt flag left out
             flag = argument.split("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
-                raise UsageError(f"unrecognized argument {argument!r}{nearest(flag, self._option_string_actions)}")
+                hint = self.hint(flag) or nearest(flag, self._option_string_actions, cutoff=0.7)
+                raise UsageError(f"unrecognized argument {argument!r}{hint}")
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:
             raise UsageError(f"unrecognized argument {unknown[0]!r}")
         return known
 
-    def error(self, message: str):
+    def error(self, message: str) -> NoReturn:
         raise UsageError(message)
 
 
 def printable(text: str) -> str:
-    """The text with whatever could not be printed, or would move the cursor, as Python escapes it."""
+    """The text with every character that cannot be printed, or moves the cursor, as Python escapes it."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def command(body: Callable[[list[str]], int]) -> Callable[[list[str] | None], int]:
-    """Turns `body(argv) -> int` into an entry point: whatever it raises becomes one line on stderr and an exit code."""
+    """Turns `body(argv) -> int` into an entry point: every error becomes one line on stderr and an exit code."""
 
     @functools.wraps(body)
     def main(argv: list[str] | None = None) -> int:
         argv = sys.argv[1:] if argv is None else list(argv)
-        _mend_streams()
+        _make_streams_accept_all()
         try:
             with _terminations_raised():
                 code = body(argv)
-                sys.stdout.flush()  # a full disk behind it is an error of ours, not of the interpreter's last breath
+                sys.stdout.flush()  # now, so that a full disk behind it is reported as an error
                 return code
         except KeyboardInterrupt:
             return _report("interrupted", 130, False)
-        except BrokenPipeError:  # `... | head` closed our stdout: nothing is wrong, and nobody listens
+        except BrokenPipeError:  # `... | head` closed our stdout, which is no error
             return 141
-        except SystemExit as exit:  # argparse leaves so after --help
+        except SystemExit as exit:  # of argparse, after --help
             return int(exit.code or 0)
         except Exception as raised:
             error = as_user_error(raised)
@@ -87,8 +110,8 @@ def command(body: Callable[[list[str]], int]) -> Callable[[list[str] | None], in
     return main
 
 
-def _mend_streams() -> None:
-    """Lets both streams take everything: names of files in any encoding, and output that nobody wants (`>&-`)."""
+def _make_streams_accept_all() -> None:
+    """Makes both streams take everything: file names in any encoding, and output when they are closed (`>&-`)."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -98,7 +121,7 @@ def _mend_streams() -> None:
 
 
 def _drop_unwritable_output() -> None:
-    """Sends what stdout could not write to nowhere, or the interpreter would try once more and complain at its end."""
+    """Discards what stdout could not write; otherwise the interpreter tries again at its end and complains."""
     try:
         sys.stdout.flush()
     except OSError:
@@ -106,10 +129,10 @@ def _drop_unwritable_output() -> None:
 
 
 @contextlib.contextmanager
-def _terminations_raised():
-    """Inside, SIGTERM and SIGHUP unwind the stack like Ctrl-C does, so that nothing half-written stays behind."""
+def _terminations_raised() -> Iterator[None]:
+    """Inside, SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that no half-written file stays."""
 
-    def leave(signal_number, _frame):
+    def leave(signal_number: int, _frame: object) -> NoReturn:
         raise Interrupted(f"ended by {signal.Signals(signal_number).name}", signal_number)
 
     if threading.current_thread() is not threading.main_thread():
@@ -130,6 +153,6 @@ def _report(message: object, exit_code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     line = " ".join(str(message).split("\n"))
-    with contextlib.suppress(OSError):  # stderr may be as full as the disk that is reported
+    with contextlib.suppress(OSError):  # stderr may lie on the full disk that is reported
         print(f"error: {printable(line)}", file=sys.stderr)
     return exit_code

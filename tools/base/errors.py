@@ -1,14 +1,15 @@
-"""The errors a user may see, each with its exit code. The one file that every shelf may import."""
+"""The errors a user may see, each with its exit code. Every file may import this one."""
 
 import difflib
 import errno
+import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
 class UserError(Exception):
-    """Something the user can put right. An entry point prints `error: <message>` on one line and exits with the code.
+    """Something the user can fix. A command prints `error: MESSAGE` on one line and exits with `exit_code`.
 
     The message says what, where and why, and after a semicolon what to do.
     """
@@ -47,7 +48,7 @@ class NumericsError(UserError):
 
 
 class BusyError(UserError):
-    """Somebody else is writing there."""
+    """Another process is writing there."""
 
     exit_code = 7
 
@@ -59,22 +60,29 @@ class PeerLostError(UserError):
 
 
 class Interrupted(UserError):
-    """A signal ended the run after it had saved its state. `exit_code` is 128 + the signal's number."""
+    """A signal ended the command. `exit_code` is 128 + the number of the signal."""
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)
         self.exit_code = 128 + signal_number
 
 
-def nearest(name: str, choices: Iterable[str]) -> str:
-    """`; did you mean X?` for the choice most like `name`, or the empty string when none is close."""
-    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=0.5)
+def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
+    """`; did you mean X?` for the choice most like `name`, or the empty string when none is close.
+
+    Args:
+        cutoff: the least similarity (difflib's ratio, 0 to 1) of a choice that is worth naming.
+    """
+    close = difflib.get_close_matches(name, list(choices), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]}?" if close else ""
 
 
 def listing(names: Sequence[str], separator: str = ", ", most: int = 5) -> str:
-    """The first names and, when there are more, an ellipsis."""
+    """The first `most` names, and an ellipsis when there are more."""
     return separator.join([*names[:most], *(["..."] if len(names) > most else [])])
+
+
+_OURS = ("configs", "models", "data", "tools", "main", "test", "visual", "process_dataset")
 
 
 _NO_MEMORY = ("allocate memory", "bad alloc", "could not create a primitive")  # torch on a CPU, C++, oneDNN
@@ -84,14 +92,19 @@ _PEERS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # of torch.
 
 
 def as_user_error(error: Exception) -> UserError:
-    """The one-line error for any exception: what ran out or was refused, or else that it is our own mistake."""
+    """The one-line error for any exception: what is missing, ran out or was refused, or else that it is our bug."""
     if isinstance(error, UserError):
         return error
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.split(".")[0] not in _OURS:
+        return ResourceError(
+            f"the Python package {error.name} is not installed in {sys.prefix}; run pip install -r requirements.txt "
+            "there, or make test, which sets up .venv"
+        )
     kind, text = type(error).__name__, (str(error).splitlines() or [""])[0]
     if is_out_of_memory(error):
         return ResourceError(f"out of memory: {text or kind}; lower --batch-size, DATA.IMG_SIZE or DATA.NUM_WORKERS")
     if isinstance(error, OSError):
-        return _refused_by_the_system(error)
+        return _system_error(error)
     if text.startswith(("DataLoader worker", "DataLoader timed out")):
         return ResourceError(f"{text}; was it out of memory? Lower DATA.NUM_WORKERS or --batch-size and run it again")
     if text.startswith("Expected more than 1 value per channel"):
@@ -106,7 +119,7 @@ def as_user_error(error: Exception) -> UserError:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether the GPU's or the main memory ran out."""
+    """Whether the memory of the GPU or the main memory ran out."""
     text = str(error)
     return (
         isinstance(error, MemoryError)
@@ -116,8 +129,8 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _refused_by_the_system(error: OSError) -> UserError:
+def _system_error(error: OSError) -> UserError:
     where = f"{error.filename}: " if error.filename is not None else ""
     if error.errno == errno.ENAMETOOLONG:
         return UsageError(f"{where}the name is longer than this file system takes; give a shorter one")
-    return ResourceError(f"{where}the system refused: {error.strerror or error}; mend that and run it again")
+    return ResourceError(f"{where}the system refused: {error.strerror or error}; fix that and run it again")

@@ -1,4 +1,4 @@
-"""Reading a file that somebody else made."""
+"""Files: reading those of others safely, writing our own whole or not at all, and locks."""
 
 import contextlib
 import ctypes
@@ -17,18 +17,18 @@ from tools.base.errors import BusyError, DataError, ResourceError, UsageError
 
 
 def read_regular(path: Path, what: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file of at most `max_bytes`; `what` it is begins the error.
+    """The bytes of a regular file of at most `max_bytes`; errors begin with `what` it is.
 
     Raises:
-        DataError: for anything else. A FIFO would block for ever, a device never end.
+        DataError: for anything else: reading a FIFO would block forever, reading a device would never end.
     """
     try:
-        # O_NONBLOCK: opening a FIFO returns, and its type is refused below
+        # O_NONBLOCK: opening a FIFO returns at once, and the check below refuses it
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise DataError(f"{what} {path} is not a file")
-            raw = b"" if info.st_size > max_bytes else file.read(max_bytes + 1)  # files of /proc say that they have 0
+            raw = b"" if info.st_size > max_bytes else file.read(max_bytes + 1)  # files in /proc claim 0 bytes
             if max(info.st_size, len(raw)) > max_bytes:
                 raise DataError(f"{what} {path} is larger than {max_bytes:,} bytes")
             return raw
@@ -40,58 +40,66 @@ def read_regular(path: Path, what: str, max_bytes: int) -> bytes:
         raise DataError(f"{what} {path} cannot be read: {error.strerror}") from None
 
 
-def leads_out(entry: os.DirEntry, root: Path) -> bool:
-    """Whether an entry of a folder is a link to something that does not lie under `root`."""
+def leads_out(entry: os.DirEntry[str], root: Path) -> bool:
+    """Whether a folder entry is a link to a place outside `root`."""
     return entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(root))
 
 
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Inside, a hidden name beside `path` to write to; on the way out the file there gets the name `path`.
+
+    After an error `path` is as it was and the hidden file is gone.
+    """
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    try:
+        yield hidden
+        hidden.replace(path)
+    finally:
+        with contextlib.suppress(OSError):  # its folder is gone or belongs to another user: nothing is left to remove
+            hidden.unlink(missing_ok=True)
+
+
 def write_bytes(path: Path, content: bytes, make_folder: bool = True) -> None:
-    """Writes beside `path` and renames. Raises ResourceError when the disk refuses; no half file stays.
+    """Writes a file whole or not at all. Raises ResourceError when the disk refuses.
 
     Args:
-        make_folder: make the folder of `path` where there is none; False where its absence is an error.
+        make_folder: make the folder of `path` when it is missing; False makes that an error.
     """
-    staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_bytes(content)
-        staging.replace(path)
+        with replacing(path) as hidden:
+            hidden.write_bytes(content)
     except OSError as error:
-        raise ResourceError(f"{path} cannot be written: {error.strerror}") from None
-    finally:
-        with contextlib.suppress(OSError):  # its folder is gone or not ours: there is nothing left to tidy
-            staging.unlink(missing_ok=True)
+        raise _refused(error, path) from None
 
 
 def check_output(flag: str, target: str | Path | None, inputs: Iterable[str | Path] = (), photos: str = "") -> None:
-    """Raises UsageError when the output `target` that `flag` names would harm what is read.
+    """Raises UsageError when writing to `target`, the value of `flag`, would damage the inputs.
 
     Args:
-        inputs: files, none of which it may be.
-        photos: a folder in which it may not lie, because whoever reads it next would take it for a part of the data.
+        inputs: files that `target` must not be.
+        photos: a folder that `target` must not lie in, because its next reader would take `target` for data.
     """
     if target is None:
         return
     if photos and Path(target).resolve().is_relative_to(Path(photos).resolve()):
         raise UsageError(f"{flag} {target} lies among the photos of {photos}; choose another place")
     if os.path.exists(target) and any(os.path.exists(each) and os.path.samefile(target, each) for each in inputs):
-        raise UsageError(f"{flag} {target} is what is read; choose another name")
-
-
-_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+        raise UsageError(f"{flag} {target} is one of the inputs; choose another name")
 
 
 @contextlib.contextmanager
 def locked(target: Path, wait: bool = False) -> Iterator[None]:
-    """Inside, nobody else has the lock of `target`. The kernel releases it when the process ends, however it ends.
+    """Inside, this process alone has the lock of `target`. The kernel releases it when the process ends in any way.
 
     Args:
         wait: wait until another process releases it, however long that takes.
 
     Raises:
-        BusyError: when another process has it and `wait` is False; that process is named.
-        ResourceError: when its file cannot be made.
+        BusyError: naming the process that has it, unless `wait` is set.
+        ResourceError: when the lock file cannot be made.
     """
     path = _lock_file(target)
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
@@ -99,28 +107,28 @@ def locked(target: Path, wait: bool = False) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(path, target, wait)
     except OSError as error:
-        raise ResourceError(f"{error.filename or path} cannot be written: {error.strerror}") from None
+        raise _refused(error, error.filename or path) from None
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):  # gone, or we may write there no more
-            path.unlink()  # while it is still ours
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing alone would leave it to processes forked meanwhile
+        with contextlib.suppress(OSError):  # it is gone, or the folder has become read-only
+            path.unlink()  # before the lock is released, while the file is still ours
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # after closing alone, processes forked in between would keep the lock
         os.close(descriptor)
         for folder in made:
-            with contextlib.suppress(OSError):  # not empty: it has become the home of `target`
+            with contextlib.suppress(OSError):  # not empty: it holds `target` now
                 folder.rmdir()
 
 
 def holder(target: Path) -> str:
-    """Who has the lock of `target`, as `process N on HOST since TIME`; the empty string when nobody has."""
+    """The process that has the lock of `target`, as `process N on HOST since TIME`, or the empty string."""
     try:
         with _lock_file(target).open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return file.read(200) or "a process that has only just begun"
-    except OSError:  # there is no such file, so nobody can have it
+                return file.read(200) or "a process that has just started"
+    except OSError:  # no lock file, so no process has the lock
         pass
     return ""
 
@@ -129,26 +137,23 @@ def holder(target: Path) -> str:
 def staging(target: Path) -> Iterator[Path]:
     """An empty hidden folder beside `target`, removed on the way out. Needs the lock of `target`.
 
-    What a killed process left is cleared away first: with the lock in hand, no writer of it can be alive.
+    First it removes what killed processes left: while this process has the lock, their writers cannot be alive.
     """
+    folder = target.parent / f".{target.name}.tmp-{os.getpid()}"
     try:
         _sweep(target)
-        folder = target.parent / f".{target.name}.tmp-{os.getpid()}"
         folder.mkdir()
-    except OSError as error:
-        raise ResourceError(f"{error.filename or target} cannot be written: {error.strerror}") from None
-    try:
         yield folder
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise ResourceError(f"{error.filename or target} cannot be written: {error.strerror or error}") from None
+        raise _refused(error, error.filename or target) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def publish(folder: Path, target: Path) -> None:
-    """Gives `folder` the name `target`. An older `target` keeps the name until then and is removed afterwards."""
+    """Renames `folder` to `target`, in one step where the system can. An older `target` is removed afterwards."""
     if not target.exists():
         folder.rename(target)
     elif not _exchange(folder, target):
@@ -158,12 +163,16 @@ def publish(folder: Path, target: Path) -> None:
         shutil.rmtree(old)
 
 
+def _refused(error: OSError, path: Path | str) -> ResourceError:
+    return ResourceError(f"{path} cannot be written: {error.strerror or error}")
+
+
 def _lock_file(target: Path) -> Path:
     return target.parent / f".{target.name}.lock"
 
 
 def _lock(path: Path, target: Path, wait: bool) -> int:
-    """Descriptor of the locked file, in which now stands who we are."""
+    """The descriptor of the locked file, which now names this process."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -177,11 +186,11 @@ def _lock(path: Path, target: Path, wait: bool) -> int:
                 now = datetime.now(UTC).isoformat(" ", "seconds")
                 os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
                 return descriptor
-        os.close(descriptor)  # its last owner removed the file after we had opened it
+        os.close(descriptor)  # its last owner removed the file after this process had opened it
 
 
 def _sweep(target: Path) -> None:
-    """Removes what killed writers left, and restores what one of them had moved aside and not yet replaced."""
+    """Removes what killed writers left, and restores a folder that one of them had moved aside and not replaced."""
     pattern = re.compile(rf"\.{re.escape(target.name)}\.(tmp|old)-\d+")
     for path in target.parent.iterdir():
         kind = pattern.fullmatch(path.name)
@@ -192,8 +201,9 @@ def _sweep(target: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swaps two names in one step; False where kernel or file system cannot."""
+    """Swaps two names in one step; False where the kernel or the file system cannot."""
+    at_fdcwd, rename_exchange = -100, 2  # linux/fcntl.h, linux/fs.h
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "renameat2"):
         return False
-    return libc.renameat2(_AT_FDCWD, os.fsencode(a), _AT_FDCWD, os.fsencode(b), _RENAME_EXCHANGE) == 0
+    return bool(libc.renameat2(at_fdcwd, os.fsencode(a), at_fdcwd, os.fsencode(b), rename_exchange) == 0)

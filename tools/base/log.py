@@ -1,37 +1,49 @@
-"""The log of a run: coloured lines on the console, plain ones in a file, and a progress bar where someone watches."""
+"""The log of a run: short lines on the console, full ones in a file, and a progress bar on a terminal."""
 
 import logging
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NoReturn, TypeVar
 
 from termcolor import colored
 from tqdm import tqdm
 
 from tools.base.errors import ResourceError
 
-_FORMAT = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s %(message)s"
+T = TypeVar("T")
+_FILE_FORMAT = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s %(message)s"
 
 
-class _Console(logging.Handler):
+class _ConsoleHandler(logging.Handler):
     """Writes through tqdm, so that a line does not break the bar under it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        say(self.format(record))
         sys.stdout.flush()
 
 
-class _File(logging.FileHandler):
-    """Appends to a file. A full disk ends the run; logging's own answer is a traceback a line, and to go on."""
+class _ConsoleFormatter(logging.Formatter):
+    """`13:05:12 message`, with the level before the message from WARNING on."""
 
-    def handleError(self, _record: logging.LogRecord) -> None:
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
+        time = colored(self.formatTime(record, "%H:%M:%S"), "green")
+        return f"{time} {colored(level, 'yellow') if level else ''}{record.getMessage()}"
+
+
+class _FileHandler(logging.FileHandler):
+    """Appends to a file. A full disk ends the run, where logging itself prints one traceback per line and goes on."""
+
+    def handleError(self, _record: logging.LogRecord) -> NoReturn:
         raise ResourceError(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}") from None
 
 
 def create_logger(file: Path | None = None, rank: int = 0) -> logging.Logger:
-    """The logger `plantswin`, its handlers set anew: console on rank 0, and `file` when given (appended to).
+    """The logger `plantswin` with new handlers: the console, and `file` when given (appended to).
 
-    Colours are left out where stdout is no terminal (termcolor also obeys NO_COLOR).
+    The console has one short line per event, the file also date, source line and level. Ranks above 0 log warnings
+    only. Colours are left out where stdout is not a terminal (termcolor also obeys NO_COLOR).
     """
     logger = logging.getLogger("plantswin")
     for handler in list(logger.handlers):
@@ -39,20 +51,19 @@ def create_logger(file: Path | None = None, rank: int = 0) -> logging.Logger:
         handler.close()
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logger.propagate = False
-    console = _Console()
-    prefix = colored("[%(asctime)s %(name)s]", "green") + colored("(%(filename)s %(lineno)d)", "yellow")
-    console.setFormatter(logging.Formatter(prefix + ": %(levelname)s %(message)s", "%Y-%m-%d %H:%M:%S"))
+    console = _ConsoleHandler()
+    console.setFormatter(_ConsoleFormatter())
     logger.addHandler(console)
     if file is not None:
-        log = _File(file, encoding="utf-8", errors="backslashreplace")
-        log.setFormatter(logging.Formatter(_FORMAT, "%Y-%m-%d %H:%M:%S"))
+        log = _FileHandler(file, encoding="utf-8", errors="backslashreplace")
+        log.setFormatter(logging.Formatter(_FILE_FORMAT, "%Y-%m-%d %H:%M:%S"))
         logger.addHandler(log)
     return logger
 
 
-def progress(items: Iterable, description: str, total: int | None = None) -> Iterator:
-    """`items`, with a bar on stderr while that is a terminal and nothing at all in a log or a pipe."""
-    return tqdm(items, desc=description, total=total, disable=not sys.stderr.isatty(), leave=False)
+def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
+    """`items`, with a bar on stderr where that is a terminal; nothing is drawn into a file or a pipe."""
+    yield from tqdm(items, desc=description, total=total, disable=not sys.stderr.isatty(), leave=False)
 
 
 def say(line: str) -> None:

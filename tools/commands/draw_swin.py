@@ -1,9 +1,9 @@
-"""Draws the pictures of docs/swin.md from the model's own windows, masks and merging, and prints its live shapes."""
+"""Draws the pictures of docs/swin.md with the functions of the model, and prints the table of its shapes."""
 
 from tools.base import cli
 
 EPILOG = """
-Writes patches.png, windows.png, mask.png and merging.png. The leaf is one that data/sample.py draws.
+Writes patches.png, windows.png, mask.png and merging.png. The leaf is drawn by data/sample/leaves.py.
 """
 
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
 
 
 def live_shapes() -> list[tuple[str, str]]:
-    """(what, shape) along one photo's way through a Swin-T, as hooks see it."""
+    """(description, shape) of the tensors in a Swin-T for one photo, as forward hooks see them."""
     import torch
 
     from models.swin_transformer import VARIANTS, SwinTransformer
@@ -60,7 +60,7 @@ def live_shapes() -> list[tuple[str, str]]:
 
 
 def patches() -> bytes:
-    """A leaf cut into patches, and the mean colour of each: the grid of tokens that the model begins with."""
+    """A leaf, its patches, and the mean colour of each patch: the first grid of tokens."""
     import cv2
 
     from data.sample.leaves import draw_leaf
@@ -79,7 +79,7 @@ def patches() -> bytes:
 
 
 def windows(side: int = 14, window: int = 7) -> bytes:
-    """Which tokens attend to each other: in plain windows, in rolled ones, and in those that the mask has parted."""
+    """The groups of tokens that attend to each other: in plain windows, in rolled ones, and under the mask."""
     import torch
 
     from models.swin_transformer import shifted_window_mask, window_reverse
@@ -96,7 +96,7 @@ def windows(side: int = 14, window: int = 7) -> bytes:
     figure, axes = canvas(3)
     for one, title, owner in zip(
         axes,
-        ("W-MSA: a window a colour", f"SW-MSA: rolled by {shift}", "and masked: these attend"),
+        ("W-MSA: one colour per window", f"SW-MSA: rolled by {shift}", "with the mask"),
         (places(window_of), places(window_of, shift), places(part_of, shift)),
         strict=True,
     ):
@@ -107,7 +107,7 @@ def windows(side: int = 14, window: int = 7) -> bytes:
 
 
 def mask(side: int = 14, window: int = 7) -> bytes:
-    """The mask of stage 3 of a Swin-T: for each of its four windows, which pairs of its 49 tokens are kept apart."""
+    """The mask of stage 3 of a Swin-T: the pairs of 49 tokens that may attend, for each of its four windows."""
     from models.swin_transformer import shifted_window_mask
 
     figure, axes = canvas(4)
@@ -119,13 +119,13 @@ def mask(side: int = 14, window: int = 7) -> bytes:
 
 
 def merging(side: int = 4) -> bytes:
-    """Which four tokens patch merging joins, and in what order, read off the module itself."""
+    """The four tokens that patch merging joins, and their order, as the module itself joins them."""
     import torch
 
     from models.swin_transformer import PatchMerging
 
     module = PatchMerging(1, side)
-    module.norm, module.reduction = torch.nn.Identity(), torch.nn.Identity()
+    module.norm = module.reduction = torch.nn.Identity()  # type: ignore[assignment]
     joined = module(torch.arange(side * side, dtype=torch.float32).view(1, -1, 1))[0].int()  # [L/4, 4]
     figure, (before, after) = canvas(2)
     half = side // 2
@@ -142,11 +142,11 @@ def merging(side: int = 4) -> bytes:
 
 
 def canvas(columns: int):
-    """A figure with bare axes side by side."""
+    """A figure and its axes side by side, without ticks and frames."""
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(2.9 * columns, 3.2), layout="constrained")
-    figure.get_layout_engine().set(h_pad=0.08)
+    figure = Figure(figsize=(2.9 * columns, 3.2), layout=ConstrainedLayoutEngine(h_pad=0.08))
     axes = figure.subplots(1, columns)
     for one in axes:
         one.set(xticks=[], yticks=[])
@@ -156,21 +156,21 @@ def canvas(columns: int):
 
 
 def grid(axes, side: int, step: int, colour: str, width: float) -> None:
-    """Lines between the cells of a square of `side`, every `step`."""
+    """Draws lines between the cells of a square grid, one per `step` cells."""
     for place in range(0, side + 1, step):
         axes.axhline(place - 0.5, color=colour, linewidth=width)
         axes.axvline(place - 0.5, color=colour, linewidth=width)
 
 
 def rectangle(x: float, y: float, side: float, colour: str):
-    """An empty square."""
+    """The outline of a square."""
     from matplotlib.patches import Rectangle
 
     return Rectangle((x, y), side, side, fill=False, edgecolor=colour, linewidth=1.5)
 
 
 def png(figure) -> bytes:
-    """The figure in few colours, so that the repository stays small."""
+    """The figure as a PNG of few colours, so that the repository stays small."""
     import io
 
     from PIL import Image

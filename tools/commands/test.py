@@ -5,6 +5,7 @@ from functools import partial
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
+from tools.commands import hint_config_key
 
 EPILOG = """
 Without flags it takes the newest run's best.pth under output/ and dataset/test. Classes, preprocessing, calibration and
@@ -26,7 +27,7 @@ MAX_MISTAKES = 24  # shown in the report
 @cli.command
 def main(argv: list[str]) -> int:
     """Parses `argv`, scores, prints and writes."""
-    parser = cli.Parser(prog="test.py", description=__doc__, epilog=EPILOG)
+    parser = cli.Parser(hint=hint_config_key, prog="test.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("--cfg", metavar="FILE", help="score the run of this config (and --tag)")
     parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
     parser.add_argument(

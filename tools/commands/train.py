@@ -7,6 +7,7 @@ from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import UsageError, nearest
+from tools.commands import hint_config_key
 
 EPILOG = """
 Settings come from the defaults, the BASE files, the file, --opts and the flags, the later ones winning; --print-config
@@ -16,7 +17,7 @@ shows each value with where it came from. Several GPUs: torchrun --nproc_per_nod
 
 def parse(argv: list[str]):
     """The flags, and the config they lead to."""
-    parser = cli.Parser(prog="main.py", description=__doc__, epilog=EPILOG)
+    parser = cli.Parser(hint=hint_config_key, prog="main.py", description=__doc__, epilog=EPILOG)
     parser.add_argument("--cfg", required=True, metavar="FILE", help="experiment to run, e.g. configs/sample.yaml")
     parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
     modes = parser.add_mutually_exclusive_group()

@@ -1,4 +1,4 @@
-"""What a machine must have for a training run, as far as it can be said of plain values. Imports nothing heavy."""
+"""Checks of what a machine needs for a training run, on plain values. Imports nothing heavy."""
 
 import platform
 import re
@@ -17,34 +17,37 @@ def check_packages() -> str:
     """`Python 3.11.9, torch 2.14.1, ...`.
 
     Raises:
-        ResourceError: when one is missing, or when several OpenCVs have written into the one folder `cv2`.
+        ResourceError: when one is missing, or when several OpenCV packages share the folder `cv2`.
     """
     versions = {name: _version(name) for name in (*PACKAGES, *OPENCVS)}
     missing = [name for name in PACKAGES if not versions[name]]
     if missing:
-        raise ResourceError(f"{', '.join(missing)} not installed; pip install -r requirements.txt")
+        raise ResourceError(f"{', '.join(missing)} not installed; run pip install -r requirements.txt")
     opencvs = [name for name in OPENCVS if versions[name]]
     if len(opencvs) > 1:
         raise ResourceError(
-            f"{' and '.join(opencvs)} are installed over each other, all in the folder cv2; "
-            f"pip uninstall {' '.join(opencvs)}, then pip install opencv-python-headless"
+            f"{' and '.join(opencvs)} are installed over each other in the folder cv2; "
+            f"run pip uninstall {' '.join(opencvs)}, then pip install opencv-python-headless"
         )
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {versions[name]}" for name in PACKAGES)])
 
 
 def check_architecture(name: str, capability: tuple[int, int], built_for: Sequence[str]) -> None:
-    """Raises ResourceError when a torch of these architectures has no code that the GPU `name` can run.
+    """Raises ResourceError when torch was built without code that the GPU `name` can run.
 
-    Machine code (sm_86) runs on GPUs of its major number and an equal or higher minor one, PTX (compute_90) is
-    compiled for any later GPU, and what ends in a letter (sm_90a) is for its own GPU alone: CUDA C++ programming guide,
-    "Binary Compatibility" and "PTX Compatibility".
+    Machine code (sm_86) runs on GPUs of the same major and an equal or higher minor version. PTX (compute_90) is
+    compiled for any later GPU. Code whose name ends in a letter (sm_90a) runs on that GPU only: CUDA C++ programming
+    guide, "Binary Compatibility" and "PTX Compatibility".
 
     Args:
         capability: compute capability, (8, 6) for 8.6.
         built_for: what `torch.cuda.get_arch_list()` gives.
     """
     for architecture in built_for:
-        kind, major, minor, letter = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", architecture).groups()
+        match = re.fullmatch(r"(sm|compute)_(\d+)(\d)([a-z]?)", architecture)
+        if match is None:  # a kind of code that this rule does not know
+            continue
+        kind, major, minor, letter = match.groups()
         built = int(major), int(minor)
         later = built <= capability and (kind == "compute" or built[0] == capability[0])
         if built == capability or (later and not letter):
@@ -57,7 +60,7 @@ def check_architecture(name: str, capability: tuple[int, int], built_for: Sequen
 
 
 def check_shared_memory(workers: int, ahead: int, batch_bytes: int, free: int) -> None:
-    """Raises ResourceError when the batches that loader processes hand over do not fit into `free` bytes of /dev/shm.
+    """Raises ResourceError when the batches that loader processes pass on do not fit into `free` bytes of /dev/shm.
 
     Args:
         workers: loader processes on this machine.
@@ -66,8 +69,8 @@ def check_shared_memory(workers: int, ahead: int, batch_bytes: int, free: int) -
     need = workers * ahead * batch_bytes
     if need > free:
         raise ResourceError(
-            f"no space at /dev/shm: {workers} loader processes hand over {need / 2**20:.0f} MB, and there are "
-            f"{free / 2**20:.0f}; lower DATA.NUM_WORKERS or --batch-size, or give a container more with --shm-size"
+            f"no space at /dev/shm: {workers} loader processes need {need / 2**20:.0f} MB, and "
+            f"{free / 2**20:.0f} MB are free; lower DATA.NUM_WORKERS or --batch-size, or raise a container's --shm-size"
         )
 
 

@@ -1,4 +1,4 @@
-"""Memory habits of a process that allocates the same large blocks at every step."""
+"""When a process keeps freed memory, and when it returns it to the operating system."""
 
 import ctypes
 import gc
@@ -14,10 +14,10 @@ _LARGEST = 2**31 - 1  # mallopt takes an int
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc to keep freed blocks instead of returning large ones to the kernel. True where it listened.
+    """Makes glibc keep freed blocks for the next step instead of returning them to the kernel. True if it does.
 
-    Without it every step on a CPU faults its activations in anew. Only glibc has the setting; others stay as they are.
-    So does a process with a limit on its address space (`ulimit -v`), where what is kept is missing elsewhere.
+    Otherwise every step on a CPU pays page faults for all its activations again. Other C libraries do not have the
+    setting, and under a limit of the address space (`ulimit -v`) memory that is kept would be missing elsewhere.
     """
     if not sys.platform.startswith("linux") or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         return False
@@ -29,12 +29,10 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Gives everybody what this process has freed: after memory ran out, the next try needs other blocks.
+    """Returns freed memory to the GPU and the operating system: after memory ran out, the next try needs other blocks.
 
-    The exception and the activations in its frames may hold each other, so cycles are collected first.
+    Reference cycles are collected first, because the exception and the activations in its frames may be one.
     """
-    import torch
-
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -42,17 +40,17 @@ def release_freed_memory() -> None:
 
 
 def trim() -> None:
-    """Gives the system what this process has freed, where that is glibc's.
+    """Returns freed memory to the operating system (glibc only).
 
-    Worth it before processes are forked: they share what is kept, so that every page of it is copied when this process
-    writes to it again, and the old one stays with them. Fresh pages cost a seventh of that.
+    Useful before a fork: child processes share kept pages, so each page is copied when this process writes to it
+    again, while the children hold the old one. A fresh page costs a seventh of a copied one.
     """
     if sys.platform.startswith("linux") and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Most bytes held so far: of the GPU by torch, or of this process in main memory."""
+    """The most bytes in use so far: torch's on the GPU, or this process's in main memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,8 +1,9 @@
-"""The frame of every command: no traceback whatever is raised, and streams that take all or say so."""
+"""The frame of every command: errors without a traceback, streams that take everything, flags and their hints."""
 
 import errno
 import logging
 import os
+import re
 import subprocess
 import sys
 
@@ -10,9 +11,13 @@ import pytest
 import torch
 from conftest import ROOT
 
+import main
+from tools.__main__ import main as tools_main
 from tools.base import cli
+from tools.base.cli import version
 from tools.base.errors import ResourceError
 from tools.base.log import create_logger
+from tools.commands import summaries
 from tools.train.history import FIELDS, read_history
 
 
@@ -37,13 +42,15 @@ def raising(error):
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 5, "pid 7"),
         (torch.distributed.DistNetworkError("timed out"), 8, "another rank is gone"),
         (ValueError("Expected more than 1 value per channel when training"), 2, "raise --batch-size"),
+        (ModuleNotFoundError("No module named 'yacs'", name="yacs"), 5, "yacs is not installed in "),
+        (ModuleNotFoundError("No module named 'tools.x'", name="tools.x"), 1, "this is a bug of PlantSwin"),
         (KeyError("x"), 1, "this is a bug of PlantSwin: KeyError at test_cli.py:"),
         (RuntimeError("two\nlines"), 1, "two; run it again with --debug"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
     ids=str,
 )
-def test_whatever_is_raised_is_one_line_and_an_exit_code(refused, error, code, words):
+def test_every_error_is_one_line_and_an_exit_code(refused, error, code, words):
     refused(raising(error), [], code, words)
 
 
@@ -52,12 +59,33 @@ def test_debug_shows_the_traceback(capsys):
     assert "Traceback" in capsys.readouterr().err
 
 
-def test_memory_that_torch_really_lacks(refused):
+def test_memory_that_torch_cannot_get(refused):
     @cli.command
     def main(_argv):
         torch.empty(2**50)
 
     refused(main, [], 5, "out of memory")
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--epochs", "'--epochs'; write --opts TRAIN.EPOCHS VALUE"),
+        ("--lr=1", "'--lr=1'; write --opts TRAIN.BASE_LR VALUE"),
+        ("--num-workers", "write --opts DATA.NUM_WORKERS VALUE"),
+        ("--overwite", "did you mean --overwrite?"),
+        ("--verbose", "unrecognized argument '--verbose'\n"),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_what_helps(capsys, flag, words):
+    assert main.main(["--cfg", "x", flag, "3"]) == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", [*summaries(), ""])
+def test_every_command_tells_its_version(capsys, name):
+    assert tools_main([*filter(None, [name]), "--version"]) == 0
+    assert capsys.readouterr().out == f"plantswin {version()}\n"
 
 
 PROGRAM = """
@@ -85,13 +113,26 @@ sys.exit(main())
     ],
 )
 @pytest.mark.parametrize("logs", ["", "log"])
-def test_output_that_nobody_takes_or_that_has_no_room(redirection, code, words, logs):
+def test_output_to_a_closed_stream_or_a_full_disk(redirection, code, words, logs):
     command = f'"{sys.executable}" -c "$PROGRAM" {logs} {redirection}'
     env = {**os.environ, "PROGRAM": PROGRAM, "PYTHONIOENCODING": "ascii:strict"}
     result = subprocess.run(command, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=60, env=env)
     assert result.returncode == code, result.stderr
     assert result.stderr.startswith(words)
     assert len(result.stderr.splitlines()) == bool(words)
+
+
+def test_the_console_has_short_lines_and_the_file_says_where_each_comes_from(tmp_path, capsys):
+    logger = create_logger(tmp_path / "log.txt")
+    logger.info("Max accuracy: %.2f%%", 14.285)
+    logger.warning("memory ran out")
+    logging.getLogger("plantswin").handlers.clear()
+    console, file = capsys.readouterr().out.splitlines(), (tmp_path / "log.txt").read_text().splitlines()
+    for line, pattern in zip(console, (r"Max accuracy: 14\.29%", "WARNING memory ran out"), strict=True):
+        assert re.fullmatch(rf"\d\d:\d\d:\d\d {pattern}", line)
+    prefix = r"\[\d{4}-\d\d-\d\d [\d:]{8} plantswin\] \(test_cli\.py \d+\): "
+    for line, pattern in zip(file, (r"INFO Max accuracy: 14\.29%", "WARNING memory ran out"), strict=True):
+        assert re.fullmatch(prefix + pattern, line)
 
 
 def test_a_log_file_without_room_ends_the_run(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""One writer at a time; a folder that is whole or not there; and what a killed writer leaves."""
+"""One writer at a time; folders and files that are whole or absent; and what a killed writer leaves."""
 
 import os
 import subprocess
@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from tools.base import files
 from tools.base.errors import BusyError, ResourceError
-from tools.base.files import locked, publish, staging
+from tools.base.files import locked, publish, replacing, staging, write_bytes
 
 
 def fill(folder, text):
@@ -49,7 +49,7 @@ def test_a_failure_leaves_the_old_folder_and_no_new_parents(tmp_path):
     assert (tmp_path / "d" / "a").read_text() == "old"
 
 
-def test_the_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path):
+def test_a_second_writer_is_refused_and_a_killed_one_blocks_no_one(tmp_path):
     target = tmp_path / "d"
     with locked(target):
         with pytest.raises(BusyError, match=rf"in use by process {os.getpid()} on "), locked(target):
@@ -65,8 +65,8 @@ def test_the_second_writer_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path)
     assert list(tmp_path.iterdir()) == [target]
 
 
-def test_a_writer_killed_between_two_renames_is_made_good(tmp_path):
-    """Only where the file system cannot swap: the old folder is put back by whoever comes next."""
+def test_the_old_folder_is_restored_after_a_writer_killed_between_two_renames(tmp_path):
+    """This happens only where the file system cannot swap names. The next writer restores the folder."""
     fill(tmp_path / ".d.old-12345", "old")
     fill(tmp_path / ".d.tmp-12345", "half")
     fill(tmp_path / ".d.tmp-notes", "mine")
@@ -75,7 +75,7 @@ def test_a_writer_killed_between_two_renames_is_made_good(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == [".d.tmp-notes", "d"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_parent_is_one_error(tmp_path):
     tmp_path.chmod(0o555)
     with pytest.raises(ResourceError, match="cannot be written"), locked(tmp_path / "d"):
@@ -86,3 +86,22 @@ def test_a_parent_that_is_a_file_is_one_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ResourceError, match="cannot be written"), locked(tmp_path / "file" / "d"):
         pass
+
+
+def write_half(path):
+    with replacing(path) as hidden:
+        hidden.write_bytes(b"half")
+        raise RuntimeError("halfway")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "new" / "a.txt"
+    write_bytes(path, b"old")
+    with pytest.raises(RuntimeError, match="halfway"):
+        write_half(path)
+    with pytest.raises(ResourceError, match=r"gone/a\.txt cannot be written: No such file"):
+        write_bytes(tmp_path / "gone" / "a.txt", b"x", make_folder=False)
+    assert [p.name for p in tmp_path.rglob("*")] == ["new", "a.txt"]
+    assert path.read_bytes() == b"old"
+    write_bytes(path, b"new")
+    assert path.read_bytes() == b"new"

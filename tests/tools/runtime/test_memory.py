@@ -1,4 +1,4 @@
-"""What a process keeps of freed memory, seen in its own resident size. Each case is a process of its own."""
+"""How much freed memory a process keeps, measured by its resident size. Each case runs in its own process."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ after, = after
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator")
 @pytest.mark.parametrize(
-    ("work", "given_back"),
+    ("work", "returned"),
     [
         ("again = [torch.ones(2**20) for _ in range(100)]; del again; after = resident()", False),
         ("trim(); after = resident()", True),
@@ -44,9 +44,9 @@ after, = after
     ],
     ids=["kept", "trim", "release", "predict"],
 )
-def test_freed_memory_is_kept_until_it_is_given_back(work, given_back):
+def test_freed_memory_is_kept_until_it_is_returned(work, returned):
     script = f"{COMMON}{work}\nprint(kept, after)"
-    told = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
-    kept, after = map(float, told.stdout.split())
+    result = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    kept, after = map(float, result.stdout.split())
     assert kept > 800
-    assert (kept - after > 700) == given_back
+    assert (kept - after > 700) == returned

@@ -1,4 +1,4 @@
-"""Precision: which is chosen, that fp16 scales and skips, and apex's calls on a stand-in (apex cannot run here)."""
+"""Precision: the choice, fp16's scaling and skipping, and the calls of apex on a stand-in (apex needs a GPU build)."""
 
 import sys
 import types
@@ -16,7 +16,7 @@ from tools.train.step import StepContext
 CPU = torch.device("cpu")
 
 
-def test_what_is_chosen_on_a_cpu():
+def test_the_choice_on_a_cpu():
     precision, notice = choose_precision("auto", "native", "auto", CPU)
     assert (str(precision), "no GPU" in notice) == ("fp32", True)
     assert [str(choose_precision(level, "native", "auto", CPU)[0]) for level in ("O0", "O1", "O2")] == [
@@ -27,7 +27,7 @@ def test_what_is_chosen_on_a_cpu():
     assert str(choose_precision("O1", "native", "fp16", CPU)[0]) == "fp16 autocast with GradScaler"
 
 
-def test_what_is_chosen_on_a_gpu(monkeypatch):
+def test_the_choice_on_a_gpu(monkeypatch):
     for has_bf16, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **_: has)
         assert str(choose_precision("auto", "native", "auto", torch.device("cuda"))[0]).startswith(expected)
@@ -68,7 +68,7 @@ def test_an_overflow_is_skipped_counted_and_halves_the_scale():
     assert precision.scaler.get_scale() == 32768
 
 
-def test_overflow_without_end_is_a_fault():
+def test_endless_overflow_is_an_error():
     *_, updates = epoch_of(
         NativePrecision("cpu", torch.float16), lambda logits, _t: (logits.float() * 1e38).sum(), MAX_SKIPS + 5
     )
@@ -104,7 +104,7 @@ def test_apex_missing_or_on_a_cpu():
         ApexPrecision("O1")
 
 
-def test_apex_is_called_as_it_wants_to_be(monkeypatch):
+def test_apex_is_called_in_its_documented_order(monkeypatch):
     calls = []
 
     @contextmanager
