@@ -5,6 +5,7 @@ Precedence: defaults < BASE files < the file < `--opts` < flags. What is not giv
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from yacs.config import CfgNode
 
@@ -36,7 +37,7 @@ class Loaded:
     @property
     def run_folder(self) -> Path:
         """Folder of the run of this config."""
-        return Path(self.config.OUTPUT) / self.config.MODEL.NAME / self.config.TAG
+        return Path(self.config.OUTPUT, self.config.MODEL.NAME, self.config.TAG)
 
     def named_run(self, cfg: str | None) -> Path | None:
         """The run folder that --cfg names; None without it, which stands for the newest run.
@@ -114,7 +115,7 @@ def differences(ours: CfgNode, theirs: CfgNode, ignored: Iterable[str] = ()) -> 
     ]
 
 
-def _chain(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[Path, dict]]:
+def _chain(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
     """The BASE files of `path`, farthest first, then `path` itself, each with its tree; `read`: all files so far."""
     tree = read_yaml(path)
     real = path.resolve()
@@ -135,7 +136,7 @@ def _chain(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[
     return [*chain, (path, tree)]
 
 
-def _leaves(tree: dict, prefix: str = "") -> Iterator[tuple[str, object]]:
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
     """(dotted key, value) of a nested mapping; a mapping below a name that is not a group is itself a value."""
     for name, value in tree.items():
         key = f"{prefix}{name}"

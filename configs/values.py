@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from tools.base.errors import UsageError, nearest
 
@@ -12,7 +13,7 @@ from tools.base.errors import UsageError, nearest
 class Check:
     """A condition on one value, and its words for an error: "must be {words}"."""
 
-    holds: Callable[[object], bool]
+    holds: Callable[[Any], bool]
     words: str
 
 

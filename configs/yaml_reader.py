@@ -8,6 +8,7 @@ are refused, so are tags (`!!int x`), and a config has at most 32,000 characters
 import re
 import stat
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -17,20 +18,23 @@ MAX_BYTES = 32_000
 MAX_DEPTH = 20
 
 
+def _refusal(problem: str, mark: Any) -> yaml.MarkedYAMLError:
+    return yaml.constructor.ConstructorError(None, None, problem, mark)
+
+
 class _Loader(yaml.SafeLoader):
     """A SafeLoader with the scalar rules above."""
 
-    yaml_implicit_resolvers = {}
+    yaml_implicit_resolvers: dict[str, Any] = {}
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         lines: dict[str, int] = {}
         for key_node, _ in node.value:
             key, line = key_node.value, key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode) or not isinstance(key, str):
-                raise yaml.constructor.ConstructorError(None, None, "a key must be a name", key_node.start_mark)
+                raise _refusal("a key must be a name", key_node.start_mark)
             if key in lines:
-                problem = f"{key} is given twice, on lines {lines[key]} and {line}"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+                raise _refusal(f"{key} is given twice, on lines {lines[key]} and {line}", key_node.start_mark)
             lines[key] = line
         return super().construct_mapping(node, deep=deep)
 
@@ -51,7 +55,7 @@ _add(
 _Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0")  # the empty scalar is null
 
 
-def read_yaml(path: Path) -> dict:
+def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the file at `path`. Raises UsageError for whatever is not a small, plain, UTF-8 YAML mapping."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
@@ -78,7 +82,7 @@ def read_yaml(path: Path) -> dict:
     return tree
 
 
-def parse(text: str, where: str):
+def parse(text: str, where: str) -> Any:
     """The plain value that `text` spells. Raises UsageError naming `where`, line and column."""
     if len(text) > MAX_BYTES:
         raise UsageError(f"{where} is longer than {MAX_BYTES:,} characters")
@@ -86,13 +90,12 @@ def parse(text: str, where: str):
         depth = 0
         for event in yaml.parse(text, _Loader):
             if isinstance(event, yaml.AliasEvent):
-                raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", event.start_mark)
-            if getattr(event, "tag", None) is not None:
-                raise yaml.constructor.ConstructorError(None, None, f"tag {event.tag} is not allowed", event.start_mark)
+                raise _refusal("aliases are not allowed", event.start_mark)
+            if (tag := getattr(event, "tag", None)) is not None:
+                raise _refusal(f"tag {tag} is not allowed", event.start_mark)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > MAX_DEPTH:
-                problem = f"nested deeper than {MAX_DEPTH}"
-                raise yaml.constructor.ConstructorError(None, None, problem, event.start_mark)
+                raise _refusal(f"nested deeper than {MAX_DEPTH}", event.start_mark)
         return yaml.load(text, _Loader)
     except yaml.reader.ReaderError as error:
         raise UsageError(f"{where}: a character YAML does not allow at position {error.position}") from None

@@ -53,7 +53,7 @@ def build_model(
 
 def compiled(
     forward: nn.Module, inputs: Sequence[torch.Tensor], autocast: Callable = contextlib.nullcontext
-) -> tuple[Callable[..., torch.Tensor], str]:
+) -> tuple[nn.Module, str]:
     """(`forward` compiled by torch, ""), or (`forward` unchanged, the reason) where torch cannot compile it.
 
     torch compiles at the first call, so this runs a forward and a backward pass on `inputs` and then restores buffers
@@ -64,7 +64,7 @@ def compiled(
         autocast: makes the context of the forward pass.
     """
     buffers = [buffer.clone() for buffer in forward.buffers()]
-    fast = torch.compile(forward)
+    fast: Any = torch.compile(forward)  # a module when given one
     try:
         with autocast():
             total = fast(*inputs).float().sum()

@@ -5,6 +5,7 @@ import io
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from tools.base.errors import DataError
 
@@ -72,7 +73,7 @@ def format_table(rows: Sequence[Sequence[object]], align: str = "<>") -> list[st
     ]
 
 
-def _read_rows(lines, path: Path) -> Iterator[tuple[int, list[str]]]:
+def _read_rows(lines: Any, path: Path) -> Iterator[tuple[int, list[str]]]:
     """(line in the file, fields) of every row that is not empty, all as long as the first."""
     num_columns = 0
     try:

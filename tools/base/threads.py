@@ -4,12 +4,17 @@ import itertools
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
-Progress = Callable[[Iterable, int], Iterable]  # (items, how many) -> the same items, under a progress bar
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+Progress = Callable[[Iterable[Any], int], Iterable[Any]]  # (items, how many) -> the same items, under a progress bar
 
 
-def in_parallel(work: Callable, items: Sequence, progress: Progress = lambda items, _total: items) -> list:
+def in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], progress: Progress = lambda items, _total: items
+) -> list[Result]:
     """`work(item)` for all items, in order. Threads are enough: decoding and hashing release Python's lock."""
     pool = ThreadPoolExecutor(len(os.sched_getaffinity(0)))
     try:
@@ -18,16 +23,16 @@ def in_parallel(work: Callable, items: Sequence, progress: Progress = lambda ite
         pool.shutdown(cancel_futures=True)  # after an error or a signal, no thread may still be writing
 
 
-def batches(items: Iterable, size: int) -> Iterator[list]:
+def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
     """Lists of `size` consecutive items (the last may be shorter), read only when they are needed."""
     items = iter(items)
     while batch := list(itertools.islice(items, size)):
         yield batch
 
 
-def in_threads(work: Callable, items: Iterable, threads: int, ahead: int) -> Iterator:
+def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
     """`work(item)` for every item, in order; up to `ahead` of them are computed before the caller asks for them."""
-    waiting: deque = deque()
+    waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:
             waiting.append(pool.submit(work, item))

@@ -20,7 +20,7 @@ class SealingWriter:
     def __init__(self, file: BinaryIO):
         self._file, self._digest, self._held = file, hashlib.sha256(), b""
 
-    def write(self, data) -> int:
+    def write(self, data: bytes) -> int:
         """Writes all but the last two bytes, which may turn out to be the length of the comment."""
         block = self._held + bytes(data)
         self._digest.update(block[:-2])

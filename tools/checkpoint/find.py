@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from yacs.config import CfgNode
+
 from configs.load import from_text
 from tools.base.errors import CheckpointError, UsageError
 from tools.checkpoint import store
@@ -34,7 +36,7 @@ def checkpoint_at(path: Path) -> Path:
     return path / BEST if path.is_dir() else path
 
 
-def stored_config(content: dict, path: Path):
+def stored_config(content: store.Content, path: Path) -> CfgNode:
     """The config that a checkpoint was made with. Raises CheckpointError for an invalid one."""
     try:
         return from_text(content["config"], f"{path} (config)")

@@ -2,34 +2,35 @@
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
-Schema = Mapping[str, tuple[Callable[[object], bool], str]]
+Schema = Mapping[str, tuple[Callable[[Any], bool], str]]
 
 
-def _whole(low: int, high: int = 2**53) -> Callable[[object], bool]:
+def _whole(low: int, high: int = 2**53) -> Callable[[Any], bool]:
     return lambda value: type(value) is int and low <= value <= high
 
 
-def _number(low: float, high: float = 1e300) -> Callable[[object], bool]:
+def _number(low: float, high: float = 1e300) -> Callable[[Any], bool]:
     return lambda value: type(value) in (int, float) and low <= value <= high and math.isfinite(value)
 
 
-def _list(good: Callable[[object], bool], lengths: range) -> Callable[[object], bool]:
+def _list(good: Callable[[Any], bool], lengths: range) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and len(value) in lengths and all(map(good, value))
 
 
-def _text(value: object) -> bool:
+def _text(value: Any) -> bool:
     return isinstance(value, str)
 
 
-def _tensors(value: object) -> bool:
+def _tensors(value: Any) -> bool:
     return isinstance(value, Mapping) and all(_text(k) and isinstance(v, Tensor) for k, v in value.items())
 
 
-def _preprocess(value: object) -> bool:
+def _preprocess(value: Any) -> bool:
     parts = {
         "size": _whole(1, 4096),
         "crop": lambda v: isinstance(v, bool),
@@ -40,20 +41,20 @@ def _preprocess(value: object) -> bool:
     return isinstance(value, Mapping) and value.keys() == parts.keys() and all(f(value[k]) for k, f in parts.items())
 
 
-def _validation(value: object) -> bool:
+def _validation(value: Any) -> bool:
     if not (_tensors(value) and value.keys() == {"logits", "truth"}):
         return False
     logits, truth = value["logits"], value["truth"]
     right_types = logits.dtype == torch.float32 and truth.dtype == torch.bool
-    return right_types and logits.ndim == 2 and logits.shape == truth.shape
+    return bool(right_types and logits.ndim == 2 and logits.shape == truth.shape)
 
 
-def _group(value: object) -> bool:
+def _group(value: Any) -> bool:
     names, numbers = (_list(good, range(10**6)) for good in (_text, _whole(0)))
     return isinstance(value, Mapping) and names(value.get("names")) and numbers(value.get("params"))
 
 
-def _optimizer(value: object) -> bool:
+def _optimizer(value: Any) -> bool:
     if not isinstance(value, Mapping) or not isinstance(value.get("state"), Mapping):
         return False
     return _list(_group, range(10**6))(value.get("param_groups")) and all(map(_tensors, value["state"].values()))

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from tools.base.errors import CheckpointError, NumericsError, ResourceError
 from tools.checkpoint.digest import SealingWriter, is_whole, read_digest
 from tools.checkpoint.schema import INFERENCE, RESUME, Schema
 
+Content = dict[str, Any]  # of a checkpoint, by part
 FORMAT = 2
 LAST, PREVIOUS, BEST, SNAPSHOTS, RUN = "last.pth", "previous.pth", "best.pth", "epochs", "run.json"
 BROKEN = ".bad"  # added to the name of a checkpoint that a run could not resume from
@@ -40,12 +42,12 @@ class WeightFile:
     """
 
     path: Path
-    content: dict
+    content: Content
     sha256: str
     sealed: bool
 
 
-def save(path: Path, content: dict, previous: Path | None = None) -> None:
+def save(path: Path, content: Content, previous: Path | None = None) -> None:
     """Writes a checkpoint, and gives it its name only after it is on the disk and reads back as it was written.
 
     Args:
@@ -77,13 +79,13 @@ def save(path: Path, content: dict, previous: Path | None = None) -> None:
             staging.unlink(missing_ok=True)
 
 
-def write(path: Path, content: dict) -> None:
+def write(path: Path, content: Content) -> None:
     """Writes `content` and its seal to a new file; it is on the disk, and out of the page cache, on return."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
     with os.fdopen(descriptor, "wb") as file:
         archive = SealingWriter(file)
         try:
-            torch.save(content, archive)
+            torch.save(content, cast(IO[bytes], archive))  # it calls write and flush only
         except RuntimeError as error:  # "half an archive" hides the cause: a full disk, Ctrl-C
             raise error.__context__ or error from None
         archive.seal()
@@ -92,7 +94,7 @@ def write(path: Path, content: dict) -> None:
             os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def newest(folder: Path) -> tuple[Path | None, dict, dict[Path, str]]:
+def newest(folder: Path) -> tuple[Path | None, Content, dict[Path, str]]:
     """(path, content, errors of damaged ones by path) of a run folder's checkpoint with the highest step.
 
     Only undamaged files named last.pth and previous.pth count; file times do not. (None, {}, {}) for no checkpoint.
@@ -100,7 +102,8 @@ def newest(folder: Path) -> tuple[Path | None, dict, dict[Path, str]]:
     Raises:
         CheckpointError: when there are checkpoints and none of them can be read.
     """
-    found, faults = [], {}
+    found: list[tuple[Path | None, Content]] = []
+    faults: dict[Path, str] = {}
     for path in (folder / LAST, folder / PREVIOUS):
         if os.path.lexists(path):
             try:
@@ -110,8 +113,7 @@ def newest(folder: Path) -> tuple[Path | None, dict, dict[Path, str]]:
     if faults and not found:
         first = next(iter(faults.values()))
         raise CheckpointError(f"{first}; no other checkpoint is left: start again with --overwrite or --tag NAME")
-    path, content = max(found, key=lambda pair: pair[1]["step"], default=(None, {}))
-    return path, content, faults
+    return *max(found, key=lambda pair: pair[1]["step"], default=(None, {})), faults
 
 
 def sweep(folder: Path) -> None:
@@ -121,12 +123,12 @@ def sweep(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def read(path: Path) -> dict:
+def read(path: Path) -> Content:
     """The content of `read_file`."""
     return read_file(path).content
 
 
-def read_own(path: Path, schema: Schema = INFERENCE) -> dict:
+def read_own(path: Path, schema: Schema = INFERENCE) -> Content:
     """The content of `read_file`, after `check_own`."""
     file = read_file(path)
     check_own(file, schema)
@@ -231,7 +233,7 @@ def _parse(path: Path, raw: bytes, sealed: bool) -> object:
         return load(raw)
     if zipfile.is_zipfile(io.BytesIO(raw)):
         _verify_archive(path, raw, sealed)
-    allowed = [(collections.OrderedDict, "yacs.config.CfgNode")]  # a class in the course project's files
+    allowed: list[Any] = [(collections.OrderedDict, "yacs.config.CfgNode")]  # a class in the course project's files
     with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about old pickle protocols
         return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -75,8 +76,8 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
         )
     try:
         timeout = timedelta(seconds=timeout_seconds)
-        place = {"store": _meeting_place(ranks, timeout), "rank": ranks.rank, "world_size": ranks.world_size}
-        dist.init_process_group(backend, timeout=timeout, **place)
+        store = _meeting_place(ranks, timeout)
+        dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.world_size)
     except (ValueError, RuntimeError) as error:
         raise ResourceError(
             f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}; choose another port or address"
@@ -136,10 +137,12 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """
     if not dist.is_initialized():
         return
+    gradients = []
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for bucket in _buckets([parameter.grad for parameter in parameters]):
+        gradients.append(parameter.grad)
+    for bucket in _buckets(gradients):
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
@@ -181,7 +184,7 @@ def gather_objects(value: object) -> list:
     """Every rank's value, in order of rank, on every rank."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 

@@ -123,6 +123,9 @@ class ApexPrecision:
         optimizer.step()
 
 
+Precision = NativePrecision | ApexPrecision
+
+
 def norm_of(parameters: Iterable[Tensor]) -> Tensor:
     """The L2 norm of all gradients together, a scalar on their device."""
     return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])

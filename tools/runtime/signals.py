@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -37,8 +37,8 @@ class Requests:
         wishes[0] = self.saving or saving
         wishes[self.ending] += self.ending > 0
         self.saving = False
-        wishes = sum_across_ranks(wishes.to(device) if device.type != "cpu" else wishes).tolist()
-        return next((number for number in range(1, 65) if wishes[number]), 0), wishes[0] > 0
+        save, *endings = sum_across_ranks(wishes.to(device) if device.type != "cpu" else wishes).tolist()
+        return next((number for number, count in enumerate(endings, 1) if count), 0), save > 0
 
     def end(self, number: int, _frame) -> None:
         """The handler of SIGINT, SIGTERM and SIGHUP; a second SIGINT interrupts at once."""
@@ -55,7 +55,7 @@ class Requests:
 def requests() -> Iterator[Requests]:
     """Inside, SIGINT, SIGTERM and SIGHUP ask the run to end after its update, and SIGUSR1 asks it to save."""
     asked = Requests()
-    handlers = dict.fromkeys(_ENDINGS, asked.end)
+    handlers: dict[int, Callable] = dict.fromkeys(_ENDINGS, asked.end)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
         del handlers[signal.SIGHUP]
     handlers[signal.SIGUSR1] = asked.save
@@ -92,7 +92,8 @@ def start_worker(_number: int) -> None:
     for number in _ENDINGS:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent()
-    if not multiprocessing.parent_process().is_alive():  # the run was killed before the request above
+    parent = multiprocessing.parent_process()
+    if parent and not parent.is_alive():  # the run was killed before the request above
         os._exit(1)
 
 

@@ -2,7 +2,7 @@
 
 import copy
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,13 +20,15 @@ from data.build import (
     resume_batches,
 )
 from data.labels import label_name
+from data.loading.dataset import LeafDataset
 from data.loading.folds import fold_of
-from data.loading.samplers import Shard
+from data.loading.samplers import Shard, TrainBatches
 from data.loading.split import Split, samples_of
 from data.loading.transforms import Preprocess
 from data.manifest import duplicate_groups, read_manifest
 from models.build import normalization
 from tools.base.errors import DataError
+from tools.base.tables import format_table
 from tools.runtime.distributed import Ranks
 from tools.runtime.signals import start_worker
 from tools.train.losses import class_weights
@@ -57,12 +59,13 @@ class RunData:
 
     def photos(self, step: int, updates_per_epoch: int, accumulation_steps: int) -> list[str]:
         """Paths of this rank's training photos of an update, in order."""
-        batches = copy.copy(self.train_loader.batch_sampler)
+        batches, dataset = copy.copy(self.train_loader.batch_sampler), self.train_loader.dataset
+        assert isinstance(batches, TrainBatches)
+        assert isinstance(dataset, LeafDataset)
         batches.epoch, update = divmod(step, updates_per_epoch)
         batches.first = update * accumulation_steps
-        samples = self.train_loader.dataset.samples
         draws = itertools.chain.from_iterable(itertools.islice(batches, accumulation_steps))
-        return [self.train.source.locate(samples[draw.index].file) for draw in draws]
+        return [self.train.source.locate(dataset.samples[draw.index].file) for draw in draws]
 
 
 def load_data(config, ranks: Ranks) -> RunData:
@@ -117,7 +120,7 @@ def validation_split(config, classes: tuple[str, ...]) -> Split:
 
 def count_table(data: RunData, config) -> list[str]:
     """Lines with the label copies per label, and the effect of TRAIN.BALANCE: draws per epoch, or a weight."""
-    columns = {"train": data.train.counts, "val": data.val.counts}
+    columns: dict[str, Sequence] = {"train": data.train.counts, "val": data.val.counts}
     if config.TRAIN.BALANCE == "weights":
         columns["weight"] = [f"{weight:.2f}" for weight in class_weights(data.train.counts).tolist()]
     if config.TRAIN.BALANCE == "sampler":
@@ -126,5 +129,5 @@ def count_table(data: RunData, config) -> list[str]:
         pairs = list(zip(weights, samples, strict=True))
         drawn = [sum(w for w, sample in pairs if c in sample.classes) for c in range(len(data.train.classes))]
         columns["drawn"] = [f"{len(samples) * share / sum(weights):.0f}" for share in drawn]
-    rows = [("label", *columns), *zip(map(label_name, data.train.classes), *columns.values(), strict=True)]
-    return [f"{row[0]:<20}" + "".join(f"{cell:>8}" for cell in row[1:]) for row in rows]
+    rows = zip(map(label_name, data.train.classes), *columns.values(), strict=True)
+    return format_table([("label", *columns), *rows])

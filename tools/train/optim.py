@@ -84,7 +84,9 @@ def build_optimizer(
     One fused kernel moves all parameters where their device has it, CPUs included, and torch's own choice elsewhere.
     """
     if name == "adamw":
-        make = partial(torch.optim.AdamW, groups, lr=lr, eps=eps, betas=tuple(betas))
+        make: Callable[..., torch.optim.Optimizer] = partial(
+            torch.optim.AdamW, groups, lr=lr, eps=eps, betas=(betas[0], betas[1])
+        )
     else:
         make = partial(torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     try:

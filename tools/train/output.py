@@ -90,7 +90,7 @@ class RunFolder:
 
     def _check(self) -> None:
         try:
-            same = os.path.samestat(self.path.stat(), self._identity)
+            same = self._identity is not None and os.path.samestat(self.path.stat(), self._identity)
         except OSError:
             same = False
         if not same:

@@ -153,7 +153,7 @@ def _training_forward(config, state: TrainState, device: torch.device) -> nn.Mod
     """
     model, side = state.module, config.DATA.IMG_SIZE
     set_train_mode(model)
-    inputs = [torch.zeros(config.DATA.BATCH_SIZE, 3, side, side, device=device)]
+    inputs: list = [torch.zeros(config.DATA.BATCH_SIZE, 3, side, side, device=device)]
     if isinstance(model, SwinTransformer):
         inputs.append(model.draw_drop_path(config.DATA.BATCH_SIZE))
     forward, note = compiled(model, inputs, state.precision.autocast)

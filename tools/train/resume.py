@@ -106,7 +106,7 @@ def check_folder(folder: Path) -> None:
 
 def check_unchanged(start: Start, config, data: RunData, plan: Plan, allowed: list[str]) -> None:
     """Raises when a checkpoint was made with another config, other photos or another batch than this run would use."""
-    stored, path = start.stored, start.path
+    stored, path = start.stored, start.path or Path()
     remedy = "start another run with --tag NAME, or replace this one with --overwrite"
     changed = differences(config, stored_config(stored, path), (*HARMLESS, *allowed))
     if changed:

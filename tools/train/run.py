@@ -11,6 +11,7 @@ from itertools import takewhile
 
 import numpy as np
 import torch
+from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from tools.evaluate.metrics import score
 from tools.evaluate.rule import DecisionRule
 from tools.runtime.distributed import on_first_rank, share_weights
 from tools.runtime.memory import peak_memory
+from tools.runtime.precision import Precision
 from tools.runtime.signals import Requests, requests
 from tools.train.data import RunData
 from tools.train.history import FIELDS
@@ -82,8 +84,8 @@ class TrainState:
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    precision: object
-    ema: object | None = None
+    precision: Precision
+    ema: ModelEmaV3 | None = None
 
     def inference_model(self) -> nn.Module:
         """The weights that are validated, selected and tested."""

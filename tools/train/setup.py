@@ -17,6 +17,7 @@ from data.labels import healthy_index
 from data.loading.seeds import INIT, seed_of
 from data.loading.split import describe
 from models.build import build_model
+from models.swin_transformer import SwinTransformer
 from models.weights import count_parameters
 from tools.base.errors import ResourceError, UsageError
 from tools.base.files import write_bytes
@@ -110,7 +111,7 @@ def prepare_run(
     data = load_data(config, ranks)
     notes = [*data.train.notes, *data.val.notes]
     report("data set", f"{describe(data.train)}; {describe(data.val)}", notes)
-    plan = make_plan(config, len(data.train_loader.batch_sampler), ranks)
+    plan = make_plan(config, len(data.train_loader), ranks)
     model = build_training_model(config)
     origin = load_start_weights(model, config, download=download)
     report("weights", origin, ())
@@ -188,7 +189,7 @@ def log_start(logger: logging.Logger, loaded: Loaded, run: PreparedRun, ranks: R
     logger.debug(f"{model}\n{loaded.describe()}")
     for line in (*run.notes, describe(run.data.train), describe(run.data.val), *count_table(run.data, config)):
         logger.info(line)
-    flops = f", {model.flops() / 1e9:.2f} G multiply-adds per image" if hasattr(model, "flops") else ""
+    flops = f", {model.flops() / 1e9:.2f} G multiply-adds per image" if isinstance(model, SwinTransformer) else ""
     logger.info(f"{config.MODEL.NAME}: {count_parameters(model) / 1e6:.2f} M parameters{flops}")
     logger.info(run.origin)
     logger.info(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from tools.base.errors import NumericsError, ResourceError, UserError, as_user_error, is_out_of_memory, listing
 from tools.runtime.distributed import ALONE, Ranks, raise_together, sum_across_ranks, sum_gradients, worst_of_ranks
 from tools.runtime.memory import release_freed_memory
-from tools.runtime.precision import trainable
+from tools.runtime.precision import Precision, trainable
 from tools.train.draws import Draws
 
 Batch = tuple[Tensor, Tensor]  # images [B, 3, S, S] and targets [B, num_classes]
@@ -36,7 +36,7 @@ class StepContext:
     model: nn.Module
     criterion: Callable[[Tensor, Tensor], Tensor]
     optimizer: torch.optim.Optimizer
-    precision: object
+    precision: Precision
     device: torch.device
     draw: Callable[[int, int], Draws]
     schedule: Callable[[int], float]
@@ -70,8 +70,9 @@ def apply_update(context: StepContext, batches: Iterator[Batch], size: int, step
     """
     taken: list[Batch] = []
     buffers = [buffer.clone() for buffer in context.model.buffers()]
+    losses = torch.empty(0)
     while True:
-        error, losses = None, None
+        error = None
         try:
             taken += islice(batches, size - len(taken))
             losses = _accumulate(context, taken, step, micro_batch)
