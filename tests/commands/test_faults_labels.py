@@ -75,13 +75,13 @@ PREDICTIONS = [
     *(("C1", make, "p.csv") for make in NO_FILES.values()),
     ("C1", "", "wanted a first column 'images'"),
     ("C1", HEADER, "at least one row"),
-    ("C4", "images;labels\na.jpg;rust\n", "wanted a first column 'images'"),
-    ("C5", b"images,labels\n\xff,rust\n", "cannot be read as a CSV"),
+    ("C4", "images;labels\na.jpg;rust\n", "separate with commas"),
+    ("C5", b"images,labels\n\xff,rust\n", "row 2: not UTF-8"),
     ("C7", "images,labels,labels\na.jpg,rust,scab\n", "'labels' twice"),
     ("C8", HEADER + "a.jpg\n", "row 2: 1 fields"),
     ("C10", HEADER + "x" * 140_000 + ",rust\n", "field larger"),
     ("C11", HEADER + "a.jpg,rst\n", "did you mean rust?"),
-    ("C11", ONE_HOT + "a.jpg,nan,0,0,0,0,0\n", "'nan' is no number"),
+    ("C11", ONE_HOT + "a.jpg,nan,0,0,0,0,0\n", "'nan' is not a number"),
     ("C14", HEADER + "a.jpg,rust\na.jpg,scab\n", "a.jpg is there twice"),
 ]
 
