@@ -45,7 +45,7 @@ def score_page(
         Section("All photos", overall),
         Section("Class by class", [_class_table(result, labels)]),
         Section("By true label set", [_set_table(result, labels)]),
-        Section("Pictures", [Pictures([Picture(data) for data in pictures], width=420)]),
+        Section("Pictures", [Pictures([Picture(data) for data in pictures], width=320)]),
         Section(
             "The worst mistakes",
             [Pictures(mistakes, width=168)] if mistakes else [Text("None: every photo was decided exactly right.")],
