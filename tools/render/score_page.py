@@ -17,7 +17,7 @@ def score_page(
     mistakes: Sequence[Picture],
     abstaining: dict | None,
 ) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
         facts: (what, value) of the checkpoint and the split.
@@ -37,9 +37,8 @@ def score_page(
     errors = result.calibration()
     how += f" Calibration error {percent(errors['before'])} before and {percent(errors['after'])} after calibration."
     rows = overall_rows(result.scores, result.bounds)
-    overall = [Table(("figure", "value", "interval", "remark"), rows, text=(0, 3)), Text(how)]
-    if abstaining:
-        overall.append(Text(describe_abstaining(abstaining)))
+    notes = [how, describe_abstaining(abstaining)] if abstaining else [how]
+    overall = [Table(("figure", "value", "interval", "remark"), rows, text=(0, 3)), *map(Text, notes)]
     headline = [row[:3] for row in overall_rows(result.scores, result.bounds, ("exact", "hit1", "macro_f1"))]
     sections = [
         Section("All photos", overall),
