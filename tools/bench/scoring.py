@@ -26,8 +26,9 @@ from tools.bench.commands import prepare_sample, train_briefly
 from tools.bench.rounds import Row, compare, interleave, make_row, time_call
 from tools.evaluate.predictor import LoadedModel, Predictor, load_predictor, predict_split
 from tools.explain import photos
-from tools.explain.cam import Recipe, classic_recipe, default_recipe, explain, find_layer, map_geometry
-from tools.render.album import Album
+from tools.explain.cam import CamRecipe, compute_heat_maps
+from tools.explain.layers import choose_classic_layer, choose_default_layer, find_layer, find_map_layout
+from tools.render.maps import draw_figure, overlay, write_picture
 from tools.runtime.distributed import Ranks
 from tools.runtime.memory import keep_freed_memory
 
@@ -74,9 +75,9 @@ def measure_test(args, ensemble: Predictor, split: Split) -> list[Row]:
 def measure_cam(args, predictor: LoadedModel, split: Split, folder: Path) -> list[Row]:
     """visual.py's pass with its three pictures per photo, against pytorch-grad-cam's with one picture."""
     model, labels, theirs = predictor.model, predictor.labels, folder / "theirs"
-    album = Album(folder / "ours", labels)
-    columns = [photos.Column("", model, classic_recipe(model), predictor.rule.probabilities)]
-    subjects = list(photos.split_photos([split], len(labels)))
+    recipe = CamRecipe("gradcam", choose_classic_layer(model))
+    models = [(model, predictor.rule.probabilities)]
+    sources = list(photos.list_split_photos([split], len(labels)))
     theirs.mkdir()
 
     def explain_singly() -> None:
@@ -88,16 +89,22 @@ def measure_cam(args, predictor: LoadedModel, split: Split, folder: Path) -> lis
             cv2.imwrite(str(theirs / f"{Path(photo.name).stem}.png"), drawn[:, :, ::-1])
 
     def explain_all() -> None:
-        pairs = photos.explain_photos(subjects, predictor.preprocess, columns, args.batch_size, args.workers)
+        loaded = photos.load_batches(sources, predictor.preprocess, args.batch_size, args.workers)
+        pairs = (p for batch in loaded for p in zip(batch, photos.explain_batch(batch, models, [recipe]), strict=True))
         deque(in_threads(write, pairs, args.workers, args.batch_size), maxlen=0)
 
     def write(pair: tuple) -> None:
-        leaf, (row,) = pair
-        album.write_pair(leaf, row, columns[0])
+        photo, (row,) = pair
+        stem, label = photo.source.stem, labels[row.class_index]
+        caption = f"{label} {100 * row.probabilities[0]:.1f}%"
+        write_picture(folder / "ours" / f"{stem}_{label}_cam.png", overlay(photo.seen, row.maps[0]))
+        write_picture(folder / "ours" / f"{stem}_original.png", photo.seen)
+        figure = draw_figure(stem, photo.seen, [("original", [(caption, row.maps[0])])])
+        write_picture(folder / "ours" / f"{stem}_{label}_pair.png", figure)
 
     peer = f"cam, {args.photos} photos: pytorch-grad-cam, one after the other, one picture each"
     ours = f"cam, {args.photos} photos: visual.py's pass, three pictures each, {args.workers} threads"
-    return compare_with_share(args, {peer: explain_singly, ours: explain_all}, (photos, "explain"))
+    return compare_with_share(args, {peer: explain_singly, ours: explain_all}, (photos, "compute_heat_maps"))
 
 
 def measure_maps(args) -> list[Row]:
@@ -107,19 +114,24 @@ def measure_maps(args) -> list[Row]:
     classes = [index % peers.NUM_CLASSES for index in range(NUM_MAPS)]
     maps = {}
 
-    def explain_by(recipe: Recipe) -> Callable:
-        return lambda part, wanted: explain(model, part, [recipe], wanted).maps[0]
+    def explain_by(recipe: CamRecipe) -> Callable:
+        return lambda part, wanted: compute_heat_maps(model, part, [recipe], wanted).maps[0]
 
     def make_maps(name: str, make: Callable, size: int) -> None:
         starts = range(0, NUM_MAPS, size)
         maps[name] = np.concatenate([make(images[i : i + size], classes[i : i + size]) for i in starts])
 
+    classic = CamRecipe("gradcam", choose_classic_layer(model))
+    default = CamRecipe("layercam", choose_default_layer(model, "layercam"))
     kinds = {
         "pytorch-grad-cam, one at a time": (partial(library_maps, model), 1),
         "pytorch-grad-cam, in a batch": (partial(library_maps, model), NUM_MAPS),
-        "ours, one at a time": (explain_by(classic_recipe(model)), 1),
-        "ours, in a batch": (explain_by(classic_recipe(model)), NUM_MAPS),
-        "ours, in a batch, default maps": (explain_by(default_recipe(model)), NUM_MAPS),
+        "ours, one at a time": (explain_by(classic), 1),
+        "ours, in a batch": (explain_by(classic), NUM_MAPS),
+        "ours, in a batch, default maps": (
+            explain_by(default),
+            NUM_MAPS,
+        ),
     }
     kinds = {f"{NUM_MAPS} maps, {args.size}: {kind}": how for kind, how in kinds.items()}
     with torch.enable_grad():
@@ -131,10 +143,10 @@ def measure_maps(args) -> list[Row]:
 
 def library_maps(model: torch.nn.Module, images: Tensor, classes: list[int] | None = None) -> np.ndarray:
     """pytorch-grad-cam's maps `[B, S, S]` at the last block; None explains the most probable class."""
-    (path,) = classic_recipe(model).layers
+    path = choose_classic_layer(model)
     targets = None if classes is None else [ClassifierOutputTarget(index) for index in classes]
     layers = [find_layer(model, path)]
-    with GradCAM(model, layers, lambda output: map_geometry(model, output, len(images))(output)) as cam:
+    with GradCAM(model, layers, lambda output: find_map_layout(model, output, len(images))(output)) as cam:
         return cam(images, targets)
 
 

@@ -4,6 +4,7 @@ from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import UsageError
+from tools.explain.methods import METHODS
 
 EPILOG = """
 Pictures go to <folder of the checkpoint>/heatmaps: <photo>_<label>_cam.png, <photo>_original.png and both with a title
@@ -22,9 +23,6 @@ examples
 
 
 FLAGS = ("--batch-size", "--data-path", "--zip", "--follow-links", "--resume", "--tta", "--output", "--tag")
-
-
-METHODS = ("gradcam", "gradcam++", "layercam", "eigencam", "scorecam")  # of tools.cam, which would import torch
 
 
 COMPARISONS = ("blocks", "stages", "epochs", "targets")
@@ -51,7 +49,9 @@ def main(argv: list[str]) -> int:
         metavar="LABEL",
         help="a label or its code (default: the predicted one)",
     )
-    parser.add_argument("--method", nargs="+", choices=METHODS, help="how (default: see docs/results.md, Heatmaps)")
+    parser.add_argument(
+        "--method", nargs="+", choices=list(METHODS), help="how (default: see docs/results.md, Heatmaps)"
+    )
     parser.add_argument("--layer", nargs="+", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1")
     parser.add_argument("--classic", action="store_true", help="the course project's method and layer as the default")
     parser.add_argument("--compare", choices=COMPARISONS, help="side by side: last blocks, last stages, epochs, labels")
@@ -94,69 +94,66 @@ def check(args) -> None:
 def draw(loaded, args, run) -> int:
     """Explains photos, a batch at a time. All of them are decoded before the first picture is written.
 
-    Threads read and write beside the model, which would wait for pictures a third of the time otherwise.
+    Threads read and write while the model runs; without them it would wait a third of the time.
     """
     from functools import partial
 
     from data.build import num_workers
     from tools.base.log import progress, say
     from tools.base.threads import in_threads
-    from tools.evaluate.inference import VIEWS
-    from tools.explain.photos import Subject, explain_photos
-    from tools.render.album import Album
 
     predictors, folder, why = find_predictors(loaded, args, run)
-    best, data = predictors[-1], loaded.config.DATA
-    columns = columns_of(predictors, recipes_of(best.model, args))
-    tta, size, threads = loaded.given("TEST.TTA") or "none", data.BATCH_SIZE, num_workers(data.NUM_WORKERS)
-    subjects = list(chosen(loaded.config, args, best, tta))
-    for _ in in_threads(Subject.check, subjects, threads, size):
-        pass  # an unreadable one has raised its error
+    data = loaded.config.DATA
+    recipes = choose_recipes(predictors[-1].model, args)
+    size, threads = data.BATCH_SIZE, num_workers(data.NUM_WORKERS)
+    sources = list(choose_photos(loaded, args, predictors[-1]))
+    for _ in in_threads(lambda source: source.read() and None, sources, threads, size):
+        pass  # an unreadable photo has raised its error
     print(why)
-    explained = explain_photos(
-        subjects,
-        best.preprocess,
-        columns,
-        size,
-        threads,
-        target=None if args.target == "predicted" else best.class_index(args.target),
-        every_label=bool(args.mistakes) or args.compare == "targets",
-        predict=partial(decisions, best) if args.compare == "targets" else None,
-        views=VIEWS[tta],
-    )
-    work = partial(written_lines, Album(folder, best.labels, args.full_size), columns, args)
-    for lines in progress(in_threads(work, explained, threads, size), "explaining", len(subjects)):
+    explained = explain_photos(sources, predictors, recipes, args, loaded, threads)
+    work = partial(write_pictures, folder, predictors, recipes, args)
+    for lines in progress(in_threads(work, explained, threads, size), "explaining", len(sources)):
         say("\n".join(lines))
     return 0
 
 
-def written_lines(album, columns, args, explained) -> list[str]:
-    """Writes the pictures of one photo, (its leaf, its rows); what is to be said of it."""
-    from tools.render.album import warnings
+def explain_photos(sources, predictors, recipes, args, loaded, threads: int):
+    """Yields every photo with its explanations; `--target`, `--mistakes` and `--compare targets` name the classes."""
+    from dataclasses import replace
 
-    leaf, rows = explained
-    return [write(album, leaf, rows, columns, args), *warnings(leaf, rows, columns, album.labels)]
+    from tools.evaluate.inference import VIEWS
+    from tools.explain.photos import explain_batch, load_batches
+
+    best, views = predictors[-1], VIEWS[loaded.given("TEST.TTA") or "none"]
+    target = None if args.target == "predicted" else best.class_index(args.target)
+    models = [(predictor.model, predictor.rule.probabilities) for predictor in predictors]
+    for photos in load_batches(sources, best.preprocess, loaded.config.DATA.BATCH_SIZE, threads):
+        if args.compare == "targets":
+            answers = [tuple(row.nonzero()[0].tolist()) for row in decide(best, photos)]
+            photos = [
+                replace(photo, source=replace(photo.source, predicted=answer))
+                for photo, answer in zip(photos, answers, strict=True)
+            ]
+        wanted = None if target is None else [[target]] * len(photos)
+        if args.mistakes or args.compare == "targets":
+            wanted = [sorted({*photo.source.truth, *photo.source.predicted}) for photo in photos]
+        yield from zip(photos, explain_batch(photos, models, recipes, wanted, views), strict=True)
 
 
-def chosen(config, args, predictor, tta: str):
+def choose_photos(loaded, args, predictor):
     """The photos that the command line asks for."""
-    from tools.explain.photos import named_photos, split_photos
+    from tools.explain.photos import list_named_photos, list_split_photos
 
     if args.image:
-        return named_photos(args.image)
-    splits = splits_of(config, args, predictor)
+        return list_named_photos(args.image)
+    splits = build_splits(loaded.config, args, predictor)
     if args.mistakes:
-        return surest_mistakes(predictor, splits[0], config.DATA, config.AMP, tta, args.mistakes)
-    return split_photos(splits, len(predictor.classes), args.examples, args.compare == "targets")
+        return find_surest_mistakes(predictor, splits[0], loaded, args.mistakes)
+    return list_split_photos(splits, len(predictor.classes), args.examples, args.compare == "targets")
 
 
-def surest_mistakes(predictor, split, data, amp, tta: str, most: int):
-    """At most `most` photos whose labels were decided wrongly, the most confident first.
-
-    Args:
-        data, amp: see `tools.evaluate.predictor.predict_split`.
-        tta: see `tools.evaluate.predictor.Predictor`.
-    """
+def find_surest_mistakes(predictor, split, loaded, most: int):
+    """Yields at most `most` photos with a wrong decision, the most confident first."""
     from functools import partial
     from pathlib import Path
 
@@ -164,31 +161,33 @@ def surest_mistakes(predictor, split, data, amp, tta: str, most: int):
 
     from tools.base.log import progress
     from tools.evaluate.predictor import Predictor, predict_split
-    from tools.explain.photos import subject_of
+    from tools.explain.photos import photo_source
     from tools.runtime.distributed import Ranks
 
     rule, device = predictor.rule, next(predictor.model.parameters()).device
+    config, tta = loaded.config, loaded.given("TEST.TTA") or "none"
     whole = Predictor([predictor], rule, predictor.validation, tta)
     watch = partial(progress, description="predicting")
-    logits, truth = predict_split(whole, split, data, amp, Ranks(), device, watch)
+    logits, truth = predict_split(whole, split, config.DATA, config.AMP, Ranks(), device, watch)
     answers = rule.answer(logits)
     order = np.argsort(-answers.confidence, kind="stable")
     wrong = [row for row in order if (answers.decision[row] != truth[row]).any()][:most]
     for number, row in enumerate(wrong, 1):
-        photo, given = split.photos[row], tuple(np.flatnonzero(answers.decision[row]).tolist())
-        yield subject_of(split, photo, f"mistake_{number:02d}_{Path(photo.name).stem}", given)
+        photo, predicted = split.photos[row], tuple(np.flatnonzero(answers.decision[row]).tolist())
+        yield photo_source(split, photo, f"mistake_{number:02d}_{Path(photo.name).stem}", predicted)
 
 
-def decisions(predictor, images):
-    """The labels that the model gives to images `[B, 3, S, S]`: `[B, C]` bool."""
+def decide(predictor, photos):
+    """The decision of the model on loaded photos: `[B, C]` bool."""
     import torch
 
+    images = torch.stack([photo.image for photo in photos])
     with torch.no_grad():
         logits = predictor.model(images.to(next(predictor.model.parameters()).device)).float().cpu().numpy()
     return predictor.rule.answer(logits).decision
 
 
-def splits_of(config, args, predictor):
+def build_splits(config, args, predictor):
     """The splits of --split."""
     from data.build import build_split
 
@@ -220,50 +219,82 @@ def find_predictors(loaded, args, run):
     return [load_model(each, device, args.weights) for each in paths], folder, why
 
 
-def recipes_of(model, args):
-    """The ways of making maps that the command line asks for, each method at each layer."""
-    from tools.explain import cam
+def choose_recipes(model, args):
+    """The recipes that the command line asks for: each method at each layer."""
+    from tools.explain import layers
+    from tools.explain.cam import CamRecipe
 
-    methods, layers = args.method or ["gradcam" if args.classic else "layercam"], args.layer
+    methods, paths = args.method or ["gradcam" if args.classic else "layercam"], args.layer
     if args.compare == "blocks":
-        layers = cam.block_layers(model, args.norm)
+        paths = layers.list_block_layers(model, args.norm)
     elif args.compare == "stages":
-        layers = cam.stage_layers(model, args.norm)
-    if layers:
-        recipes = [cam.Recipe.parse(method, layer) for method in methods for layer in layers]
-    else:
-        default = cam.classic_recipe if args.classic else cam.default_recipe
-        recipes = [default(model, method) for method in methods]
-    for layer in {layer for recipe in recipes for layer in recipe.layers}:
-        cam.find_layer(model, layer)
+        paths = layers.list_stage_layers(model, args.norm)
+    elif args.classic and not paths:
+        paths = [layers.choose_classic_layer(model)]
+    recipes = [
+        CamRecipe(method, path) for method in methods for path in paths or [layers.choose_default_layer(model, method)]
+    ]
+    for path in {path for recipe in recipes for path in recipe.paths}:
+        layers.find_layer(model, path)
     return recipes
 
 
-def columns_of(predictors, recipes):
-    """A column for every recipe of every model."""
-    from tools.explain.photos import Column
-
+def title_columns(predictors, recipes) -> list[str]:
+    """A title per model and recipe; several models are those of `--compare epochs`."""
     epochs = [f"epoch {predictor.epoch + 1}\n" for predictor in predictors[:-1]]
     epochs.append(f"best, epoch {predictors[-1].epoch + 1}\n" if epochs else "")
-    return [
-        Column(f"{epoch}{recipe.method} {recipe.where}", predictor.model, recipe, predictor.rule.probabilities)
-        for epoch, predictor in zip(epochs, predictors, strict=True)
-        for recipe in recipes
-    ]
+    return [f"{epoch}{recipe.method} {recipe.layer}" for epoch in epochs for recipe in recipes]
 
 
-def write(album, leaf, rows, columns, args) -> str:
-    """The pictures of one photo; what is said of them."""
-    label = album.labels[rows[0].index]
-    said = f"{leaf.name}: " + ", ".join(f"{album.labels[r.index]} {100 * r.probability[-1]:.1f}%" for r in rows)
+def write_pictures(folder, predictors, recipes, args, explained) -> list[str]:
+    """Writes the pictures of one photo, (photo, its explanations); returns the lines to print, warnings last."""
+    from tools.render.maps import draw_figure, overlay, write_picture
+
+    photo, rows = explained
+    source, labels, titles = photo.source, predictors[-1].labels, title_columns(predictors, recipes)
+    pixels, window = (photo.original, photo.window) if args.full_size else (photo.seen, None)
+    label, where = labels[rows[0].class_index], ""
+    kind = args.compare or ("side_by_side" if len(titles) > 1 else "pair")
+    name = f"{source.stem}_{label}_{kind}.png"
     if args.mistakes:
-        return f"{said} -> {album.write_figure(leaf, rows, columns, f'{leaf.stem}.png')}"
-    if args.compare == "targets":
-        return f"{said} -> {album.write_figure(leaf, rows, columns, f'{leaf.stem}_targets.png')}"
-    if len(columns) == 1:
-        return f"{said} at {columns[0].recipe.where} -> {album.write_pair(leaf, rows[0], columns[0])}"
-    kind = args.compare or "side_by_side"
-    return f"{said} -> {album.write_figure(leaf, rows, columns, f'{leaf.stem}_{label}_{kind}.png')}"
+        name = f"{source.stem}.png"
+    elif args.compare == "targets":
+        name = f"{source.stem}_targets.png"
+    path = folder / name
+    write_picture(path, draw_figure(*caption_figure(source, rows, labels, titles, pixels), window))
+    if kind == "pair" and not args.mistakes:
+        where, path = f" at {recipes[0].layer}", folder / f"{source.stem}_{label}_cam.png"
+        write_picture(path, overlay(pixels, rows[0].maps[0], window))
+        write_picture(folder / f"{source.stem}_original.png", pixels)
+    shares = ", ".join(f"{labels[row.class_index]} {100 * row.probabilities[-1]:.1f}%" for row in rows)
+    return [f"{source.name}: {shares}{where} -> {path}", *warn_of_zero_maps(source, rows, labels, recipes)]
+
+
+def caption_figure(source, rows, labels, titles, pixels) -> tuple:
+    """The arguments of `draw_figure`: title, photo, and a row per class with captions."""
+    from pathlib import Path
+
+    figure = []
+    for row in rows:
+        label = labels[row.class_index]
+        groups = (("true", source.truth), ("predicted", source.predicted))
+        roles = " and ".join(word for word, group in groups if row.class_index in group)
+        maps = []
+        for title, probability, heat in zip(titles, row.probabilities, row.maps, strict=True):
+            empty = "" if heat.any() else "\nnothing speaks for it"
+            maps.append((f"{title}\n{label} {100 * probability:.1f}%{empty}", heat))
+        figure.append((f"{roles}: {label}" if source.predicted else "original", maps))
+    truth = ", ".join(labels[index] for index in source.truth)
+    return Path(source.name).name + (f"\ntrue: {truth}" if truth else ""), pixels, figure
+
+
+def warn_of_zero_maps(source, rows, labels, recipes):
+    """Yields a line per map that is zero everywhere."""
+    for row in rows:
+        for number, heat in enumerate(row.maps):
+            if not heat.any():
+                where, label = recipes[number % len(recipes)].layer, labels[row.class_index]
+                yield f"warning: {source.name}: nothing at {where} speaks for {label}; the map is zero everywhere"
 
 
 def score(loaded, args, run) -> int:
@@ -273,27 +304,58 @@ def score(loaded, args, run) -> int:
     from data.boxes import read_boxes
     from tools.base.files import write_bytes
     from tools.base.log import progress
+    from tools.base.tables import format_csv
     from tools.base.threads import batches
     from tools.evaluate.inference import VIEWS
-    from tools.explain.photos import boxed_cases, boxed_photos
-    from tools.explain.score import lines, score_recipes, to_csv
+    from tools.explain.photos import list_boxed_labels, load_boxed_labels
+    from tools.explain.score import score_recipes
     from tools.render.figures import draw_cam_scores
 
     boxes = read_boxes(Path(args.score))
     predictors, folder, why = find_predictors(loaded, args, run)
     views, size = VIEWS[loaded.given("TEST.TTA") or "none"], loaded.config.DATA.BATCH_SIZE
-    recipes = recipes_of(predictors[-1].model, args)
-    found = boxed_photos(splits_of(loaded.config, args, predictors[-1]), predictors[-1].labels, boxes)
+    recipes = choose_recipes(predictors[-1].model, args)
+    found = list_boxed_labels(build_splits(loaded.config, args, predictors[-1]), predictors[-1].labels, boxes)
     print(why)
     scores = []
     for predictor in predictors:
-        cases = boxed_cases(predictor.preprocess, found, args.thorough)
-        watched = progress(batches(cases, size), str(predictor.path), -(-len(found) // size))
-        name = predictor.path.name
-        scores += score_recipes(predictor.model, watched, recipes, predictor.rule.probabilities, name, views)
-    write_bytes(folder / "cam_scores.csv", to_csv(scores))
-    write_bytes(folder / "cam_scores.png", draw_cam_scores(scores))
-    print(f"{scores[0].photos} photos, {scores[0].cases} labels with boxes, with 95 % intervals:")
-    print("\n".join(lines(scores)))
+        labels = load_boxed_labels(predictor.preprocess, found, args.thorough)
+        watched = progress(batches(labels, size), str(predictor.path), -(-len(found) // size))
+        measured = score_recipes(predictor.model, watched, recipes, predictor.rule.probabilities, views)
+        scores += [(predictor.path.name, score) for score in measured]
+    figures = [score.figures for _, score in scores]
+    write_bytes(folder / "cam_scores.csv", format_csv(list_score_rows(scores)))
+    write_bytes(
+        folder / "cam_scores.png",
+        draw_cam_scores([f"{name}  {s.recipe.method}\n{s.recipe.layer}" for name, s in scores], figures),
+    )
+    print(f"{scores[0][1].num_photos} photos, {scores[0][1].num_labels} labels with boxes, with 95 % intervals:")
+    print("\n".join(format_scores(scores)))
     print(f"written: {folder}/cam_scores.csv, cam_scores.png")
     return 0
+
+
+def list_score_rows(scores) -> list[list]:
+    """The rows of cam_scores.csv: figures with their 95 % intervals, empty where they were not measured."""
+    from tools.explain.pointing import FIGURES
+
+    columns = [column for name in FIGURES for column in (name, f"{name}_low", f"{name}_high")]
+    rows = [["checkpoint", "method", "layer", "photos", "cases", *columns]]
+    for checkpoint, score in scores:
+        figures = (score.figures[name] for name in FIGURES)
+        cells = [cell for values in figures for cell in ([f"{v:.4f}" for v in values] if values else [""] * 3)]
+        recipe = score.recipe
+        rows.append([checkpoint, recipe.method, recipe.layer, score.num_photos, score.num_labels, *cells])
+    return rows
+
+
+def format_scores(scores) -> list[str]:
+    """The lines for a terminal: a header of what was measured, then one line per score."""
+    from tools.base.tables import format_table
+
+    measured = [name for name, values in scores[0][1].figures.items() if values is not None]
+    rows = [["", *measured]]
+    for checkpoint, score in scores:
+        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*score.figures[name]) for name in measured)
+        rows.append([f"{checkpoint}  {score.recipe.method} {score.recipe.layer}", *cells])
+    return format_table(rows, "<")

@@ -1,4 +1,4 @@
-"""Whether a heat map is true to its model: what happens to the probability when pixels come and go."""
+"""Whether a heat map is faithful to its model: how the probability changes as pixels are added and removed."""
 
 import copy
 from collections.abc import Callable
@@ -12,20 +12,14 @@ from torch import Tensor, nn
 from tools.explain.pointing import area_under
 
 STEPS = 16  # of an insertion or deletion curve
-
-
-BLUR = (
-    1 / 8
-)  # standard deviation of the blurred photo that insertion begins with, as a share of its side: no lesion left
-
-
-ROAD_PERCENTILES = [20, 50, 80]  # of the map's values; each takes a second a photo
+BLUR = 1 / 8  # standard deviation of the blur that insertion starts from, as a share of the side: no lesion is left
+ROAD_PERCENTILES = [20, 50, 80]  # of the map's values; each takes a second per photo
 
 
 def faithfulness(
     model: nn.Module, image: Tensor, heat: np.ndarray, index: int, probability: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float, float]:
-    """(insertion, deletion, ROAD) of one map: what the class's probability does when pixels come and go.
+    """(insertion, deletion, ROAD) of one map: how the class's probability changes with the pixels.
 
     Insertion and deletion (Petsiuk et al., arXiv 1806.07421) are areas under the probability while the hottest pixels
     are put into a blurred photo, and while they are made grey: high and low are good. ROAD (Rong et al., arXiv
@@ -44,15 +38,17 @@ def faithfulness(
     blurred = torch.from_numpy(cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), (0, 0), BLUR * image.shape[-1]))
     insertion = area_under(likely(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
     deletion = area_under(likely(_blends(image, torch.zeros_like(image), place)))
-    importance = 1 - place[None].astype(np.float32)  # it cuts at percentiles, where many equal values would go at once
-    with torch.random.fork_rng():  # it fills pixels with a little noise
+    importance = 1 - place[None].astype(
+        np.float32
+    )  # ROAD cuts at percentiles, where many equal values would go at once
+    with torch.random.fork_rng():  # ROAD adds a little noise to filled pixels
         torch.manual_seed(0)
         road = ROADCombined(ROAD_PERCENTILES)(image[None], importance, [target], model)[0]
     return insertion, deletion, float(road)
 
 
 def ranks(heat: np.ndarray) -> np.ndarray:
-    """Each pixel's place among those of the map, from 0 (the hottest) to less than 1."""
+    """Each pixel's rank in the map, from 0 (the hottest) to below 1."""
     place = np.empty(heat.size)
     place[np.argsort(-heat, axis=None, kind="stable")] = np.arange(heat.size) / heat.size
     return place.reshape(heat.shape)
@@ -64,15 +60,15 @@ def _blends(start: Tensor, end: Tensor, place: np.ndarray) -> Tensor:
     return torch.stack([torch.where(order < step / STEPS, end, start) for step in range(STEPS + 1)])
 
 
-def with_shuffled_weights(model: nn.Module, seed: int = 0) -> nn.Module:
-    """A copy whose every parameter holds its own values in another order: it has learned nothing, at the same scale.
+def shuffle_weights(model: nn.Module, seed: int = 0) -> nn.Module:
+    """A copy with the values of every parameter in random order: the same scale, nothing learned.
 
-    The sanity check of Adebayo et al. (arXiv 1810.03292): a map that it shares with the trained model shows the photo
-    and not what was learned.
+    The sanity check of Adebayo et al. (arXiv 1810.03292): a map that both models share shows the photo and not
+    what was learned.
     """
-    stranger, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    shuffled, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in stranger.parameters():
+        for parameter in shuffled.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
             parameter.copy_(parameter.flatten()[order].view_as(parameter))
-    return stranger
+    return shuffled

@@ -1,7 +1,7 @@
 """The photos that heat maps are made of: which ones, what is explained of each, and the maps as arrays."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -16,81 +16,67 @@ from data.loading.split import Photo, Split
 from data.loading.transforms import Preprocess
 from tools.base.errors import DataError
 from tools.base.threads import batches, in_threads
-from tools.explain.cam import Recipe, explain
-from tools.explain.score import Case
+from tools.explain.cam import CamRecipe, compute_heat_maps
+from tools.explain.score import BoxedLabel
 
-Boxed = tuple[Split, Photo, int, list[Box]]  # a photo, one of its classes, and the boxes of that
-# a photo, one of its classes, and the boxes of that
+Boxed = tuple[Split, Photo, int, list[Box]]  # a photo, one of its classes, and the boxes of that class
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A photo that is to be explained.
+class PhotoSource:
+    """A photo that is to be explained, not yet read.
 
     Attributes:
-        name: where it lies, for a person.
-        stem: what its figures' names begin with.
+        name: where it is, for messages.
+        stem: how the names of its figures begin.
         read: decodes it, as an upright RGB image.
-        truth, given: classes of its true labels and of those the model gave it, empty where they are not known.
+        truth, predicted: classes of its true and of its predicted labels; empty where they are not known.
     """
 
     name: str
     stem: str
     read: Callable[[], Image]
     truth: tuple[int, ...] = ()
-    given: tuple[int, ...] = ()
-
-    def check(self) -> None:
-        """Decodes the photo and drops it. Raises what `read` raises."""
-        self.read()
+    predicted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Leaf:
-    """A subject, read.
+class LoadedPhoto:
+    """A photo in memory.
 
     Attributes:
-        photo: `[H, W, 3]` uint8 RGB, as it is.
-        seen: `[S, S, 3]`, the part that is the model's input.
-        window: (left, top, right, bottom) of that part, in pixels of `photo`.
+        original: `[H, W, 3]` uint8 RGB.
+        seen: `[S, S, 3]` uint8 RGB, the part that is the model's input.
+        window: (left, top, right, bottom) of that part, in pixels of `original`.
         image: `[3, S, S]`, normalised.
-        name, stem, truth, given: see `Subject`.
     """
 
-    name: str
-    stem: str
-    photo: np.ndarray
+    source: PhotoSource
+    original: np.ndarray
     seen: np.ndarray
     window: tuple[float, float, float, float]
     image: Tensor
-    truth: tuple[int, ...] = ()
-    given: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
-class Column:
-    """One way of looking at every photo: a model, a recipe, and what the column is called.
+class Explanation:
+    """One class of one photo. There is one column per model and recipe, the recipes of the first model first.
 
-    `probabilities` maps logits `[n, C]` to probabilities `[n, C]`.
+    Attributes:
+        probabilities: of the class, one per column.
+        maps: `[S, S]` in [0, 1], one per column.
     """
 
-    title: str
-    model: nn.Module
-    recipe: Recipe
-    probabilities: Callable[[np.ndarray], np.ndarray]
+    class_index: int
+    probabilities: list[float]
+    maps: list[np.ndarray]
 
 
-@dataclass(frozen=True)
-class Row:
-    """One class of one photo through all columns: its probability and its map `[S, S]` in each of them."""
-
-    index: int
-    probability: list[float]
-    heat: list[np.ndarray]
+Probabilities = Callable[[np.ndarray], np.ndarray]  # logits [n, C] -> probabilities [n, C]
 
 
-def distinct(stems: Iterable[str]) -> Iterator[str]:
-    """The stems in turn, numbered where one comes again, so that no photo's pictures replace another's."""
+def number_repeated(stems: Iterable[str]) -> Iterator[str]:
+    """The stems in order, numbered where one occurs again, so that no photo's pictures replace another's."""
     taken = set()
     for stem in stems:
         name, number = stem, 1
@@ -101,115 +87,84 @@ def distinct(stems: Iterable[str]) -> Iterator[str]:
         yield name
 
 
-def named_photos(names: Sequence[str]) -> Iterator[Subject]:
-    """The files that a user names, wherever they lie."""
-    for name, stem in zip(names, distinct(Path(name).stem for name in names), strict=True):
-        yield Subject(name, stem, lambda name=name: read_image(Path(name)))
+def list_named_photos(names: Sequence[str]) -> Iterator[PhotoSource]:
+    """The photos at the paths that a user gives."""
+    for name, stem in zip(names, number_repeated(Path(name).stem for name in names), strict=True):
+        yield PhotoSource(name, stem, lambda name=name: read_image(Path(name)))
 
 
-def split_photos(
-    splits: Sequence[Split], number_of_classes: int, examples: int = 0, several_first: bool = False
-) -> Iterator[Subject]:
-    """The photos of splits: all, or `examples` of them, every label in turn.
+def list_split_photos(
+    splits: Sequence[Split], num_classes: int, examples: int = 0, several_first: bool = False
+) -> Iterator[PhotoSource]:
+    """The photos of splits: all, or `examples` of them, taking every label in turn.
 
     Args:
-        several_first: of the examples, take those with the most labels.
+        several_first: take the examples with the most labels.
     """
     found = [(split, photo) for split in splits for photo in split.photos]
     if examples:
-        by_class = [[one for one in found if c in one[1].classes] for c in range(number_of_classes)]
+        by_class = [[one for one in found if c in one[1].classes] for c in range(num_classes)]
         in_turn = [group[i] for i in range(max(map(len, by_class))) for group in by_class if i < len(group)]
         found = list({(split.where, photo.file): (split, photo) for split, photo in in_turn}.values())
         if several_first:
             found.sort(key=lambda one: -len(one[1].classes))
         found = found[:examples]
-    stems = distinct(Path(photo.name).stem for _, photo in found)
-    yield from (subject_of(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True))
+    stems = number_repeated(Path(photo.name).stem for _, photo in found)
+    yield from (photo_source(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True))
 
 
-def leaf_of(subject: Subject, preprocess: Preprocess) -> Leaf:
-    """The photo, decoded and made ready for the model."""
-    photo = subject.read()
-    return Leaf(
-        subject.name,
-        subject.stem,
+def load_photo(source: PhotoSource, preprocess: Preprocess) -> LoadedPhoto:
+    """The photo, decoded and prepared for the model."""
+    photo = source.read()
+    return LoadedPhoto(
+        source,
         np.asarray(photo),
         np.asarray(preprocess.geometry()(photo)),
         preprocess.window(*photo.size),
         preprocess.transform()(photo),
-        subject.truth,
-        subject.given,
     )
 
 
-def rows_of(
-    leaves: Sequence[Leaf],
-    columns: Sequence[Column],
-    wanted: Sequence[Sequence[int]] | None,
+def load_batches(
+    sources: Sequence[PhotoSource], preprocess: Preprocess, size: int, threads: int
+) -> Iterator[list[LoadedPhoto]]:
+    """The photos in batches of `size`; `threads` read the next batch while the caller uses one."""
+    return batches(in_threads(partial(load_photo, preprocess=preprocess), sources, threads, size), size)
+
+
+def explain_batch(
+    photos: Sequence[LoadedPhoto],
+    models: Sequence[tuple[nn.Module, Probabilities]],
+    recipes: Sequence[CamRecipe],
+    wanted: Sequence[Sequence[int]] | None = None,
     views: Sequence[Callable[[Tensor], Tensor]] = (lambda x: x,),
-) -> list[list[Row]]:
-    """The rows of every leaf; one pass a model serves all of its columns.
+) -> list[list[Explanation]]:
+    """The explanations of each photo, one per class; one pass per model serves all recipes.
 
     Args:
-        wanted: classes to explain, one list a leaf; None takes the class that the last column's model finds most
-            probable.
-        views: see `tools.explain.cam.explain`.
+        wanted: classes to explain, one list per photo; None takes the most probable class of the last model.
+        views: see `tools.explain.cam.compute_heat_maps`.
     """
-    owners = range(len(leaves)) if wanted is None else [i for i, classes in enumerate(wanted) for _ in classes]
+    owners = range(len(photos)) if wanted is None else [i for i, classes in enumerate(wanted) for _ in classes]
     classes = None if wanted is None else [c for group in wanted for c in group]
-    images = torch.stack([leaves[owner].image for owner in owners]).to(next(columns[0].model.parameters()).device)
-    heat, probability = [None] * len(columns), [None] * len(columns)
-    for model in reversed(list(dict.fromkeys(column.model for column in columns))):
-        mine = [number for number, column in enumerate(columns) if column.model is model]
-        first = columns[mine[0]]
-        top = lambda logits, first=first: first.probabilities(logits).argmax(axis=1)  # noqa: E731
-        recipes = [columns[number].recipe for number in mine]
-        explained = explain(model, images, recipes, top if classes is None else classes, views)
-        classes = explained.classes
-        likely = first.probabilities(explained.logits)[np.arange(len(classes)), classes]
-        for number, maps in zip(mine, explained.maps, strict=True):
-            heat[number], probability[number] = maps, likely
-    rows: list[list[Row]] = [[] for _ in leaves]
+    images = torch.stack([photos[owner].image for owner in owners]).to(next(models[0][0].parameters()).device)
+    maps, shares = [], []
+    for model, probabilities in reversed(models):  # the last model chooses the classes
+        if classes is None:
+            classes = lambda logits, of=probabilities: of(logits).argmax(axis=1)  # noqa: E731
+        heat = compute_heat_maps(model, images, recipes, classes, views)
+        classes = heat.classes
+        share = probabilities(heat.logits)[np.arange(len(classes)), classes]
+        maps, shares = heat.maps + maps, [share] * len(recipes) + shares
+    explained: list[list[Explanation]] = [[] for _ in photos]
     for place, (owner, index) in enumerate(zip(owners, classes, strict=True)):
-        rows[owner].append(Row(index, [float(p[place]) for p in probability], [maps[place] for maps in heat]))
-    return rows
+        columns = [float(share[place]) for share in shares], [heat[place] for heat in maps]
+        explained[owner].append(Explanation(index, *columns))
+    return explained
 
 
-def explain_photos(
-    subjects: Sequence[Subject],
-    preprocess: Preprocess,
-    columns: Sequence[Column],
-    size: int,
-    threads: int,
-    *,
-    target: int | None = None,
-    every_label: bool = False,
-    predict: Callable[[Tensor], np.ndarray] | None = None,
-    views: Sequence[Callable[[torch.Tensor], torch.Tensor]] = (lambda x: x,),
-) -> Iterator[tuple[Leaf, list[Row]]]:
-    """Every photo with its rows. The model takes `size` at a time while `threads` read the next ones.
-
-    Args:
-        target: the class to explain; None takes the most probable one.
-        every_label: explain the true labels and the given ones instead.
-        predict: images `[B, 3, S, S]` -> the labels given to them, `[B, C]` bool; None does
-            not ask.
-        views: see `tools.explain.cam.explain`.
-    """
-    read = in_threads(partial(leaf_of, preprocess=preprocess), subjects, threads, size)
-    for leaves in batches(read, size):
-        if predict:
-            decision = predict(torch.stack([leaf.image for leaf in leaves]))
-            given = [tuple(row.nonzero()[0].tolist()) for row in decision]
-            leaves = [replace(leaf, given=labels) for leaf, labels in zip(leaves, given, strict=True)]
-        classes = None if target is None else [[target]] * len(leaves)
-        if every_label:
-            classes = [sorted({*leaf.truth, *leaf.given}) for leaf in leaves]
-        yield from zip(leaves, rows_of(leaves, columns, classes, views), strict=True)
-
-
-def boxed_photos(splits: Sequence[Split], labels: Sequence[str], boxes: Mapping[str, list[Box]]) -> list[Boxed]:
-    """Every label of a photo that has boxes.
+def list_boxed_labels(splits: Sequence[Split], labels: Sequence[str], boxes: Mapping[str, list[Box]]) -> list[Boxed]:
+    """Every label of every photo that has boxes.
 
     Raises:
         DataError: when no photo has any.
@@ -223,22 +178,22 @@ def boxed_photos(splits: Sequence[Split], labels: Sequence[str], boxes: Mapping[
                     found.append((split, photo, index, mine))
     if not found:
         where = ", ".join(split.where for split in splits)
-        raise DataError(f"the boxes are of no photo in {where}; name other splits with --split")
+        raise DataError(f"the boxes belong to no photo in {where}; name other splits with --split")
     return found
 
 
-def boxed_cases(preprocess: Preprocess, found: Sequence[Boxed], thorough: int) -> Iterator[Case]:
-    """They are read one at a time; `thorough` of them, evenly spread, are to be measured in every way."""
+def load_boxed_labels(preprocess: Preprocess, found: Sequence[Boxed], thorough: int) -> Iterator[BoxedLabel]:
+    """The labels with their photos, read one at a time; `thorough` of them, evenly spread, get every measurement."""
     transform = preprocess.transform()
     for number, (split, photo, index, boxes) in enumerate(found):
         image = decode(split.source.read(photo.file), split.source.locate(photo.file))
         placed = on_input(boxes, image.size, preprocess.window(*image.size), preprocess.size)
         closely = (number + 1) * thorough // len(found) > number * thorough // len(found)
         if placed:
-            yield Case(f"{split.where}/{photo.name}", transform(image), index, placed, closely)
+            yield BoxedLabel(f"{split.where}/{photo.name}", transform(image), index, placed, closely)
 
 
-def subject_of(split: Split, photo: Photo, stem: str, given: tuple[int, ...] = ()) -> Subject:
-    """A photo of a split, to be read when it is needed."""
+def photo_source(split: Split, photo: Photo, stem: str, predicted: tuple[int, ...] = ()) -> PhotoSource:
+    """A photo of a split, read when it is needed."""
     where = split.source.locate(photo.file)
-    return Subject(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes, given)
+    return PhotoSource(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes, predicted)

@@ -1,7 +1,7 @@
 """Heat maps against lesion boxes, and against the model itself: figures as pure functions on numpy arrays.
 
-A photo's case is one of its labels that has boxes. Every figure of many cases is a mean weighted by how often each
-photo counts, so that a bootstrap draw over photos is the same formula with other weights.
+A case is one label of a photo, with its boxes. Every figure of many cases is a mean weighted by how often each photo
+counts, so that a bootstrap draw over photos is the same formula with other weights.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import numpy as np
 
 from tools.base.bootstrap import interval, resample
 
-# Of one heat map. `chance` is the share of the photo that the (grown) boxes cover: how often a peak at random hits, and
-# the energy that a flat map has in them.
+# Per heat map. `chance` is the share of the photo that the (grown) boxes cover: how often a random peak hits, and the
+# energy of a flat map in them.
 FIGURES = ("pointing", "chance", "energy", "insertion", "deletion", "road", "sanity")
 
 
@@ -43,7 +43,7 @@ def pointing_and_energy(heat: np.ndarray, mask: np.ndarray) -> tuple[float, floa
 
 
 def correlation(one: np.ndarray, other: np.ndarray) -> float:
-    """Pearson's, of two maps; 0 when one of them is flat, for then they share nothing."""
+    """Pearson's correlation of two maps; 0 when one of them is flat."""
     if one.std() == 0 or other.std() == 0:
         return 0.0
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])

@@ -1,50 +1,50 @@
 """Everything drawn with matplotlib, as PNG bytes on the Agg canvas: no display is ever needed."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from sklearn.metrics import precision_recall_curve
 
 from tools.evaluate.metrics import ECE_BINS
 
 _INK, _ACCENT, _SECOND, _THIRD = "#33413a", "#2f7d4f", "#c8682b", "#7a6fb0"
-
-
 _CLASSES = (_ACCENT, _SECOND, _THIRD, "#3b82b5", "#b0417a", "#8a7a2f")  # in turn
 
 
 def draw_curves(rows: list[dict[str, str]]) -> bytes:
     """From the rows of metrics.csv: losses, validation scores, learning rate over the epochs."""
     epochs = [int(row["epoch"]) for row in rows]
-    figure, (left, middle, right) = _figure(12, 3.6, 3)
-    for key, colour, label in (("train_loss", _INK, "training"), ("val_loss", _SECOND, "validation")):
-        left.plot(epochs, [float(row[key]) for row in rows], color=colour, label=label, marker=".")
-    left.set_title("loss")
-    for key, colour, label in (
-        ("accuracy", _INK, "copies right"),
-        ("hit1", _SECOND, "hit@1"),
-        ("exact", _THIRD, "exact match"),
-        ("macro_f1", _ACCENT, "macro-F1"),
-    ):
-        middle.plot(epochs, [100 * float(row[key]) for row in rows], color=colour, label=label, marker=".")
-    middle.set_title("validation, %")
-    right.plot(epochs, [float(row["lr"]) for row in rows], color=_INK, marker=".", label="last update of the epoch")
-    right.set_title("learning rate")
-    for axes in (left, middle, right):
-        axes.set_xlabel("epoch")
-        axes.legend(frameon=False, fontsize=8)
+    figure, axes = _create_figure(12, 3.6, 3)
+    panels = (
+        ("loss", 1, {"train_loss": (_INK, "training"), "val_loss": (_SECOND, "validation")}),
+        ("validation, %", 100, {"accuracy": (_INK, "label copies right"), "hit1": (_SECOND, "hit@1"),
+                                "exact": (_THIRD, "exact match"), "macro_f1": (_ACCENT, "macro-F1")}),
+        ("learning rate at the end of each epoch", 1, {"lr": (_INK, None)}),
+    )  # fmt: skip
+    marker = "." if len(rows) < 3 else ""  # a line of one or two points is hard to see
+    for panel, (title, factor, curves) in zip(axes, panels, strict=True):
+        for key, (colour, label) in curves.items():
+            panel.plot(epochs, [factor * float(row[key]) for row in rows], color=colour, label=label, marker=marker)
+        panel.set(title=title, xlabel="epoch")
+        panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
+        if len(curves) > 1:
+            panel.legend(frameon=False, fontsize=8)
     return to_png(figure)
 
 
 def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: str, columns: str) -> bytes:
-    """A table of counts `[C, C]`, shaded by the share of its row."""
+    """A table of counts `[C, C]`; the colour of a cell is its share of the row."""
     side = 2.4 + 0.75 * len(labels)
-    figure, axes = _figure(side + 0.6, side)
+    figure, axes = _create_figure(side + 1.4, side)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    image = axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
+    bar = figure.colorbar(image, format=PercentFormatter(1), shrink=0.75, pad=0.02)
+    bar.set_label("colour: share of the row")
+    bar.outline.set_visible(False)
     for row, column in np.ndindex(matrix.shape):
         colour = "white" if shares[row, column] > 0.6 else _INK
         axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=10)
@@ -57,25 +57,25 @@ def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: 
 
 
 def draw_precision_recall(probability: np.ndarray, truth: np.ndarray, labels: Sequence[str], ap: Sequence) -> bytes:
-    """Precision over recall for every class with photos; `ap` (None for the others) goes into the legend."""
-    figure, axes = _figure(6.4, 5)
+    """Precision over recall for every class with photos; `ap` (None for the others) is in the legend."""
+    figure, axes = _create_figure(8.2, 5)
     for index, (label, value) in enumerate(zip(labels, ap, strict=True)):
         if value is not None:
             precision, recall, _ = precision_recall_curve(truth[:, index], probability[:, index])
             colour = _CLASSES[index % len(_CLASSES)]
             axes.step(recall, precision, where="post", color=colour, label=f"{label}  {value:.3f}")
-    axes.set(title="precision over recall (average precision)", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
-    axes.legend(frameon=False, fontsize=9, loc="lower left")
+    axes.set(title="precision over recall", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
+    axes.set(xlim=(0, 1))
+    figure.legend(frameon=False, fontsize=9, title="average precision", loc="outside right center")
     return to_png(figure)
 
 
 def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, errors: tuple[float, float]) -> bytes:
-    """How often labels are true over how probable they were called, uncalibrated and calibrated; `[n, C]` each.
+    """The share of true labels over the predicted probability, uncalibrated and calibrated; `[n, C]` each.
 
-    Under it, how many photo-label pairs each bin holds. `errors`: the calibration errors of both, for the legend.
+    The lower panel counts the photo-label pairs per bin. `errors`: the calibration errors of both, for the legend.
     """
-    figure = Figure(figsize=(6.4, 5.6), layout="constrained")
-    upper, lower = figure.subplots(2, 1, height_ratios=(3, 1), sharex=True)
+    figure, (upper, lower) = _create_figure(6.4, 6.2, 2, stacked=True, height_ratios=(3, 1), sharex=True)
     edges = np.linspace(0, 1, ECE_BINS + 1)
     upper.plot([0, 1], [0, 1], color="#b8c4bd", linestyle="--")
     for values, error, colour, name in ((before, errors[0], _SECOND, "raw"), (after, errors[1], _ACCENT, "calibrated")):
@@ -83,24 +83,26 @@ def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, e
         size = np.bincount(bins, minlength=ECE_BINS)
         filled = size > 0
         mean, share = (np.bincount(bins, v.ravel(), ECE_BINS)[filled] / size[filled] for v in (values, truth))
-        upper.plot(mean, share, color=colour, marker="o", label=f"{name}, ECE {error:.4f}")
+        upper.plot(mean, share, color=colour, marker="o", clip_on=False, label=f"{name}, ECE {error:.4f}")
         lower.stairs(size, edges, color=colour)
     upper.set(title="reliability over all photo-label pairs", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
-    lower.set(xlabel="probability", ylabel="pairs", yscale="log")
+    lower.set(xlabel="probability", ylabel="pairs per bin", yscale="log", ylim=(0.7, None))
+    lower.tick_params(which="minor", left=False)
     upper.legend(frameon=False)
-    for axes in (upper, lower):
-        axes.spines[["top", "right"]].set_visible(False)
     return to_png(figure)
 
 
-def draw_cam_scores(scores: Sequence) -> bytes:
-    """From `tools.explain.score.Score`s: pointing game and energy with their intervals, and what chance would give."""
-    names = [f"{score.checkpoint}  {score.recipe.method}\n{score.recipe.where}" for score in scores]
-    figure, (left, right) = _figure(12, 1.4 + 0.5 * len(scores), 2)
-    places = np.arange(len(scores))[::-1]
-    chance = [score.figures["chance"][0] for score in scores]
+def draw_cam_scores(names: Sequence[str], figures: Sequence[Mapping[str, tuple[float, float, float]]]) -> bytes:
+    """Pointing game and energy with their intervals, one bar per name, and what chance would give.
+
+    Args:
+        figures: per name, figure -> (mean, low, high), of which pointing, energy and chance are drawn.
+    """
+    figure, (left, right) = _create_figure(12, 1.4 + 0.5 * len(names), 2)
+    places = np.arange(len(names))[::-1]
+    chance = [entry["chance"][0] for entry in figures]
     for axes, name, title in ((left, "pointing", "peak in a box"), (right, "energy", "share of the map in boxes")):
-        values, low, high = np.array([score.figures[name] for score in scores]).T
+        values, low, high = np.array([entry[name] for entry in figures]).T
         axes.barh(places, values, xerr=(values - low, high - values), color=_ACCENT, ecolor=_INK, height=0.6)
         axes.scatter(
             chance,
@@ -111,16 +113,17 @@ def draw_cam_scores(scores: Sequence) -> bytes:
             zorder=3,
             label="chance: the boxes' share of the area",
         )
-        axes.set(title=title, xlim=(0, 1.02), ylim=(-0.8, len(scores) - 0.2))
+        axes.set(title=title, xlim=(0, 1.02), ylim=(-0.8, len(names) - 0.2))
     left.set_yticks(places, names, fontsize=8)
     right.set_yticks(places, [])
     figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower right")
     return to_png(figure)
 
 
-def _figure(width: float, height: float, columns: int = 1):
+def _create_figure(width: float, height: float, num_panels: int = 1, stacked: bool = False, **options):
+    """A figure and its axes, side by side or stacked; `options` are those of matplotlib's `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(1, columns)
+    axes = figure.subplots(*((num_panels, 1) if stacked else (1, num_panels)), **options)
     for one in np.ravel(axes):
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes

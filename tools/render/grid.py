@@ -1,32 +1,21 @@
-"""Pictures made of pictures: a heat map over its photo, and grids of tiles with captions. All pixels are RGB uint8."""
+"""Grids of captioned pictures under a title. All pixels are RGB uint8."""
 
 import functools
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-MIN_WIDTH = 240  # of a tile, pixels: smaller pictures are drawn larger, so that captions fit
-
-
+MIN_WIDTH = 240  # of a tile in pixels: smaller pictures are enlarged, so that captions fit
 _INK, _PAPER = (51, 65, 58), (255, 255, 255)
 
 
-@dataclass(frozen=True)
-class Tile:
-    """`pixels` `[H, W, 3]`, and what stands over them."""
-
-    pixels: np.ndarray
-    caption: str
-
-
-def draw_grid(title: str, rows: Sequence[Sequence[Tile]]) -> np.ndarray:
-    """Rows of tiles of one size under a title; each row is as high as its longest caption needs."""
-    height, width = rows[0][0].pixels.shape[:2]
+def draw_grid(title: str, rows: Sequence[Sequence[tuple[str, np.ndarray]]]) -> np.ndarray:
+    """Rows of (caption, pixels `[H, W, 3]`) of one size under a title; the longest caption sets the height of a row."""
+    height, width = rows[0][0][1].shape[:2]
     if width < MIN_WIDTH:
         height, width = round(height * MIN_WIDTH / width), MIN_WIDTH
     font, gap = _font(max(13, width // 20)), max(8, width // 30)
@@ -34,29 +23,29 @@ def draw_grid(title: str, rows: Sequence[Sequence[Tile]]) -> np.ndarray:
     columns = max(map(len, rows))
     total = gap + columns * (width + gap)
     heading = _wrap(title, font, total - 2 * gap)
-    captions = [[_wrap(tile.caption, font, width) for tile in row] for row in rows]
+    captions = [[_wrap(caption, font, width) for caption, _ in row] for row in rows]
     heads = [line * max(map(len, row)) + gap // 2 for row in captions]
     y = gap + line * len(heading) + gap
     canvas = Image.new("RGB", (total, y + sum(heads) + len(rows) * (height + gap)), _PAPER)
     draw = ImageDraw.Draw(canvas)
     _write(draw, (gap, gap), heading, font, line)
     for row, texts, head in zip(rows, captions, heads, strict=True):
-        for column, (tile, text) in enumerate(zip(row, texts, strict=True)):
+        for column, ((_, pixels), text) in enumerate(zip(row, texts, strict=True)):
             x = gap + column * (width + gap)
             _write(draw, (x, y), text, font, line)
-            canvas.paste(Image.fromarray(tile.pixels).resize((width, height), Image.Resampling.BICUBIC), (x, y + head))
+            canvas.paste(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC), (x, y + head))
         y += head + height + gap
     return np.asarray(canvas)
 
 
 @functools.cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The typeface that comes with matplotlib: it knows more scripts than Pillow's own."""
+    """The typeface that comes with matplotlib: it covers more scripts than Pillow's own."""
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The lines of `text`, broken where they grow wider than `width`: behind a space or a sign, else anywhere."""
+    """The lines of `text`, broken where they exceed `width`: after a space or a sign, else anywhere."""
     lines = []
     for paragraph in text.split("\n"):
         current = ""

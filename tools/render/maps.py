@@ -1,5 +1,6 @@
-"""A heat map over its photo. All pixels are RGB uint8."""
+"""Heat maps over their photos, as arrays and as files. All pixels are RGB uint8."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,20 +9,23 @@ import numpy as np
 
 from tools.base.errors import ResourceError
 from tools.base.files import write_bytes
+from tools.base.threads import batches
+from tools.render.grid import draw_grid
+
+MAX_COLUMNS = 7  # tiles in a row of a figure
 
 
-def overlay(photo: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """Lays a map `[H, W]` in [0, 1] over a photo `[H, W, 3]`, half and half, in the jet colours."""
-    jet = cv2.applyColorMap(np.uint8(255 * heat.clip(0, 1)), cv2.COLORMAP_JET)
-    return cv2.addWeighted(photo, 0.5, cv2.cvtColor(jet, cv2.COLOR_BGR2RGB), 0.5, 0)
-
-
-def overlay_window(photo: np.ndarray, heat: np.ndarray, window: Sequence[float]) -> np.ndarray:
-    """Lays a map `[S, S]` over the part of a photo `[H, W, 3]` that it is of; the rest stays as it is.
+def overlay(photo: np.ndarray, heat: np.ndarray, window: Sequence[float] | None = None) -> np.ndarray:
+    """The photo `[H, W, 3]` under a map in [0, 1], half and half, in the jet colours.
 
     Args:
-        window: (left, top, right, bottom) of that part, in pixels of the photo.
+        heat: `[H, W]`; with a window `[S, S]`, resized to it.
+        window: (left, top, right, bottom) of the part of the photo that the map shows, in pixels; the rest of the photo
+            stays as it is. None: the map shows the whole photo.
     """
+    if window is None:
+        jet = cv2.applyColorMap(np.uint8(255 * heat.clip(0, 1)), cv2.COLORMAP_JET)
+        return cv2.addWeighted(photo, 0.5, cv2.cvtColor(jet, cv2.COLOR_BGR2RGB), 0.5, 0)
     left, top, right, bottom = (round(edge) for edge in window)
     part = photo[top:bottom, left:right]
     drawn = photo.copy()
@@ -29,9 +33,29 @@ def overlay_window(photo: np.ndarray, heat: np.ndarray, window: Sequence[float])
     return drawn
 
 
+def draw_figure(
+    title: str,
+    photo: np.ndarray,
+    rows: Sequence[tuple[str, Sequence[tuple[str, np.ndarray]]]],
+    window: Sequence[float] | None = None,
+) -> np.ndarray:
+    """The photo beside its heat maps, as one picture.
+
+    Args:
+        rows: (caption of the photo, [(caption, map) per tile]); a row longer than MAX_COLUMNS is broken evenly.
+        window: see `overlay`.
+    """
+    grid = []
+    for caption, maps in rows:
+        tiles = [(caption, photo), *((text, overlay(photo, heat, window)) for text, heat in maps)]
+        num_lines = math.ceil(len(tiles) / MAX_COLUMNS)
+        grid += batches(tiles, math.ceil(len(tiles) / num_lines))
+    return draw_grid(title, grid)
+
+
 def write_picture(path: Path, pixels: np.ndarray) -> None:
-    """Writes `[H, W, 3]` uint8 RGB as the format of the suffix (.png, .jpg)."""
-    good, encoded = cv2.imencode(path.suffix, pixels[:, :, ::-1])  # OpenCV wants BGR
+    """Writes `[H, W, 3]` uint8 RGB in the format that the suffix names (.png, .jpg)."""
+    good, encoded = cv2.imencode(path.suffix, pixels[:, :, ::-1])  # OpenCV expects BGR
     if not good:
         raise ResourceError(f"{path} cannot be encoded")
     write_bytes(path, encoded.tobytes())

@@ -2,8 +2,8 @@
 
     page = render("The leaves", "600 photos", [Section("Counts", [Table(("label", "photos"), [("rust", 69)])])])
 
-Text is escaped by Jinja, so a photo may be named as it likes. The page forbids itself every request (its Content
-Security Policy allows inline styles and embedded pictures only).
+Jinja escapes all text, so any photo name is safe. The page's Content Security Policy allows inline styles and embedded
+pictures only.
 """
 
 import base64
@@ -27,7 +27,10 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of cells under a header. The columns in `text` stand left, the others (numbers) right."""
+    """Rows of cells under a header. Columns in `text` are aligned left, the others (numbers) right.
+
+    A cell is a value, or (value, interval), of which the interval is set small under the value.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[object]]
@@ -52,21 +55,21 @@ class Bars:
 
 @dataclass(frozen=True)
 class Picture:
-    """Bytes of a PNG or JPEG and what stands under it."""
+    """Bytes of a PNG or JPEG and its caption."""
 
     data: bytes
     caption: str = ""
 
     @property
     def source(self) -> str:
-        """A data: address."""
+        """The picture as a data: URL."""
         kind = next((kind for start, kind in _SIGNATURES.items() if self.data.startswith(start)), "image/png")
         return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures side by side, each at most `width` pixels wide; `group` rules a line round them."""
+    """Pictures in a grid of equal columns at least `width` pixels wide; `group` draws a border around them."""
 
     items: Sequence[Picture]
     width: int = 160
@@ -76,16 +79,21 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands under it."""
+    """A heading and its blocks."""
 
     heading: str
     blocks: Sequence[Text | Table | Bars | Pictures] = field(default_factory=list)
 
 
-def render(title: str, lead: str, sections: Sequence[Section]) -> str:
-    """The page as one HTML document; `lead` is the paragraph under the title."""
+def render(title: str, lead: str, sections: Sequence[Section], headline: Sequence[tuple[str, str, str]] = ()) -> str:
+    """The page as one HTML document.
+
+    Args:
+        lead: the paragraph under the title.
+        headline: (name, value, interval) of the figures that matter most, in large type above the sections.
+    """
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
-    return template.render(title=title, lead=lead, sections=sections)
+    return template.render(title=title, lead=lead, sections=sections, headline=headline)

@@ -1,4 +1,4 @@
-"""report.html of a scored split: the tables and pictures of a `EvalResult` on one page."""
+"""report.html of a scored split: the headline figures, tables and pictures of an `EvalResult`."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,7 @@ def score_page(
     mistakes: Sequence[Picture],
     abstaining: dict | None,
 ) -> str:
-    """The page.
+    """The page as HTML.
 
     Args:
         facts: (what, value) of the checkpoint and the split.
@@ -26,41 +26,50 @@ def score_page(
         abstaining: of `EvalResult.abstaining`, when it was asked for.
     """
     lead = (
-        f"{result.scores['photos']} photos, {result.scores['copies']} copies. Shares in per cent; "
+        f"{result.scores['photos']} photos, {result.scores['copies']} label copies. Shares in per cent; "
         "in brackets the 95 % interval of 1,000 bootstrap draws over photos."
     )
     how = (
-        "Temperatures and thresholds were chosen on these very photos, each half's on the other half."
+        "Temperatures and thresholds for each half of these photos were chosen on the other half."
         if result.cross_fitted
         else "Temperatures and thresholds were chosen on the validation photos."
     )
     errors = result.calibration()
-    calibration = (
-        f"Calibration error {percent(errors['before'])} before and {percent(errors['after'])} after calibration."
-    )
+    how += f" Calibration error {percent(errors['before'])} before and {percent(errors['after'])} after calibration."
     rows = overall_rows(result.scores, result.bounds)
-    overall = [Table(("figure", "value", "interval", "remark"), rows, text=(0, 3)), Text(f"{how} {calibration}")]
-    if abstaining:
-        overall.append(Text(describe_abstaining(abstaining)))
-    classes = Table(
-        ("label", "photos", *(_HEADS[key] for key in PER_CLASS)), class_rows(result.scores, result.bounds, labels)
-    )
-    sets = [
-        (" + ".join(labels[c] for c in members), photos, right, percent(right / photos))
-        for members, photos, right in by_combination(result.decision, result.truth)
-    ]
+    notes = [how, describe_abstaining(abstaining)] if abstaining else [how]
+    overall = [Table(("figure", "value", "interval", "remark"), rows, text=(0, 3)), *map(Text, notes)]
+    headline = [row[:3] for row in overall_rows(result.scores, result.bounds, ("exact", "hit1", "macro_f1"))]
     sections = [
         Section("All photos", overall),
-        Section("Class by class", [classes]),
-        Section("By true label set", [Table(("labels", "photos", "exactly right", "share"), sets)]),
-        Section("Pictures", [Pictures([Picture(data) for data in pictures], width=500)]),
+        Section("Class by class", [_class_table(result, labels)]),
+        Section("By true label set", [_set_table(result, labels)]),
+        Section("Pictures", [Pictures([Picture(data) for data in pictures], width=320)]),
         Section(
             "The worst mistakes",
             [Pictures(mistakes, width=168)] if mistakes else [Text("None: every photo was decided exactly right.")],
         ),
         Section("What was scored", [Table(("", ""), list(facts), text=(0, 1))]),
     ]
-    return render(title, lead, sections)
+    return render(title, lead, sections, headline)
+
+
+def _class_table(result: EvalResult, labels: Sequence[str]) -> Table:
+    """One row per class: every figure with its interval under it."""
+    rows = [
+        (label, photos, *(tuple(cell.split(" ", 1)) if " " in cell else cell for cell in cells))
+        for label, photos, *cells in class_rows(result.scores, result.bounds, labels)
+    ]
+    return Table(("label", "photos", *(_HEADS[key] for key in PER_CLASS)), rows)
+
+
+def _set_table(result: EvalResult, labels: Sequence[str]) -> Table:
+    """One row per set of true labels."""
+    rows = [
+        (" + ".join(labels[c] for c in members), photos, right, percent(right / photos))
+        for members, photos, right in by_combination(result.decision, result.truth)
+    ]
+    return Table(("labels", "photos", "exactly right", "share"), rows)
 
 
 def describe_abstaining(abstaining: dict) -> str:
@@ -77,7 +86,7 @@ def describe_abstaining(abstaining: dict) -> str:
 
 
 _HEADS = {
-    "accuracy": "copies right",
+    "accuracy": "label copies right",
     "precision": "precision",
     "recall": "recall",
     "f1": "F1",

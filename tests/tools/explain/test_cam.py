@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import pytorch_grad_cam
 import timm
 import torch
 from pytorch_grad_cam.utils.image import scale_cam_image
@@ -11,18 +12,16 @@ from torch import nn
 from models.swin_transformer import SwinTransformer
 from tools.base.errors import NumericsError, UsageError
 from tools.evaluate.inference import VIEWS
-from tools.explain.cam import (
-    METHODS,
-    Recipe,
-    block_layers,
-    classic_recipe,
-    default_recipe,
-    explain,
+from tools.explain.cam import CamRecipe, compute_heat_maps, turn_back
+from tools.explain.layers import (
+    choose_classic_layer,
+    choose_default_layer,
     find_layer,
-    map_geometry,
-    stage_layers,
-    turn_back,
+    find_map_layout,
+    list_block_layers,
+    list_stage_layers,
 )
+from tools.explain.methods import METHODS
 from tools.render.maps import overlay
 
 
@@ -57,7 +56,7 @@ def small_swin(**kwargs):
 
 def heat(model, images, classes, layer="layer", method="gradcam"):
     """The maps by one recipe."""
-    return explain(model, images, [Recipe.parse(method, layer)], classes).maps[0]
+    return compute_heat_maps(model, images, [CamRecipe(method, layer)], classes).maps[0]
 
 
 @pytest.mark.parametrize("layout", ["tokens", "nhwc", "nchw"])
@@ -103,7 +102,7 @@ def test_maps_equal_those_of_pytorch_grad_cam(method, paths):
     """The library's own pass, a photo at a time, against ours of the whole batch."""
     model, images, classes = small_swin(), torch.randn(3, 3, 64, 64), [4, 0, 4]
     layers = [find_layer(model, path) for path in paths.split("+")]
-    library = METHODS[method](
+    library = getattr(pytorch_grad_cam, METHODS[method].library_class)(
         model, layers, lambda t: t.unflatten(1, (round(t.shape[1] ** 0.5),) * 2).permute(0, 3, 1, 2)
     )
     expected = [library(images[i : i + 1], [ClassifierOutputTarget(c)])[0] for i, c in enumerate(classes)]
@@ -116,9 +115,9 @@ def test_joined_layers_and_views_by_hand():
     one, other = ("layers[0].blocks[1].norm1", "layers[1].blocks[1].norm1")
     first, second, product = (heat(model, images, [1, 2], paths) for paths in (one, other, f"{one}*{other}"))
     assert product == pytest.approx(scale_cam_image(first * second), abs=1e-6)
-    recipe = [Recipe("gradcam", (one,))]
-    turned = explain(model, images.rot90(1, (2, 3)), recipe, [1, 2]).maps[0]
-    averaged = explain(model, images, recipe, [1, 2], VIEWS["turns"][:2]).maps[0]
+    recipe = [CamRecipe("gradcam", one)]
+    turned = compute_heat_maps(model, images.rot90(1, (2, 3)), recipe, [1, 2]).maps[0]
+    averaged = compute_heat_maps(model, images, recipe, [1, 2], VIEWS["turns"][:2]).maps[0]
     assert averaged == pytest.approx(scale_cam_image(first + np.rot90(turned, -1, (1, 2))), abs=1e-5)
     for view in VIEWS["all"]:
         assert np.array_equal(turn_back(view, view(images[:, :1])[:, 0].numpy()), images[:, 0].numpy())
@@ -154,7 +153,7 @@ def test_an_in_place_activation_behind_the_layer_does_no_harm():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images = torch.randn(2, 3, 16, 16)
-    before, after = model(images), explain(model, images, [Recipe("gradcam", ("0",))], [0, 1])
+    before, after = model(images), compute_heat_maps(model, images, [CamRecipe("gradcam", "0")], [0, 1])
     assert after.logits == pytest.approx(before.detach().numpy())
 
 
@@ -168,7 +167,7 @@ def test_layers_that_do_not_speak_for_the_class():
             self.unused(images)
             return self.used(images).mean((2, 3))
 
-    for path, words in (("unused", "reaches the logits"), ("never", "runs 0 times")):
+    for path, words in (("unused", "reach the logits"), ("never", "runs 0 times")):
         with pytest.raises(UsageError, match=words):
             heat(Aside(), torch.ones(1, 3, 16, 16), [0], path)
 
@@ -193,7 +192,7 @@ def test_geometry_of_real_architectures():
         handle = find_layer(model, path).register_forward_hook(lambda _m, _i, o, out=out: out.append(o))
         model(images)
         handle.remove()
-        reshape = map_geometry(model, out[0], 1)
+        reshape = find_map_layout(model, out[0], 1)
         assert tuple(reshape(out[0]).shape) == shape
         assert heat(model, images, [0], path).shape == (1, 64, 64)
     tokens = out[0]
@@ -205,7 +204,7 @@ def test_geometry_of_real_architectures():
 
 def test_means_and_products_are_not_mixed():
     with pytest.raises(UsageError, match="either"):
-        Recipe.parse("gradcam", "a+b*c")
+        CamRecipe("gradcam", "a+b*c")
 
 
 @pytest.mark.parametrize("path", ["layers[9]", "layer[-1]", "__import__('os')", "layers[-1].", "patch_embed[0]", ""])
@@ -220,15 +219,21 @@ def test_the_layers_we_name_exist():
     lite = timm.create_model("tf_efficientnet_lite0", num_classes=6).eval()
     images = torch.randn(1, 3, 64, 64)
     for model in (small_swin(), lite, vit):
-        recipes = [default_recipe(model), classic_recipe(model)]
-        recipes += [
-            Recipe("layercam", (path,)) for path in (*block_layers(model, "norm2"), *stage_layers(model, "norm1"))
+        recipes = [
+            CamRecipe("layercam", choose_default_layer(model, "layercam")),
+            CamRecipe("gradcam", choose_classic_layer(model)),
         ]
-        explain(model, images, recipes, [0])
-    assert block_layers(small_swin(), "norm1") == ["layers[-1].blocks[-2].norm1", "layers[-1].blocks[-1].norm1"]
-    assert block_layers(lite, "norm1") == ["blocks[5]", "blocks[6]"]
-    grids = explain(small_swin(), images, [Recipe("gradcam", (p,)) for p in stage_layers(small_swin(), "norm2")], [0])
-    assert grids.cells == [4, 8]  # 16 and 8 tokens a side: the first one's before patch merging
+        recipes += [
+            CamRecipe("layercam", path)
+            for path in (*list_block_layers(model, "norm2"), *list_stage_layers(model, "norm1"))
+        ]
+        compute_heat_maps(model, images, recipes, [0])
+    assert list_block_layers(small_swin(), "norm1") == ["layers[-1].blocks[-2].norm1", "layers[-1].blocks[-1].norm1"]
+    assert list_block_layers(lite, "norm1") == ["blocks[5]", "blocks[6]"]
+    grids = compute_heat_maps(
+        small_swin(), images, [CamRecipe("gradcam", p) for p in list_stage_layers(small_swin(), "norm2")], [0]
+    )
+    assert grids.cells_px == [4, 8]  # 16 and 8 tokens a side: the first one's before patch merging
 
 
 def test_red_stays_red_and_heat_is_red():

@@ -8,10 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from tools.explain.cam import Recipe
-from tools.explain.faithfulness import with_shuffled_weights
+from tools.base.tables import format_csv
+from tools.commands.visual import format_scores, list_score_rows
+from tools.explain.cam import CamRecipe
+from tools.explain.faithfulness import shuffle_weights
 from tools.explain.pointing import FIGURES, area_under, box_mask, correlation, pointing_and_energy, summarise
-from tools.explain.score import Case, lines, score_recipes, to_csv
+from tools.explain.score import BoxedLabel, score_recipes
 from tools.render.figures import draw_cam_scores
 
 HEAT = np.array([[0, 0, 0, 0], [0, 4, 2, 0], [0, 2, 0, 0], [0, 0, 0, 2]], np.float32)
@@ -66,7 +68,7 @@ class Spot(nn.Module):
 def cases(thorough=False):
     boxes = [[(4.0, 4.0, 28.0, 28.0)], [(36.0, 36.0, 60.0, 60.0)]]
     for number in range(6):
-        yield Case(f"photo {number // 2}", torch.ones(3, 64, 64), number % 2, boxes[number % 2], thorough)
+        yield BoxedLabel(f"photo {number // 2}", torch.ones(3, 64, 64), number % 2, boxes[number % 2], thorough)
 
 
 def sigmoid(logits):
@@ -75,9 +77,10 @@ def sigmoid(logits):
 
 def test_a_model_of_which_everything_is_known():
     model, batch = Spot().eval(), list(cases(thorough=True))
-    scores = score_recipes(model, [batch[:4], batch[4:]], [Recipe("layercam", ("layer",))], sigmoid, "spot.pth")
+    scores = score_recipes(model, [batch[:4], batch[4:]], [CamRecipe("layercam", "layer")], sigmoid)
     (score,), figures = scores, scores[0].figures
-    assert (score.photos, score.cases) == (3, 6)
+    named = [("spot.pth", score)]
+    assert (score.num_photos, score.num_labels) == (3, 6)
     assert figures["pointing"] == (1, 1, 1)
     assert figures["chance"][0] == pytest.approx((32 / 64) ** 2), "24 pixels and 4 of a cell's 8 on either side"
     assert figures["energy"][0] > 0.9
@@ -85,11 +88,11 @@ def test_a_model_of_which_everything_is_known():
     assert figures["deletion"][0] < low + 0.35 * (high - low), "a quarter of the pixels is all that counts"
     assert figures["road"][0] == pytest.approx(0, abs=0.05), "a photo of one colour is filled up to what it was"
     assert -1 <= figures["sanity"][0] <= 1
-    rows = list(csv.DictReader(io.StringIO(to_csv(scores).decode())))
+    rows = list(csv.DictReader(io.StringIO(format_csv(list_score_rows(named)).decode())))
     assert rows[0]["layer"] == "layer"
     assert float(rows[0]["pointing_high"]) == 1
-    assert "1.00 [1.00, 1.00]" in lines(scores)[1]
-    assert draw_cam_scores(scores).startswith(b"\x89PNG")
+    assert "1.00 [1.00, 1.00]" in format_scores(named)[1]
+    assert draw_cam_scores(["spot.pth"], [figures]).startswith(b"\x89PNG")
 
 
 def test_a_red_spot_comes_and_goes():
@@ -98,11 +101,11 @@ def test_a_red_spot_comes_and_goes():
     image[0, :32, :32] = 1
     figures = {}
     for index in (0, 1):
-        case = Case("a", image, 0, [(0.0, 0.0, 32.0, 32.0)], True)
+        case = BoxedLabel("a", image, 0, [(0.0, 0.0, 32.0, 32.0)], True)
         model = Spot().eval()
         if index:
             model.layer.register_forward_hook(lambda _m, _i, out: out.flip((2, 3)) * 1.0)
-        (score,) = score_recipes(model, [[case]], [Recipe("layercam", ("layer",))], sigmoid, "x")
+        (score,) = score_recipes(model, [[case]], [CamRecipe("layercam", "layer")], sigmoid)
         figures[index] = score.figures
     assert figures[0]["insertion"][0] > 0.75
     assert figures[0]["deletion"][0] < 0.3
@@ -112,6 +115,6 @@ def test_a_red_spot_comes_and_goes():
 
 def test_shuffled_weights_are_the_same_values_elsewhere():
     model = nn.Linear(20, 30)
-    stranger = with_shuffled_weights(model)
-    assert not torch.equal(stranger.weight, model.weight)
-    assert torch.equal(stranger.weight.flatten().sort().values, model.weight.flatten().sort().values)
+    shuffled = shuffle_weights(model)
+    assert not torch.equal(shuffled.weight, model.weight)
+    assert torch.equal(shuffled.weight.flatten().sort().values, model.weight.flatten().sort().values)

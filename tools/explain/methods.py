@@ -1,0 +1,19 @@
+"""The methods of heat maps. Their names are here, without torch, so that `--help` answers at once."""
+
+from typing import NamedTuple
+
+
+class CamMethod(NamedTuple):
+    """A class of pytorch-grad-cam, by its name, and whether its formula needs a backward pass."""
+
+    library_class: str
+    needs_gradients: bool
+
+
+METHODS = {
+    "gradcam": CamMethod("GradCAM", True),  # Selvaraju et al., arXiv 1610.02391
+    "gradcam++": CamMethod("GradCAMPlusPlus", True),  # Chattopadhay et al., arXiv 1710.11063
+    "layercam": CamMethod("LayerCAM", True),  # Jiang et al., IEEE TIP 2021, doi 10.1109/TIP.2021.3089943
+    "eigencam": CamMethod("EigenCAM", False),  # Muhammad and Yeasin, arXiv 2008.00299: the same map for every class
+    "scorecam": CamMethod("ScoreCAM", False),  # Wang et al., arXiv 1910.01279: one forward pass per channel
+}
