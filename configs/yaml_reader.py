@@ -1,8 +1,8 @@
-"""Reads YAML the way a config needs it: data only, no surprises, every refusal with its line and column.
+"""Reads YAML for configs: plain data only; every error names its line and column.
 
 PyYAML's SafeLoader follows YAML 1.1, where `010` is 8, `1:30` is 90, `yes` is true, the last of two equal keys wins and
 nine levels of aliases fill the memory. Here numbers are plain decimal, truth is true/false, duplicate keys and aliases
-are refused, so are tags (`!!int x`), and a config has at most 32,000 characters, which are read in half a second.
+are refused, and so are tags (`!!int x`). A config has at most 32,000 characters, which take half a second to read.
 """
 
 import re
@@ -56,7 +56,7 @@ _Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0") 
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in the file at `path`. Raises UsageError for whatever is not a small, plain, UTF-8 YAML mapping."""
+    """The mapping in the file at `path`. Raises UsageError for anything but a small, plain, UTF-8 YAML mapping."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise UsageError(f"config {path} is not a file")

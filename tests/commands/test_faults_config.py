@@ -185,11 +185,11 @@ ENVIRONMENTS = [
     ("K11", {"RANK": "x"}, "not WORLD_SIZE"),
     ("K11", {"RANK": "", "WORLD_SIZE": "", "LOCAL_RANK": ""}, "must be whole numbers"),
     ("K11", {"RANK": "2", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}, "must lie in"),
-    ("K11", {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "no place to meet"),
+    ("K11", {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "not an address"),
     (
         "K11",
         {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "70000"},
-        "no place to meet",
+        "not an address",
     ),
     ("K11", {"LOCAL_WORLD_SIZE": "x"}, "LOCAL_WORLD_SIZE=x"),
 ]

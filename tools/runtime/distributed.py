@@ -1,4 +1,4 @@
-"""Ranks: who we are, and the few things that all ranks do together. Plain `python` makes no process group."""
+"""Ranks and the operations that all ranks do together. Plain `python` makes no process group."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from tools.base.errors import ResourceError, UsageError, UserError
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others. `local_rank` counts on this machine and picks the GPU."""
+    """The rank of this process among all. `local_rank` is its rank on this machine and selects the GPU."""
 
     rank: int = 0
     world_size: int = 1
@@ -25,7 +25,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this rank writes files and talks."""
+        """Whether this rank is the one that writes files and prints."""
         return self.rank == 0
 
 
@@ -55,7 +55,7 @@ def ranks_from_environment(environ=os.environ) -> Ranks:
 
 @contextmanager
 def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seconds: int) -> Iterator[None]:
-    """A process group for as long as it is needed; none for a single plain process.
+    """A process group inside the block; none for a single plain process.
 
     Raises:
         UsageError: for an environment that names no place to meet.
@@ -71,16 +71,16 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
     address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     if not address or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UsageError(
-            f"the environment has MASTER_ADDR={address!r} and MASTER_PORT={port!r}, which is no place to meet; "
+            f"the environment has MASTER_ADDR={address!r} and MASTER_PORT={port!r}, which is not an address; "
             "start with torchrun"
         )
     try:
         timeout = timedelta(seconds=timeout_seconds)
-        store = _meeting_place(ranks, timeout)
+        store = _rendezvous_store(ranks, timeout)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.world_size)
     except (ValueError, RuntimeError) as error:
         raise ResourceError(
-            f"the ranks cannot meet at {address}:{port}: {str(error).splitlines()[0]}; choose another port or address"
+            f"the ranks cannot connect at {address}:{port}: {str(error).splitlines()[0]}; choose another port or address"
         ) from None
     try:
         yield
@@ -88,13 +88,13 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
         dist.destroy_process_group()
 
 
-def _meeting_place(ranks: Ranks, timeout: timedelta) -> dist.Store:
-    """The launcher's store; after each restart a part of it that is still empty.
+def _rendezvous_store(ranks: Ranks, timeout: timedelta) -> dist.Store:
+    """The store of the launcher, with a new prefix after each restart.
 
-    Torch 2.14 uses all of it again, so that restarted ranks find the addresses of those before them, and wait for ever.
+    Without it, torch 2.14 reuses the keys: restarted ranks find the addresses of their predecessors and wait forever.
     """
     store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # several machines may count their restarts differently
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # restart counts may differ between machines
         store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     return store
 
@@ -132,8 +132,8 @@ def worst_of_ranks(value: int, device: torch.device) -> int:
 def sum_gradients(parameters: Sequence[Tensor]) -> None:
     """Replaces every gradient by its sum over all ranks; a missing one counts as zero.
 
-    Not DistributedDataParallel: that adds up inside the backward pass, where a rank that ran out of memory could no
-    longer tell the others. The price is that adding up does not overlap with computing.
+    Not DistributedDataParallel: it reduces inside the backward pass, where a rank that ran out of memory could no
+    longer tell the others. The price is that the reduction does not overlap with the backward pass.
     """
     if not dist.is_initialized():
         return
@@ -150,7 +150,7 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
 
 
 def share_weights(*models: nn.Module) -> None:
-    """Gives every rank the first rank's parameters and buffers, such as batch norm's statistics."""
+    """Copies parameters and buffers (such as batch norm's statistics) of the first rank to every rank."""
     if dist.is_initialized():
         for model in models:
             for tensor in (*model.parameters(), *model.buffers()):
@@ -158,7 +158,7 @@ def share_weights(*models: nn.Module) -> None:
 
 
 def raise_together(error: UserError | None, ranks: Ranks) -> None:
-    """Raises `error` on every rank, if any rank has one: in its own words there, pointing to them elsewhere."""
+    """Raises on every rank when any rank has an `error`: the error itself there, a line that points to it elsewhere."""
     codes = gather_objects(error.exit_code if error else 0)
     if error:
         raise error
@@ -171,7 +171,7 @@ def raise_together(error: UserError | None, ranks: Ranks) -> None:
 
 @contextmanager
 def on_first_rank(ranks: Ranks) -> Iterator[None]:
-    """Round a block that only the first rank has work in: what fails there ends all ranks with the same exit code."""
+    """Around a block in which only the first rank works: an error there ends all ranks with the same exit code."""
     error = None
     try:
         yield
@@ -190,7 +190,7 @@ def gather_objects(value: object) -> list:
 
 
 def _buckets(tensors: Sequence[Tensor], size: int = 2**25) -> Iterator[list[Tensor]]:
-    """The tensors in runs of one dtype and about `size` bytes."""
+    """Consecutive tensors of one dtype in lists of about `size` bytes."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         full = sum(t.numel() * t.element_size() for t in bucket) >= size

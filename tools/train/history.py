@@ -1,4 +1,4 @@
-"""metrics.csv: one row an epoch. Because a run is a pure function of its step, rows after a resume replace old ones."""
+"""metrics.csv: one row per epoch. Rows written after a resume replace those of the same epochs."""
 
 import csv
 import io
@@ -32,7 +32,7 @@ def read_history(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv; none when it does not exist.
 
     Raises:
-        ResourceError: for a file that a run cannot go on writing, because something else has written it.
+        ResourceError: for a file that a run cannot continue, because another program has changed it.
     """
     if not path.exists():
         return []
@@ -45,12 +45,12 @@ def read_history(path: Path) -> list[dict[str, str]]:
         for row in rows:
             int(row["epoch"]), *map(float, row.values())
     except (OSError, ValueError, csv.Error) as error:
-        raise ResourceError(f"{path} cannot be continued: {error}; move it, or start anew with --overwrite") from None
+        raise ResourceError(f"{path} cannot be continued: {error}; move it, or start again with --overwrite") from None
     return rows
 
 
 def add_row(path: Path, row: dict) -> list[dict[str, str]]:
-    """Writes `row` in the place of those of its epoch and later, and returns all rows. Nobody sees half of it."""
+    """Replaces the rows from the epoch of `row` on by `row`, writes the file whole, and returns all rows."""
     rows = [old for old in read_history(path) if int(old["epoch"]) < row["epoch"]]
     rows.append({key: f"{value:.8g}" if isinstance(value, float) else str(value) for key, value in row.items()})
     text = io.StringIO()

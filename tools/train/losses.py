@@ -1,7 +1,7 @@
 """The criteria. Targets are always `[B, num_classes]` floats in [0, 1]: one-hot, multi-hot, or mixed.
 
-Every criterion takes `weights`, `[num_classes]` factors on the loss of each class, and gives the mean over the batch
-(and, for several labels, over the classes).
+Every criterion takes `weights`, `[num_classes]` factors on the loss of each class, and returns the mean over the
+batch (and over the classes for multi-label losses).
 """
 
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from torch import Tensor
 
 
 def cross_entropy(logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None) -> Tensor:
-    """Softmax cross-entropy for one class a sample; targets of a row sum to 1."""
+    """Softmax cross-entropy for one class per sample; each row of targets sums to 1."""
     return F.cross_entropy(logits.float(), targets, weight=weights, label_smoothing=smoothing)
 
 
 def binary_cross_entropy(
     logits: Tensor, targets: Tensor, smoothing: float = 0.0, weights: Tensor | None = None
 ) -> Tensor:
-    """Sigmoid cross-entropy for any number of classes a sample."""
+    """Sigmoid cross-entropy for any number of classes per sample."""
     targets = targets * (1 - smoothing) + smoothing / 2
     return F.binary_cross_entropy_with_logits(logits.float(), targets, weight=weights)
 
 
-CRITERIA = {"single": cross_entropy, "multi": binary_cross_entropy}  # what validation reports, whatever is trained on
+CRITERIA = {"single": cross_entropy, "multi": binary_cross_entropy}  # validation reports these for every training loss
 
 
 def build_criterion(
@@ -44,8 +44,8 @@ def build_criterion(
 
     Args:
         name: "auto" (`CRITERIA` of `targets`), "ce", "bce", "focal" (sigmoid cross-entropy x (1 - p_t)^gamma, arXiv
-            1708.02002, equation 4) or "asymmetric" (a focal loss that forgives absent labels more, and the easiest of
-            them entirely, arXiv 2009.14119, equation 7).
+            1708.02002, equation 4) or "asymmetric" (a focal loss that gives less weight to absent labels, and none to
+            the easiest of them, arXiv 2009.14119, equation 7).
     """
     if name == "focal":
         gamma_neg, gamma_pos, clip = gamma, gamma, 0.0
@@ -58,6 +58,6 @@ def build_criterion(
 
 
 def class_weights(counts: list[int]) -> Tensor:
-    """`[num_classes]` with mean 1, the inverse roots of the counts: rare classes count more, but not all alike."""
+    """Inverse square roots of the counts, `[num_classes]`, scaled to mean 1: rare classes count more."""
     weights = torch.tensor(counts, dtype=torch.float32).clamp(min=1).rsqrt()
     return weights / weights.mean()

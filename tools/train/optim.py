@@ -11,9 +11,9 @@ from tools.runtime.precision import trainable
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> list[str]:
-    """Stops training of every parameter under the given names and returns the names.
+    """Freezes every parameter whose name starts with one of `prefixes` and returns their names.
 
-    Frozen modules go to eval mode for good, so that batch norm statistics and dropout stand still too.
+    `set_train_mode` keeps frozen modules in eval mode, so batch norm statistics and dropout do not change either.
 
     Raises:
         UsageError: for a name that no parameter begins with.
@@ -54,7 +54,7 @@ def parameter_groups(
 ) -> list[dict]:
     """Groups of trainable parameters that share `weight_decay` and `lr_scale` (a factor on the scheduled rate).
 
-    No decay for 1-D parameters, biases and whatever ends in one of the `no_decay` names.
+    No decay for 1-D parameters, biases and names that end in one of `no_decay`.
 
     Args:
         head: name of the layer that gives the logits; its rate is multiplied by `head_scale`.
@@ -79,9 +79,9 @@ def parameter_groups(
 def build_optimizer(
     groups: list[dict], name: str, *, lr: float, eps: float, betas: tuple[float, float], momentum: float
 ) -> torch.optim.Optimizer:
-    """AdamW, or SGD with Nesterov momentum. The rate given here is replaced at every step.
+    """AdamW, or SGD with Nesterov momentum. `lr` is replaced at every step.
 
-    One fused kernel moves all parameters where their device has it, CPUs included, and torch's own choice elsewhere.
+    Uses torch's fused kernel where the device has one, CPUs included, and torch's default elsewhere.
     """
     if name == "adamw":
         make: Callable[..., torch.optim.Optimizer] = partial(
@@ -91,14 +91,14 @@ def build_optimizer(
         make = partial(torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     try:
         return make(fused=True)
-    except RuntimeError:  # the device has none
+    except RuntimeError:  # the device has no fused kernel
         return make()
 
 
 def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *, moved: bool) -> None:
-    """Gives every parameter the state that an optimizer's `state_dict` holds for its name.
+    """Loads the state of an optimizer's `state_dict` by parameter name.
 
-    Rates, decay and betas stay those of `optimizer`: they are the config's, which may have been changed on purpose.
+    Learning rates, decay and betas stay those of `optimizer`: the config may have been changed on purpose.
 
     Args:
         moved: whether updates were made, so that there must be a state.
@@ -109,7 +109,7 @@ def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *,
     names = [name for group in optimizer.param_groups for name in group["names"]]
     numbers = {n: i for group in stored["param_groups"] for n, i in zip(group["names"], group["params"], strict=False)}
     if set(names) != set(numbers):
-        raise CheckpointError(f"{where}: the optimizer state is that of other parameters; was TRAIN.FREEZE changed?")
+        raise CheckpointError(f"{where}: the optimizer state belongs to other parameters; was TRAIN.FREEZE changed?")
     wanted = _state_names(optimizer)
     state = {}
     for place, (name, parameter) in enumerate(zip(names, trainable(optimizer), strict=True)):
@@ -118,7 +118,7 @@ def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *,
             continue
         shapes = {key: () if key == "step" else parameter.shape for key in wanted}
         if {key: tuple(value.shape) for key, value in part.items()} != shapes:
-            raise CheckpointError(f"{where}: the optimizer state of {name} is not that of this optimizer")
+            raise CheckpointError(f"{where}: the optimizer state of {name} does not fit this optimizer")
         state[place] = part
     if moved and wanted and not state:
         raise CheckpointError(f"{where}: the optimizer state is empty after updates were made")
@@ -126,13 +126,13 @@ def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *,
 
 
 def _state_names(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
-    """What the optimizer remembers of a parameter."""
+    """Names of the state that the optimizer keeps per parameter."""
     if isinstance(optimizer, torch.optim.AdamW):
         return "step", "exp_avg", "exp_avg_sq"
     return ("momentum_buffer",) if optimizer.defaults["momentum"] else ()
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Gives every group its share of `lr`."""
+    """Sets the learning rate of every group to `lr` times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]

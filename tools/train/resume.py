@@ -1,5 +1,4 @@
-"""Whether a run may start in its folder, from where it resumes, and whether that still fits. Nothing is written here
-but the lock."""
+"""Whether a run may start in its folder, what it resumes from, and whether that fits. Writes nothing but the lock."""
 
 import os
 import shutil

@@ -3,11 +3,11 @@
 import math
 from collections.abc import Callable
 
-REFERENCE_BATCH = 512  # images an update for which BASE_LR, WARMUP_LR and MIN_LR are meant
+REFERENCE_BATCH = 512  # images per update that BASE_LR, WARMUP_LR and MIN_LR are given for
 
 
 def scale_lr(lr: float, images_per_update: int) -> float:
-    """Linear scaling (Goyal et al., arXiv 1706.02677, section 2.1): as many times `lr` as 512s of images an update."""
+    """Linear scaling (Goyal et al., arXiv 1706.02677, section 2.1): `lr` per 512 images per update."""
     return lr * images_per_update / REFERENCE_BATCH
 
 
@@ -24,8 +24,8 @@ def build_schedule(
 ) -> Callable[[int], float]:
     """step -> learning rate, step 0 being the first update.
 
-    A linear warm-up from `warmup_lr`, cut out of the beginning of: cosine to `min_lr` (arXiv 1608.03983, equation 5);
-    linear to a hundredth of `base_lr`, as the course project's; or x `decay_rate` every `decay_steps`.
+    A linear warm-up from `warmup_lr` replaces the beginning of: cosine to `min_lr` (arXiv 1608.03983, equation 5);
+    linear to a hundredth of `base_lr`, as in the course project; or `decay_rate` as a factor every `decay_steps`.
     """
 
     def cosine(step: int) -> float:

@@ -190,10 +190,10 @@ def test_the_environment_is_read_strictly():
 @pytest.mark.parametrize(
     ("address", "port", "code", "words"),
     [
-        ("", "29500", 2, "no place to meet"),
-        ("127.0.0.1", "x", 2, "no place to meet"),
-        ("127.0.0.1", "99999", 2, "no place to meet"),
-        ("127.0.0.1", "taken", 5, "cannot meet at 127.0.0.1"),
+        ("", "29500", 2, "not an address"),
+        ("127.0.0.1", "x", 2, "not an address"),
+        ("127.0.0.1", "99999", 2, "not an address"),
+        ("127.0.0.1", "taken", 5, "cannot connect at 127.0.0.1"),
     ],
 )
 def test_ranks_that_cannot_meet_say_so(refused, monkeypatch, tiny, dataset, tmp_path, address, port, code, words):

@@ -2,11 +2,11 @@
 
 from conftest import ROOT
 
-from tools.commands import draw_swin
+from docs.swin import draw
 
 
 def test_the_page_has_the_shapes_of_the_model_and_small_pictures(tmp_path, capsys):
-    assert draw_swin.main(["--to", str(tmp_path)]) == 0
+    assert draw.main(["--to", str(tmp_path)]) == 0
     page = (ROOT / "docs" / "swin.md").read_text()
     for line in capsys.readouterr().out.splitlines():
         assert line in page

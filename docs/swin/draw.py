@@ -1,5 +1,7 @@
 """Draws the pictures of docs/swin.md with the functions of the model, and prints the table of its shapes."""
 
+import sys
+
 from tools.base import cli
 
 EPILOG = """
@@ -13,7 +15,7 @@ INK = "#33413a"
 @cli.command
 def main(argv: list[str]) -> int:
     """Parses `argv`, draws and prints."""
-    parser = cli.Parser(prog="python -m tools draw_swin", description=__doc__, epilog=EPILOG)
+    parser = cli.Parser(prog="python -m docs.swin.draw", description=__doc__, epilog=EPILOG)
     parser.add_argument("--to", default="docs/swin", metavar="FOLDER", help="where pictures go (default docs/swin)")
     args = parser.parse_args(argv)
 
@@ -181,3 +183,7 @@ def png(figure) -> bytes:
     buffer = io.BytesIO()
     small.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
