@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that takes no abbreviations and answers a mistake with one line and the nearest flag.
 
     Args:
-        hint: unknown flag -> what to write instead, or the empty string; asked before the nearest flag is named.
+        hint: unknown flag -> what to write instead, or the empty string; asked when no flag is near.
     """
 
     def __init__(self, hint: Callable[[str], str] = lambda _flag: "", **kwargs: Any):
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         for argument in args:  # before argparse complains of what the misspelt flag left out
             flag = argument.split("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
-                hint = self.hint(flag) or nearest(flag, self._option_string_actions, cutoff=0.7)
+                hint = nearest(flag, self._option_string_actions, cutoff=0.7) or self.hint(flag)
                 raise UsageError(f"unrecognized argument {argument!r}{hint}")
         known, unknown = self.parse_known_args(args, namespace)
         if unknown:

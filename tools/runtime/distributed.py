@@ -80,7 +80,7 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
         dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.world_size)
     except (ValueError, RuntimeError) as error:
         raise ResourceError(
-            f"the ranks cannot connect at {address}:{port}: {str(error).splitlines()[0]}; choose another port or address"
+            f"the ranks cannot connect at {address}:{port}: {str(error).splitlines()[0]}; use another port or address"
         ) from None
     try:
         yield
