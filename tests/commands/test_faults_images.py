@@ -90,8 +90,8 @@ def test_predict_says_the_same(fault, tmp_path, trained, limit):
 
 PREDICT = [
     ("B4", ["{photo}", "--max-bad", "-1"], 2, "--max-bad -1 is below 0"),
-    ("B7", ["{photo}", "--csv", "{photo}"], 2, "is what is read"),
-    ("B7", ["{photo}", "--json", "{model}"], 2, "is what is read"),
+    ("B7", ["{photo}", "--csv", "{photo}"], 2, "is one of the inputs"),
+    ("B7", ["{photo}", "--json", "{model}"], 2, "is one of the inputs"),
     ("D1", ["nothing.jpg"], 3, "leads to no photo"),
     ("D1", ["*.png"], 3, "leads to no photo"),
     ("D1", ["."], 3, "leads to no photo"),

@@ -98,7 +98,7 @@ def test_figures_may_not_replace_their_input_b7(fault, tmp_path):
     for name in ("p.csv", "labels.csv"):
         (tmp_path / name).write_text(HEADER + "a.jpg,rust\n")
     for name in ("p.csv", "labels.csv"):
-        fault(score.main, ["p.csv", "labels.csv", "--json", name], 2, f"--json {name} is what is read")
+        fault(score.main, ["p.csv", "labels.csv", "--json", name], 2, f"--json {name} is one of the inputs")
 
 
 BOXES = "images,label,x_center,y_center,width,height\n"
