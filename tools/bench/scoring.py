@@ -125,7 +125,7 @@ def measure_maps(args) -> list[Row]:
 
     classic = CamRecipe("gradcam", choose_classic_layer(model))
     default = CamRecipe("layercam", choose_default_layer(model, "layercam"))
-    kinds = {
+    kinds: dict[str, tuple[Callable, int]] = {
         "pytorch-grad-cam, one at a time": (partial(library_maps, model), 1),
         "pytorch-grad-cam, in a batch": (partial(library_maps, model), NUM_MAPS),
         "ours, one at a time": (explain_by(classic), 1),

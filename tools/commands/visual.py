@@ -150,7 +150,7 @@ def find_surest_mistakes(predictor, split, loaded, most: int):
     import numpy as np
 
     from tools.evaluate.predictor import Predictor, predict_split
-    from tools.explain.photos import photo_source
+    from tools.explain.photos import describe_photo
     from tools.runtime.distributed import Ranks
 
     config, tta = loaded.config, loaded.given("TEST.TTA") or "none"
@@ -164,7 +164,7 @@ def find_surest_mistakes(predictor, split, loaded, most: int):
     sources = []
     for number, row in enumerate(wrong, 1):
         photo, stem = split.photos[row], f"mistake_{number:02d}_{Path(split.photos[row].name).stem}"
-        sources.append(photo_source(split, photo, stem, list_true(answers.decision[row])))
+        sources.append(describe_photo(split, photo, stem, list_true(answers.decision[row])))
     return sources
 
 
@@ -314,12 +314,9 @@ def score(loaded, args, run) -> int:
         watched = progress(batches(labels, size), str(predictor.path), -(-len(found) // size))
         measured = score_recipes(predictor.model, watched, recipes, predictor.rule.probabilities, views)
         scores += [(predictor.path.name, score) for score in measured]
-    figures = [score.figures for _, score in scores]
+    names = [f"{checkpoint}  {score.recipe.method}\n{score.recipe.layer}" for checkpoint, score in scores]
     write_bytes(folder / "cam_scores.csv", format_csv(list_score_rows(scores)))
-    write_bytes(
-        folder / "cam_scores.png",
-        draw_cam_scores([f"{name}  {s.recipe.method}\n{s.recipe.layer}" for name, s in scores], figures),
-    )
+    write_bytes(folder / "cam_scores.png", draw_cam_scores(names, [score.figures for _, score in scores]))
     print(f"{scores[0][1].num_photos} photos, {scores[0][1].num_labels} labels with boxes, with 95 % intervals:")
     print("\n".join(format_scores(scores)))
     print(f"written: {folder}/cam_scores.csv, cam_scores.png")
@@ -333,18 +330,17 @@ def list_score_rows(scores) -> list[list]:
     columns = [column for name in FIGURES for column in (name, f"{name}_low", f"{name}_high")]
     rows = [["checkpoint", "method", "layer", "photos", "cases", *columns]]
     for checkpoint, score in scores:
-        figures = (score.figures[name] for name in FIGURES)
-        cells = [cell for values in figures for cell in ([f"{v:.4f}" for v in values] if values else [""] * 3)]
-        recipe = score.recipe
-        rows.append([checkpoint, recipe.method, recipe.layer, score.num_photos, score.num_labels, *cells])
+        row = [checkpoint, score.recipe.method, score.recipe.layer, score.num_photos, score.num_labels]
+        for name in FIGURES:
+            row += [f"{value:.4f}" for value in score.figures[name]] if name in score.figures else [""] * 3
+        rows.append(row)
     return rows
 
 
 def format_scores(scores) -> list[str]:
     """The lines for a terminal: a header of what was measured, then one line per score."""
-    measured = [name for name, values in scores[0][1].figures.items() if values is not None]
-    rows = [["", *measured]]
+    rows = [["", *scores[0][1].figures]]
     for checkpoint, score in scores:
-        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*score.figures[name]) for name in measured)
+        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*figure) for figure in score.figures.values())
         rows.append([f"{checkpoint}  {score.recipe.method} {score.recipe.layer}", *cells])
     return format_table(rows, "<")

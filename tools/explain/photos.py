@@ -90,10 +90,10 @@ def list_split_photos(
             found.sort(key=lambda one: -len(one[1].classes))
         found = found[:examples]
     stems = number_repeated(Path(photo.name).stem for _, photo in found)
-    return [photo_source(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True)]
+    return [describe_photo(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True)]
 
 
-def photo_source(split: Split, photo: Photo, stem: str, predicted: tuple[int, ...] = ()) -> PhotoSource:
+def describe_photo(split: Split, photo: Photo, stem: str, predicted: tuple[int, ...] = ()) -> PhotoSource:
     """A photo of a split, read when it is needed."""
     where = split.source.locate(photo.file)
     return PhotoSource(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes, predicted)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tools.explain.cam import CamRecipe, compute_heat_maps
-from tools.explain.faithfulness import faithfulness, shuffle_weights
-from tools.explain.pointing import FIGURES, box_mask, correlation, pointing_and_energy, summarise
+from tools.explain.faithfulness import measure_faithfulness, shuffle_weights
+from tools.explain.pointing import FIGURES, build_box_mask, correlate, measure_pointing, summarise
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class BoxedLabel:
 
 @dataclass(frozen=True)
 class CamScore:
-    """The figures of one recipe (`tools.explain.pointing.summarise`), and how many photos and labels were measured."""
+    """The figures of one recipe (`tools.explain.pointing.summarise`) over a number of photos and labels."""
 
     recipe: CamRecipe
     num_photos: int
     num_labels: int
-    figures: dict[str, tuple[float, float, float] | None]
+    figures: dict[str, tuple[float, float, float]]
 
 
 def score_recipes(
@@ -86,10 +86,10 @@ def _measure(
     for row, label in enumerate(labels):
         maps = [batch[row] for batch in heat_maps.maps]
         for number, (heat, cell) in enumerate(zip(maps, heat_maps.cells_px, strict=True)):
-            table[row, number, :3] = pointing_and_energy(heat, box_mask(label.boxes, images.shape[-1], cell / 2))
+            table[row, number, :3] = measure_pointing(heat, build_box_mask(label.boxes, images.shape[-1], cell / 2))
         if label.thorough:
             others = compute_heat_maps(shuffled, images[row : row + 1], recipes, [label.index], views).maps
             for number, (heat, other) in enumerate(zip(maps, others, strict=True)):
-                table[row, number, 3:6] = faithfulness(model, images[row], heat, label.index, probability)
-                table[row, number, 6] = correlation(heat, other[0])
+                table[row, number, 3:6] = measure_faithfulness(model, images[row], heat, label.index, probability)
+                table[row, number, 6] = correlate(heat, other[0])
     return table
