@@ -280,7 +280,7 @@ def caption_row(source, row, labels, titles):
     roles = " and ".join(word for word, group in groups if row.class_index in group)
     maps = []
     for title, probability, heat in zip(titles, row.probabilities, row.maps, strict=True):
-        empty = "" if heat.any() else "\nnothing speaks for it"
+        empty = "" if heat.any() else "\nno evidence for it"
         maps.append((f"{title}\n{label} {100 * probability:.1f}%{empty}", heat))
     return f"{roles}: {label}" if source.predicted else "original", maps
 
@@ -291,7 +291,7 @@ def warn_of_zero_maps(source, rows, labels, recipes):
         for number, heat in enumerate(row.maps):
             if not heat.any():
                 where, label = recipes[number % len(recipes)].layer, labels[row.class_index]
-                yield f"warning: {source.name}: nothing at {where} speaks for {label}; the map is zero everywhere"
+                yield f"warning: {source.name}: no evidence for {label} at {where}; the map is zero everywhere"
 
 
 def score(loaded, args, run) -> int:

@@ -38,10 +38,9 @@ def measure_faithfulness(
     blurred = torch.from_numpy(cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), (0, 0), BLUR * image.shape[-1]))
     insertion = integrate(likely(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
     deletion = integrate(likely(_blends(image, torch.zeros_like(image), place)))
-    importance = 1 - place[None].astype(
-        np.float32
-    )  # ROAD cuts at percentiles, where many equal values would go at once
-    with torch.random.fork_rng():  # ROAD adds a little noise to filled pixels
+    # ranks and not values: ROAD cuts at percentiles, where many equal values would be removed together
+    importance = 1 - place[None].astype(np.float32)
+    with torch.random.fork_rng():  # ROAD adds noise to filled pixels
         torch.manual_seed(0)
         road = ROADCombined(ROAD_PERCENTILES)(image[None], importance, [target], model)[0]
     return insertion, deletion, float(road)
