@@ -111,22 +111,13 @@ def test_a_single_target_run_is_scored_by_its_own_rule(tiny, dataset, tmp_path, 
     [("predicted", None), ("rust", "layers[0].blocks[-1].norm2"), ("100000", "layers[-1].blocks[0].norm1")],
 )
 def test_heat_map_and_original_are_written_in_true_colours(run_folder, tmp_path, target, layer):
-    """The photo's left half is red: it must be red in both files."""
+    """The left half of the photo is red, and so are the left halves of both files."""
     pixels = np.zeros((90, 140, 3), np.uint8)
     pixels[:, :70, 0], pixels[:, 70:, 1] = 255, 120
     Image.fromarray(pixels).save(tmp_path / "leaf 1.png")
     flags = ["--layer", layer] if layer else []
-    arguments = [
-        "--resume",
-        run_folder / "best.pth",
-        "--image",
-        tmp_path / "leaf 1.png",
-        "--target",
-        target,
-        "--to",
-        tmp_path / "maps",
-        *flags,
-    ]
+    photo, maps = tmp_path / "leaf 1.png", tmp_path / "maps"
+    arguments = ["--resume", run_folder / "best.pth", "--image", photo, "--target", target, "--to", maps, *flags]
     assert visual.main([str(a) for a in arguments]) == 0
     files = {p.name: cv2.imread(str(p))[:, :, ::-1].astype(int) for p in (tmp_path / "maps").iterdir()}
     label = {"rust": "rust", "100000": "complex"}.get(target, r"\w+")
@@ -139,7 +130,7 @@ def test_heat_map_and_original_are_written_in_true_colours(run_folder, tmp_path,
     assert heat[16, 2, 0] >= 127 > heat[16, 29, 0] - 127
 
 
-def test_photos_of_one_name_have_each_their_pictures(run_folder, dataset, tmp_path):
+def test_photos_with_equal_names_get_separate_pictures(run_folder, dataset, tmp_path):
     photos = sorted((dataset / "test").glob("*/*.jpg"))
     for place, photo in zip(("x/p.jpg", "y/p.jpg", "p_2.jpg"), photos, strict=False):
         (tmp_path / place).parent.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ def run_folder(trained, tmp_path):
 
 @pytest.fixture
 def draw(run_folder, dataset, tmp_path):
-    """Calls visual.py on the run; the names of the files it wrote."""
+    """A function that calls visual.py on the run and returns the names of the files it wrote."""
 
     def call(*flags):
         shutil.rmtree(tmp_path / "maps", ignore_errors=True)
@@ -45,7 +45,7 @@ def test_side_by_side(draw, tmp_path):
         (name,) = draw("--examples", "1", "--target", "rust", *flags)
         assert name.endswith(f"_rust_{kind}.png")
         height, width = size_of(tmp_path / "maps" / name)
-        assert width > (columns + 1) * 240 > width - 240, "the original and a tile a map"
+        assert width > (columns + 1) * 240 > width - 240, "the original and one tile per map"
         assert height > 240
 
 
@@ -57,7 +57,7 @@ def test_a_row_for_every_label(draw, tmp_path, capsys):
     assert size_of(tmp_path / "maps" / name)[0] > labels * 240
 
 
-def test_mistakes_are_the_surest_wrong_ones(draw, capsys):
+def test_mistakes_come_with_both_labels(draw, capsys):
     names = draw("--mistakes", "2", "--split", "val")
     assert [name[:10] for name in names] == ["mistake_01", "mistake_02"]
     out = [line for line in capsys.readouterr().out.splitlines() if " -> " in line]
@@ -80,7 +80,7 @@ def test_epochs(run_folder, draw, dataset, raw, refused, tmp_path):
     assert [row["checkpoint"] for row in rows] == ["epoch_001.pth", "epoch_002.pth", "best.pth"]
 
 
-def test_a_whole_split_with_several_looks(draw):
+def test_a_whole_split_with_averaged_views(draw):
     names = draw("--split", "val", "--batch-size", "5", "--tta", "turns", "--classic")
     assert len([n for n in names if n.endswith("_pair.png")]) == 13
 
@@ -93,7 +93,7 @@ def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, crop)
     pixels = np.zeros((90, 140, 3), np.uint8)
     pixels[:, :70, 0], pixels[:, 70:, 1] = 255, 120
     exif = Image.Exif()
-    exif[0x0112] = 3  # upside down: red is on the right when it is shown
+    exif[0x0112] = 3  # rotated by 180 degrees: red is on the right of the upright photo
     Image.fromarray(pixels).save(tmp_path / "leaf.png", exif=exif)
     names = draw("--image", tmp_path / "leaf.png", "--full-size", "--target", "rust")
     assert names == ["leaf_original.png", "leaf_rust_cam.png", "leaf_rust_pair.png"]
@@ -102,11 +102,11 @@ def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, crop)
     assert original[45, 138].tolist() == [255, 0, 0]
     assert original[45, 2].tolist() == [0, 120, 0]
     if crop:
-        assert np.array_equal(heated[:, -10:], original[:, -10:]), "the model did not see these"
+        assert np.array_equal(heated[:, -10:], original[:, -10:]), "outside the center crop"
     assert heated[45, 80, 0] >= 127
 
 
-def test_a_map_of_nothing_is_zero_and_said(run_folder, draw, capsys):
+def test_a_zero_map_prints_a_warning(run_folder, draw, capsys):
     content = read(run_folder / "best.pth")
     content["model"]["head.weight"].zero_()
     written(run_folder / "best.pth", content)

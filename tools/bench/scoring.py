@@ -77,11 +77,11 @@ def measure_cam(args, predictor: LoadedModel, split: Split, folder: Path) -> lis
     model, labels, theirs = predictor.model, predictor.labels, folder / "theirs"
     recipe = CamRecipe("gradcam", choose_classic_layer(model))
     models = [(model, predictor.rule.probabilities)]
-    sources = list(photos.list_split_photos([split], len(labels)))
+    sources = photos.list_split_photos([split], len(labels))
+    transform, geometry = predictor.preprocess.transform(), predictor.preprocess.geometry()
     theirs.mkdir()
 
     def explain_singly() -> None:
-        transform, geometry = predictor.preprocess.transform(), predictor.preprocess.geometry()
         for photo in split.photos:
             image = open_photo(split, photo)
             (heat,) = library_maps(model, transform(image)[None].to(peers.DEVICE))
@@ -89,17 +89,19 @@ def measure_cam(args, predictor: LoadedModel, split: Split, folder: Path) -> lis
             cv2.imwrite(str(theirs / f"{Path(photo.name).stem}.png"), drawn[:, :, ::-1])
 
     def explain_all() -> None:
-        loaded = photos.load_batches(sources, predictor.preprocess, args.batch_size, args.workers)
-        pairs = (p for batch in loaded for p in zip(batch, photos.explain_batch(batch, models, [recipe]), strict=True))
-        deque(in_threads(write, pairs, args.workers, args.batch_size), maxlen=0)
+        deque(in_threads(write, explain_sources(), args.workers, args.batch_size), maxlen=0)
 
-    def write(pair: tuple) -> None:
-        photo, (row,) = pair
-        stem, label = photo.source.stem, labels[row.class_index]
+    def explain_sources() -> Iterator[tuple]:
+        for loaded, images, inputs in photos.load_batches(sources, predictor.preprocess, args.batch_size, args.workers):
+            yield from zip(loaded, images, photos.explain_batch(inputs, models, [recipe]), strict=True)
+
+    def write(explained: tuple) -> None:
+        source, image, (row,) = explained
+        seen, stem, label = np.asarray(geometry(image)), source.stem, labels[row.class_index]
         caption = f"{label} {100 * row.probabilities[0]:.1f}%"
-        write_picture(folder / "ours" / f"{stem}_{label}_cam.png", overlay(photo.seen, row.maps[0]))
-        write_picture(folder / "ours" / f"{stem}_original.png", photo.seen)
-        figure = draw_figure(stem, photo.seen, [("original", [(caption, row.maps[0])])])
+        write_picture(folder / "ours" / f"{stem}_{label}_cam.png", overlay(seen, row.maps[0]))
+        write_picture(folder / "ours" / f"{stem}_original.png", seen)
+        figure = draw_figure(stem, seen, [("original", [(caption, row.maps[0])])])
         write_picture(folder / "ours" / f"{stem}_{label}_pair.png", figure)
 
     peer = f"cam, {args.photos} photos: pytorch-grad-cam, one after the other, one picture each"
@@ -123,15 +125,12 @@ def measure_maps(args) -> list[Row]:
 
     classic = CamRecipe("gradcam", choose_classic_layer(model))
     default = CamRecipe("layercam", choose_default_layer(model, "layercam"))
-    kinds = {
+    kinds: dict[str, tuple[Callable, int]] = {
         "pytorch-grad-cam, one at a time": (partial(library_maps, model), 1),
         "pytorch-grad-cam, in a batch": (partial(library_maps, model), NUM_MAPS),
         "ours, one at a time": (explain_by(classic), 1),
         "ours, in a batch": (explain_by(classic), NUM_MAPS),
-        "ours, in a batch, default maps": (
-            explain_by(default),
-            NUM_MAPS,
-        ),
+        "ours, in a batch, default maps": (explain_by(default), NUM_MAPS),
     }
     kinds = {f"{NUM_MAPS} maps, {args.size}: {kind}": how for kind, how in kinds.items()}
     with torch.enable_grad():

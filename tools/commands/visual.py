@@ -1,9 +1,17 @@
 """Shows where on the leaf a trained model looked: heat maps over photos, side by side, or scored against boxes."""
 
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import UsageError
+from tools.base.files import check_output, write_bytes
+from tools.base.log import progress, say
+from tools.base.tables import format_csv, format_table
+from tools.base.threads import batches, in_threads
 from tools.explain.methods import METHODS
 
 EPILOG = """
@@ -21,10 +29,7 @@ examples
   python visual.py --score lesion_boxes.csv --split val train --method gradcam layercam --layer "blocks[4]" "blocks[6]"
 """
 
-
 FLAGS = ("--batch-size", "--data-path", "--zip", "--follow-links", "--resume", "--tta", "--output", "--tag")
-
-
 COMPARISONS = ("blocks", "stages", "epochs", "targets")
 
 
@@ -35,7 +40,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--cfg", metavar="FILE", help="use the run of this config (and --tag)")
     parser.add_argument("--image", nargs="+", action="extend", default=[], metavar="FILE", help="photos to explain")
     parser.add_argument("--examples", type=int, default=0, metavar="N", help="explain N photos of --split")
-    parser.add_argument("--mistakes", type=int, default=0, metavar="N", help="the N surest wrong ones of --split")
+    parser.add_argument(
+        "--mistakes", type=int, default=0, metavar="N", help="explain the N most confident mistakes of --split"
+    )
     parser.add_argument("--score", metavar="BOXES.csv", help="measure maps of --split against boxes")
     parser.add_argument(
         "--split",
@@ -43,24 +50,19 @@ def main(argv: list[str]) -> int:
         choices=["train", "val", "test"],
         help="of --examples, --mistakes and --score (default test); alone: explain all of its photos",
     )
-    parser.add_argument(
-        "--target",
-        default="predicted",
-        metavar="LABEL",
-        help="a label or its code (default: the predicted one)",
-    )
-    parser.add_argument(
-        "--method", nargs="+", choices=list(METHODS), help="how (default: see docs/results.md, Heatmaps)"
-    )
+    parser.add_argument("--target", default="predicted", metavar="LABEL", help="label or code (default: the predicted)")
+    parser.add_argument("--method", nargs="+", choices=list(METHODS), help="default: see docs/results.md, Heatmaps")
     parser.add_argument("--layer", nargs="+", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1")
     parser.add_argument("--classic", action="store_true", help="the course project's method and layer as the default")
     parser.add_argument("--compare", choices=COMPARISONS, help="side by side: last blocks, last stages, epochs, labels")
-    parser.add_argument("--norm", default="norm1", choices=["norm1", "norm2"], help="of a Swin, for --compare")
+    parser.add_argument(
+        "--norm", default="norm1", choices=["norm1", "norm2"], help="norm of a Swin's blocks, for --compare"
+    )
     parser.add_argument("--full-size", action="store_true", help="draw over the photo at its own size")
     parser.add_argument(
         "--thorough", type=int, default=0, metavar="N", help="--score: N photos' insertion, deletion, ROAD, sanity too"
     )
-    parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
+    parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="which ones, of a last.pth with both")
     parser.add_argument("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
@@ -96,17 +98,13 @@ def draw(loaded, args, run) -> int:
 
     Threads read and write while the model runs; without them it would wait a third of the time.
     """
-    from functools import partial
-
     from data.build import num_workers
-    from tools.base.log import progress, say
-    from tools.base.threads import in_threads
 
     predictors, folder, why = find_predictors(loaded, args, run)
     data = loaded.config.DATA
     recipes = choose_recipes(predictors[-1].model, args)
     size, threads = data.BATCH_SIZE, num_workers(data.NUM_WORKERS)
-    sources = list(choose_photos(loaded, args, predictors[-1]))
+    sources = choose_photos(loaded, args, predictors[-1])
     for _ in in_threads(lambda source: source.read() and None, sources, threads, size):
         pass  # an unreadable photo has raised its error
     print(why)
@@ -118,26 +116,21 @@ def draw(loaded, args, run) -> int:
 
 
 def explain_photos(sources, predictors, recipes, args, loaded, threads: int):
-    """Yields every photo with its explanations; `--target`, `--mistakes` and `--compare targets` name the classes."""
-    from dataclasses import replace
-
+    """Yields (source, photo, explanations); `--target`, `--mistakes` and `--compare targets` name the classes."""
     from tools.evaluate.inference import VIEWS
     from tools.explain.photos import explain_batch, load_batches
 
-    best, views = predictors[-1], VIEWS[loaded.given("TEST.TTA") or "none"]
+    best, views, size = predictors[-1], VIEWS[loaded.given("TEST.TTA") or "none"], loaded.config.DATA.BATCH_SIZE
     target = None if args.target == "predicted" else best.class_index(args.target)
     models = [(predictor.model, predictor.rule.probabilities) for predictor in predictors]
-    for photos in load_batches(sources, best.preprocess, loaded.config.DATA.BATCH_SIZE, threads):
+    for batch, photos, images in load_batches(sources, best.preprocess, size, threads):
         if args.compare == "targets":
-            answers = [tuple(row.nonzero()[0].tolist()) for row in decide(best, photos)]
-            photos = [
-                replace(photo, source=replace(photo.source, predicted=answer))
-                for photo, answer in zip(photos, answers, strict=True)
-            ]
-        wanted = None if target is None else [[target]] * len(photos)
+            pairs = zip(batch, decide(best, images), strict=True)
+            batch = [replace(source, predicted=labels) for source, labels in pairs]
+        wanted = None if target is None else [[target]] * len(batch)
         if args.mistakes or args.compare == "targets":
-            wanted = [sorted({*photo.source.truth, *photo.source.predicted}) for photo in photos]
-        yield from zip(photos, explain_batch(photos, models, recipes, wanted, views), strict=True)
+            wanted = [sorted({*source.truth, *source.predicted}) for source in batch]
+        yield from zip(batch, photos, explain_batch(images, models, recipes, wanted, views), strict=True)
 
 
 def choose_photos(loaded, args, predictor):
@@ -153,38 +146,40 @@ def choose_photos(loaded, args, predictor):
 
 
 def find_surest_mistakes(predictor, split, loaded, most: int):
-    """Yields at most `most` photos with a wrong decision, the most confident first."""
-    from functools import partial
-    from pathlib import Path
-
+    """At most `most` photos with a wrong decision, the most confident first."""
     import numpy as np
 
-    from tools.base.log import progress
     from tools.evaluate.predictor import Predictor, predict_split
-    from tools.explain.photos import photo_source
+    from tools.explain.photos import describe_photo
     from tools.runtime.distributed import Ranks
 
-    rule, device = predictor.rule, next(predictor.model.parameters()).device
     config, tta = loaded.config, loaded.given("TEST.TTA") or "none"
-    whole = Predictor([predictor], rule, predictor.validation, tta)
+    device = next(predictor.model.parameters()).device
+    whole = Predictor([predictor], predictor.rule, predictor.validation, tta)
     watch = partial(progress, description="predicting")
     logits, truth = predict_split(whole, split, config.DATA, config.AMP, Ranks(), device, watch)
-    answers = rule.answer(logits)
+    answers = predictor.rule.answer(logits)
     order = np.argsort(-answers.confidence, kind="stable")
     wrong = [row for row in order if (answers.decision[row] != truth[row]).any()][:most]
+    sources = []
     for number, row in enumerate(wrong, 1):
-        photo, predicted = split.photos[row], tuple(np.flatnonzero(answers.decision[row]).tolist())
-        yield photo_source(split, photo, f"mistake_{number:02d}_{Path(photo.name).stem}", predicted)
+        photo, stem = split.photos[row], f"mistake_{number:02d}_{Path(split.photos[row].name).stem}"
+        sources.append(describe_photo(split, photo, stem, list_true(answers.decision[row])))
+    return sources
 
 
-def decide(predictor, photos):
-    """The decision of the model on loaded photos: `[B, C]` bool."""
+def decide(predictor, images) -> list[tuple[int, ...]]:
+    """The classes that the model decides on, per image of `[B, 3, S, S]`."""
     import torch
 
-    images = torch.stack([photo.image for photo in photos])
     with torch.no_grad():
         logits = predictor.model(images.to(next(predictor.model.parameters()).device)).float().cpu().numpy()
-    return predictor.rule.answer(logits).decision
+    return [list_true(row) for row in predictor.rule.answer(logits).decision]
+
+
+def list_true(row) -> tuple[int, ...]:
+    """The indices at which a row of bools is true."""
+    return tuple(row.nonzero()[0].tolist())
 
 
 def build_splits(config, args, predictor):
@@ -196,9 +191,6 @@ def build_splits(config, args, predictor):
 
 def find_predictors(loaded, args, run):
     """(models to look through, the best.pth last; the folder for results; a line that says which checkpoint)."""
-    from pathlib import Path
-
-    from tools.base.files import check_output
     from tools.checkpoint.find import find_checkpoints
     from tools.checkpoint.store import SNAPSHOTS
     from tools.evaluate.predictor import load_model
@@ -247,45 +239,50 @@ def title_columns(predictors, recipes) -> list[str]:
 
 
 def write_pictures(folder, predictors, recipes, args, explained) -> list[str]:
-    """Writes the pictures of one photo, (photo, its explanations); returns the lines to print, warnings last."""
+    """Writes the pictures of one photo, (source, photo, explanations); returns the lines to print, warnings last."""
+    import numpy as np
+
     from tools.render.maps import draw_figure, overlay, write_picture
 
-    photo, rows = explained
-    source, labels, titles = photo.source, predictors[-1].labels, title_columns(predictors, recipes)
-    pixels, window = (photo.original, photo.window) if args.full_size else (photo.seen, None)
-    label, where = labels[rows[0].class_index], ""
+    source, photo, rows = explained
+    best, titles = predictors[-1], title_columns(predictors, recipes)
+    pixels, window = np.asarray(photo), best.preprocess.window(*photo.size)
+    if not args.full_size:
+        pixels, window = np.asarray(best.preprocess.geometry()(photo)), None
+    label, where = best.labels[rows[0].class_index], ""
     kind = args.compare or ("side_by_side" if len(titles) > 1 else "pair")
     name = f"{source.stem}_{label}_{kind}.png"
     if args.mistakes:
         name = f"{source.stem}.png"
-    elif args.compare == "targets":
+    elif kind == "targets":
         name = f"{source.stem}_targets.png"
     path = folder / name
-    write_picture(path, draw_figure(*caption_figure(source, rows, labels, titles, pixels), window))
+    figure = [caption_row(source, row, best.labels, titles) for row in rows]
+    write_picture(path, draw_figure(title_photo(source, best.labels), pixels, figure, window))
     if kind == "pair" and not args.mistakes:
         where, path = f" at {recipes[0].layer}", folder / f"{source.stem}_{label}_cam.png"
         write_picture(path, overlay(pixels, rows[0].maps[0], window))
         write_picture(folder / f"{source.stem}_original.png", pixels)
-    shares = ", ".join(f"{labels[row.class_index]} {100 * row.probabilities[-1]:.1f}%" for row in rows)
-    return [f"{source.name}: {shares}{where} -> {path}", *warn_of_zero_maps(source, rows, labels, recipes)]
+    shares = ", ".join(f"{best.labels[row.class_index]} {100 * row.probabilities[-1]:.1f}%" for row in rows)
+    return [f"{source.name}: {shares}{where} -> {path}", *warn_of_zero_maps(source, rows, best.labels, recipes)]
 
 
-def caption_figure(source, rows, labels, titles, pixels) -> tuple:
-    """The arguments of `draw_figure`: title, photo, and a row per class with captions."""
-    from pathlib import Path
-
-    figure = []
-    for row in rows:
-        label = labels[row.class_index]
-        groups = (("true", source.truth), ("predicted", source.predicted))
-        roles = " and ".join(word for word, group in groups if row.class_index in group)
-        maps = []
-        for title, probability, heat in zip(titles, row.probabilities, row.maps, strict=True):
-            empty = "" if heat.any() else "\nnothing speaks for it"
-            maps.append((f"{title}\n{label} {100 * probability:.1f}%{empty}", heat))
-        figure.append((f"{roles}: {label}" if source.predicted else "original", maps))
+def title_photo(source, labels) -> str:
+    """The title of a photo's figure: its file name, and its true labels where they are known."""
     truth = ", ".join(labels[index] for index in source.truth)
-    return Path(source.name).name + (f"\ntrue: {truth}" if truth else ""), pixels, figure
+    return Path(source.name).name + (f"\ntrue: {truth}" if truth else "")
+
+
+def caption_row(source, row, labels, titles):
+    """(caption of the photo, [(caption, map) per column]) of one explanation, for `draw_figure`."""
+    label = labels[row.class_index]
+    groups = (("true", source.truth), ("predicted", source.predicted))
+    roles = " and ".join(word for word, group in groups if row.class_index in group)
+    maps = []
+    for title, probability, heat in zip(titles, row.probabilities, row.maps, strict=True):
+        empty = "" if heat.any() else "\nno evidence for it"
+        maps.append((f"{title}\n{label} {100 * probability:.1f}%{empty}", heat))
+    return f"{roles}: {label}" if source.predicted else "original", maps
 
 
 def warn_of_zero_maps(source, rows, labels, recipes):
@@ -294,18 +291,12 @@ def warn_of_zero_maps(source, rows, labels, recipes):
         for number, heat in enumerate(row.maps):
             if not heat.any():
                 where, label = recipes[number % len(recipes)].layer, labels[row.class_index]
-                yield f"warning: {source.name}: nothing at {where} speaks for {label}; the map is zero everywhere"
+                yield f"warning: {source.name}: no evidence for {label} at {where}; the map is zero everywhere"
 
 
 def score(loaded, args, run) -> int:
     """Measures maps against boxes; writes cam_scores.csv and cam_scores.png."""
-    from pathlib import Path
-
     from data.boxes import read_boxes
-    from tools.base.files import write_bytes
-    from tools.base.log import progress
-    from tools.base.tables import format_csv
-    from tools.base.threads import batches
     from tools.evaluate.inference import VIEWS
     from tools.explain.photos import list_boxed_labels, load_boxed_labels
     from tools.explain.score import score_recipes
@@ -323,12 +314,9 @@ def score(loaded, args, run) -> int:
         watched = progress(batches(labels, size), str(predictor.path), -(-len(found) // size))
         measured = score_recipes(predictor.model, watched, recipes, predictor.rule.probabilities, views)
         scores += [(predictor.path.name, score) for score in measured]
-    figures = [score.figures for _, score in scores]
+    names = [f"{checkpoint}  {score.recipe.method}\n{score.recipe.layer}" for checkpoint, score in scores]
     write_bytes(folder / "cam_scores.csv", format_csv(list_score_rows(scores)))
-    write_bytes(
-        folder / "cam_scores.png",
-        draw_cam_scores([f"{name}  {s.recipe.method}\n{s.recipe.layer}" for name, s in scores], figures),
-    )
+    write_bytes(folder / "cam_scores.png", draw_cam_scores(names, [score.figures for _, score in scores]))
     print(f"{scores[0][1].num_photos} photos, {scores[0][1].num_labels} labels with boxes, with 95 % intervals:")
     print("\n".join(format_scores(scores)))
     print(f"written: {folder}/cam_scores.csv, cam_scores.png")
@@ -342,20 +330,17 @@ def list_score_rows(scores) -> list[list]:
     columns = [column for name in FIGURES for column in (name, f"{name}_low", f"{name}_high")]
     rows = [["checkpoint", "method", "layer", "photos", "cases", *columns]]
     for checkpoint, score in scores:
-        figures = (score.figures[name] for name in FIGURES)
-        cells = [cell for values in figures for cell in ([f"{v:.4f}" for v in values] if values else [""] * 3)]
-        recipe = score.recipe
-        rows.append([checkpoint, recipe.method, recipe.layer, score.num_photos, score.num_labels, *cells])
+        row = [checkpoint, score.recipe.method, score.recipe.layer, score.num_photos, score.num_labels]
+        for name in FIGURES:
+            row += [f"{value:.4f}" for value in score.figures[name]] if name in score.figures else [""] * 3
+        rows.append(row)
     return rows
 
 
 def format_scores(scores) -> list[str]:
     """The lines for a terminal: a header of what was measured, then one line per score."""
-    from tools.base.tables import format_table
-
-    measured = [name for name, values in scores[0][1].figures.items() if values is not None]
-    rows = [["", *measured]]
+    rows = [["", *scores[0][1].figures]]
     for checkpoint, score in scores:
-        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*score.figures[name]) for name in measured)
+        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*figure) for figure in score.figures.values())
         rows.append([f"{checkpoint}  {score.recipe.method} {score.recipe.layer}", *cells])
     return format_table(rows, "<")

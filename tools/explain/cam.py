@@ -111,27 +111,26 @@ def _compute_one_view(
     layers = {path: find_layer(model, path) for recipe in recipes for path in recipe.paths}
     backward = any(METHODS[recipe.method].needs_gradients for recipe in recipes)
     with _frozen(model):
-        logits, outputs = _run(model, layers, images, backward)
-        chosen = classes(logits.detach().float().cpu().numpy()) if callable(classes) else classes
-        classes = [int(index) for index in chosen]
+        output, points = _run(model, layers, images, backward)
+        logits = _to_numpy(output)
+        classes = [int(index) for index in (classes(logits) if callable(classes) else classes)]
         for index in classes:
             if not 0 <= index < logits.shape[1]:
                 raise UsageError(f"class index {index} is not among the model's {logits.shape[1]} classes")
-        layouts = {path: find_map_layout(model, output, len(images)) for path, output in outputs.items()}
-        gradients = _gradients(logits, classes, outputs) if backward else dict.fromkeys(outputs)
-        parts = {
-            path: tuple(
-                None if values is None else layouts[path](values.detach()).float().cpu().numpy()
-                for values in (output, gradients[path])
-            )
-            for path, output in outputs.items()
-        }
-        maps = [_combine(model, images, recipe, parts, classes) for recipe in recipes]
+        layouts = {path: find_map_layout(model, point, len(images)) for path, point in points.items()}
+        slopes = _gradients(output, classes, points) if backward else {}
+        activations = {path: _to_numpy(layouts[path](point)) for path, point in points.items()}
+        gradients = {path: _to_numpy(layouts[path](slope)) for path, slope in slopes.items()}
+        maps = [_combine(model, images, recipe, activations, gradients, classes) for recipe in recipes]
     if not all(np.isfinite(heat).all() for heat in maps):
         raise NumericsError("the gradients are not finite; no heat map was made")
     side = images.shape[-1]
-    cells = [side / max(parts[path][0].shape[-1] for path in recipe.paths) for recipe in recipes]
-    return HeatMaps(logits.detach().float().cpu().numpy(), classes, maps, cells)
+    cells = [side / max(activations[path].shape[-1] for path in recipe.paths) for recipe in recipes]
+    return HeatMaps(logits, classes, maps, cells)
+
+
+def _to_numpy(values: Tensor) -> np.ndarray:
+    return values.detach().float().cpu().numpy()
 
 
 @contextlib.contextmanager
@@ -186,35 +185,38 @@ def _run(
     return logits, {path: given[0] for path, given in outputs.items()}
 
 
-def _gradients(logits: Tensor, classes: Sequence[int], outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _gradients(logits: Tensor, classes: Sequence[int], points: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The gradients of each image's class by each output, in one backward pass: images do not mix in eval mode."""
     explained = logits[torch.arange(len(classes)), list(classes)].sum()
-    given = [None] * len(outputs)
+    gradients: Sequence[Tensor | None] = [None] * len(points)
     if explained.requires_grad:
-        given = torch.autograd.grad(explained, list(outputs.values()), allow_unused=True)
-    for path, gradient in zip(outputs, given, strict=True):
+        gradients = torch.autograd.grad(explained, list(points.values()), allow_unused=True)
+    by_path = {}
+    for path, gradient in zip(points, gradients, strict=True):
         if gradient is None:
             raise UsageError(f"--layer {path}: its output does not reach the logits; choose another")
-    return dict(zip(outputs, given, strict=True))
+        by_path[path] = gradient
+    return by_path
 
 
 def _combine(
     model: nn.Module,
     images: Tensor,
     recipe: CamRecipe,
-    parts: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+    activations: Mapping[str, np.ndarray],
+    gradients: Mapping[str, np.ndarray],
     classes: Sequence[int],
 ) -> np.ndarray:
     """`[B, S, S]` in [0, 1]: each layer's map is scaled and enlarged to the image; they are joined and scaled again."""
     size = tuple(images.shape[-2:])[::-1]
-    maps = [
-        scale_cam_image(np.maximum(_formula(model, images, recipe.method, *parts[path], classes), 0), size)
-        for path in recipe.paths
-    ]
+    maps = []
+    for path in recipe.paths:
+        weighted = _apply_formula(model, images, recipe.method, activations[path], gradients.get(path), classes)
+        maps.append(scale_cam_image(np.maximum(weighted, 0), size))
     return scale_cam_image(np.prod(maps, axis=0) if "*" in recipe.layer else np.mean(maps, axis=0))
 
 
-def _formula(
+def _apply_formula(
     model: nn.Module,
     images: Tensor,
     method: str,
@@ -223,14 +225,13 @@ def _formula(
     classes: Sequence[int],
 ) -> np.ndarray:
     """pytorch-grad-cam's formula for one layer: `[B, h, w]`, before negative values are set to zero."""
-    library = getattr(pytorch_grad_cam, METHODS[method].library_class)(
-        model, []
-    )  # no layers: no hooks, only the formula
+    no_layers: list[nn.Module] = []  # then the library adds no hooks and gives only its formula
+    library = getattr(pytorch_grad_cam, METHODS[method].library_class)(model, no_layers)
     targets = [ClassifierOutputTarget(index) for index in classes]
     if method != "scorecam":
         return library.get_cam_image(images, None, targets, activations, gradients, False)
     with contextlib.redirect_stderr(io.StringIO()):  # it draws a progress bar for every image
-        rows = [  # one image at a time: its masked copies, one per channel, are all in memory at once
+        rows = [  # one image at a time: its masked versions, one per channel, are all in memory at once
             library.get_cam_image(images[i : i + 1], None, targets[i : i + 1], activations[i : i + 1], None, False)
             for i in range(len(images))
         ]

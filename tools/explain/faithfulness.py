@@ -9,14 +9,14 @@ import torch
 from pytorch_grad_cam.metrics.road import ROADCombined
 from torch import Tensor, nn
 
-from tools.explain.pointing import area_under
+from tools.explain.pointing import integrate
 
 STEPS = 16  # of an insertion or deletion curve
 BLUR = 1 / 8  # standard deviation of the blur that insertion starts from, as a share of the side: no lesion is left
 ROAD_PERCENTILES = [20, 50, 80]  # of the map's values; each takes a second per photo
 
 
-def faithfulness(
+def measure_faithfulness(
     model: nn.Module, image: Tensor, heat: np.ndarray, index: int, probability: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float, float]:
     """(insertion, deletion, ROAD) of one map: how the class's probability changes with the pixels.
@@ -34,20 +34,19 @@ def faithfulness(
     def target(logits: Tensor) -> Tensor:
         return torch.from_numpy(probability(logits.float().cpu().numpy()[None])[0, [index]])[0]
 
-    place = ranks(heat)
+    place = rank_pixels(heat)
     blurred = torch.from_numpy(cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), (0, 0), BLUR * image.shape[-1]))
-    insertion = area_under(likely(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
-    deletion = area_under(likely(_blends(image, torch.zeros_like(image), place)))
-    importance = 1 - place[None].astype(
-        np.float32
-    )  # ROAD cuts at percentiles, where many equal values would go at once
-    with torch.random.fork_rng():  # ROAD adds a little noise to filled pixels
+    insertion = integrate(likely(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
+    deletion = integrate(likely(_blends(image, torch.zeros_like(image), place)))
+    # ranks and not values: ROAD cuts at percentiles, where many equal values would be removed together
+    importance = 1 - place[None].astype(np.float32)
+    with torch.random.fork_rng():  # ROAD adds noise to filled pixels
         torch.manual_seed(0)
         road = ROADCombined(ROAD_PERCENTILES)(image[None], importance, [target], model)[0]
     return insertion, deletion, float(road)
 
 
-def ranks(heat: np.ndarray) -> np.ndarray:
+def rank_pixels(heat: np.ndarray) -> np.ndarray:
     """Each pixel's rank in the map, from 0 (the hottest) to below 1."""
     place = np.empty(heat.size)
     place[np.argsort(-heat, axis=None, kind="stable")] = np.arange(heat.size) / heat.size

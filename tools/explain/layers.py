@@ -31,7 +31,7 @@ def list_block_layers(model: nn.Module, norm: str) -> list[str]:
     Raises:
         UsageError: for an architecture whose stages are not numbered.
     """
-    if _is_swin(model):
+    if _count_swin_stages(model):
         return [f"layers[-1].blocks[{place}].{norm}" for place in (-2, -1)]
     match = re.fullmatch(r"(.+)\[(\d+)\]", _list_stages(model, norm)[-1])
     if not match or int(match[2]) < 1:
@@ -44,9 +44,11 @@ def list_stage_layers(model: nn.Module, norm: str) -> list[str]:
     return _list_stages(model, norm)[-2:]
 
 
-def _is_swin(model: nn.Module) -> bool:
-    """Whether it is a Swin, ours or timm's."""
-    return hasattr(model, "layers") and hasattr(model.layers[-1], "blocks")
+def _count_swin_stages(model: nn.Module) -> int:
+    """The number of stages of a Swin, ours or timm's; 0 for any other architecture."""
+    layers = getattr(model, "layers", None)
+    stages = list(layers.children()) if isinstance(layers, nn.Module) else []
+    return len(stages) if stages and hasattr(stages[-1], "blocks") else 0
 
 
 def _list_stages(model: nn.Module, norm: str) -> list[str]:
@@ -55,8 +57,8 @@ def _list_stages(model: nn.Module, norm: str) -> list[str]:
     Raises:
         UsageError: for an architecture that names no stages.
     """
-    if _is_swin(model):
-        return [f"layers[{stage}].blocks[-1].{norm}" for stage in range(-len(model.layers), 0)]
+    if num_stages := _count_swin_stages(model):
+        return [f"layers[{stage}].blocks[-1].{norm}" for stage in range(-num_stages, 0)]
     entries = getattr(model, "feature_info", None)
     if not entries:
         raise UsageError("this architecture names no feature maps; give --layer")

@@ -20,6 +20,7 @@ from tools.explain.cam import CamRecipe, compute_heat_maps
 from tools.explain.score import BoxedLabel
 
 Boxed = tuple[Split, Photo, int, list[Box]]  # a photo, one of its classes, and the boxes of that class
+Probabilities = Callable[[np.ndarray], np.ndarray]  # logits [n, C] -> probabilities [n, C]
 
 
 @dataclass(frozen=True)
@@ -41,24 +42,6 @@ class PhotoSource:
 
 
 @dataclass(frozen=True)
-class LoadedPhoto:
-    """A photo in memory.
-
-    Attributes:
-        original: `[H, W, 3]` uint8 RGB.
-        seen: `[S, S, 3]` uint8 RGB, the part that is the model's input.
-        window: (left, top, right, bottom) of that part, in pixels of `original`.
-        image: `[3, S, S]`, normalised.
-    """
-
-    source: PhotoSource
-    original: np.ndarray
-    seen: np.ndarray
-    window: tuple[float, float, float, float]
-    image: Tensor
-
-
-@dataclass(frozen=True)
 class Explanation:
     """One class of one photo. There is one column per model and recipe, the recipes of the first model first.
 
@@ -70,9 +53,6 @@ class Explanation:
     class_index: int
     probabilities: list[float]
     maps: list[np.ndarray]
-
-
-Probabilities = Callable[[np.ndarray], np.ndarray]  # logits [n, C] -> probabilities [n, C]
 
 
 def number_repeated(stems: Iterable[str]) -> Iterator[str]:
@@ -87,15 +67,15 @@ def number_repeated(stems: Iterable[str]) -> Iterator[str]:
         yield name
 
 
-def list_named_photos(names: Sequence[str]) -> Iterator[PhotoSource]:
+def list_named_photos(names: Sequence[str]) -> list[PhotoSource]:
     """The photos at the paths that a user gives."""
-    for name, stem in zip(names, number_repeated(Path(name).stem for name in names), strict=True):
-        yield PhotoSource(name, stem, lambda name=name: read_image(Path(name)))
+    stems = number_repeated(Path(name).stem for name in names)
+    return [PhotoSource(name, stem, partial(read_image, Path(name))) for name, stem in zip(names, stems, strict=True)]
 
 
 def list_split_photos(
     splits: Sequence[Split], num_classes: int, examples: int = 0, several_first: bool = False
-) -> Iterator[PhotoSource]:
+) -> list[PhotoSource]:
     """The photos of splits: all, or `examples` of them, taking every label in turn.
 
     Args:
@@ -110,56 +90,66 @@ def list_split_photos(
             found.sort(key=lambda one: -len(one[1].classes))
         found = found[:examples]
     stems = number_repeated(Path(photo.name).stem for _, photo in found)
-    yield from (photo_source(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True))
+    return [describe_photo(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True)]
 
 
-def load_photo(source: PhotoSource, preprocess: Preprocess) -> LoadedPhoto:
-    """The photo, decoded and prepared for the model."""
-    photo = source.read()
-    return LoadedPhoto(
-        source,
-        np.asarray(photo),
-        np.asarray(preprocess.geometry()(photo)),
-        preprocess.window(*photo.size),
-        preprocess.transform()(photo),
-    )
+def describe_photo(split: Split, photo: Photo, stem: str, predicted: tuple[int, ...] = ()) -> PhotoSource:
+    """A photo of a split, read when it is needed."""
+    where = split.source.locate(photo.file)
+    return PhotoSource(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes, predicted)
 
 
 def load_batches(
-    sources: Sequence[PhotoSource], preprocess: Preprocess, size: int, threads: int
-) -> Iterator[list[LoadedPhoto]]:
-    """The photos in batches of `size`; `threads` read the next batch while the caller uses one."""
-    return batches(in_threads(partial(load_photo, preprocess=preprocess), sources, threads, size), size)
+    sources: Iterable[PhotoSource], preprocess: Preprocess, size: int, threads: int
+) -> Iterator[tuple[Sequence[PhotoSource], Sequence[Image], Tensor]]:
+    """(sources, upright RGB images, the model's input `[B, 3, S, S]`), for `size` photos at a time.
+
+    `threads` read the next batch while the caller uses one.
+    """
+    transform = preprocess.transform()
+
+    def load(source: PhotoSource) -> tuple[PhotoSource, Image, Tensor]:
+        image = source.read()
+        return source, image, transform(image)
+
+    for batch in batches(in_threads(load, sources, threads, size), size):
+        loaded, images, inputs = zip(*batch, strict=True)
+        yield loaded, images, torch.stack(inputs)
 
 
 def explain_batch(
-    photos: Sequence[LoadedPhoto],
+    images: Tensor,
     models: Sequence[tuple[nn.Module, Probabilities]],
     recipes: Sequence[CamRecipe],
     wanted: Sequence[Sequence[int]] | None = None,
     views: Sequence[Callable[[Tensor], Tensor]] = (lambda x: x,),
 ) -> list[list[Explanation]]:
-    """The explanations of each photo, one per class; one pass per model serves all recipes.
+    """The explanations of each image, one per class; one pass per model and view serves all recipes.
 
     Args:
-        wanted: classes to explain, one list per photo; None takes the most probable class of the last model.
+        images: `[B, 3, S, S]`, normalised.
+        wanted: classes to explain, one list per image; None takes the most probable class of the last model.
         views: see `tools.explain.cam.compute_heat_maps`.
     """
-    owners = range(len(photos)) if wanted is None else [i for i, classes in enumerate(wanted) for _ in classes]
-    classes = None if wanted is None else [c for group in wanted for c in group]
-    images = torch.stack([photos[owner].image for owner in owners]).to(next(models[0][0].parameters()).device)
-    maps, shares = [], []
-    for model, probabilities in reversed(models):  # the last model chooses the classes
-        if classes is None:
-            classes = lambda logits, of=probabilities: of(logits).argmax(axis=1)  # noqa: E731
+    explained: list[list[Explanation]] = [[] for _ in images]
+    owners = [image for image, classes in enumerate(wanted or [[0]] * len(images)) for _ in classes]
+    images = images[owners].to(next(models[0][0].parameters()).device)
+    last_probabilities = models[-1][1]
+    classes: Sequence[int] | Callable[[np.ndarray], Sequence[int]] = (
+        (lambda logits: last_probabilities(logits).argmax(axis=1))
+        if wanted is None
+        else [index for group in wanted for index in group]
+    )
+    maps: list[np.ndarray] = []
+    probabilities: list[np.ndarray] = []
+    for model, to_probabilities in reversed(models):
         heat = compute_heat_maps(model, images, recipes, classes, views)
         classes = heat.classes
-        share = probabilities(heat.logits)[np.arange(len(classes)), classes]
-        maps, shares = heat.maps + maps, [share] * len(recipes) + shares
-    explained: list[list[Explanation]] = [[] for _ in photos]
-    for place, (owner, index) in enumerate(zip(owners, classes, strict=True)):
-        columns = [float(share[place]) for share in shares], [heat[place] for heat in maps]
-        explained[owner].append(Explanation(index, *columns))
+        column = to_probabilities(heat.logits)[np.arange(len(classes)), classes]
+        maps, probabilities = heat.maps + maps, [column] * len(recipes) + probabilities
+    for row, owner in enumerate(owners):
+        shares = [float(column[row]) for column in probabilities]
+        explained[owner].append(Explanation(heat.classes[row], shares, [column[row] for column in maps]))
     return explained
 
 
@@ -169,13 +159,13 @@ def list_boxed_labels(splits: Sequence[Split], labels: Sequence[str], boxes: Map
     Raises:
         DataError: when no photo has any.
     """
-    found = []
-    for split in splits:
-        for photo in split.photos:
-            here = boxes.get(photo.name, [])
-            for index, label in enumerate(labels):
-                if mine := [box for box in here if box.label == label]:
-                    found.append((split, photo, index, mine))
+    found = [
+        (split, photo, index, of_label)
+        for split in splits
+        for photo in split.photos
+        for index, label in enumerate(labels)
+        if (of_label := [box for box in boxes.get(photo.name, []) if box.label == label])
+    ]
     if not found:
         where = ", ".join(split.where for split in splits)
         raise DataError(f"the boxes belong to no photo in {where}; name other splits with --split")
@@ -191,9 +181,3 @@ def load_boxed_labels(preprocess: Preprocess, found: Sequence[Boxed], thorough: 
         closely = (number + 1) * thorough // len(found) > number * thorough // len(found)
         if placed:
             yield BoxedLabel(f"{split.where}/{photo.name}", transform(image), index, placed, closely)
-
-
-def photo_source(split: Split, photo: Photo, stem: str, predicted: tuple[int, ...] = ()) -> PhotoSource:
-    """A photo of a split, read when it is needed."""
-    where = split.source.locate(photo.file)
-    return PhotoSource(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes, predicted)

@@ -1,7 +1,7 @@
 """Heat maps against lesion boxes, and against the model itself: figures as pure functions on numpy arrays.
 
-A case is one label of a photo, with its boxes. Every figure of many cases is a mean weighted by how often each photo
-counts, so that a bootstrap draw over photos is the same formula with other weights.
+A figure of many labels of many photos is a mean weighted by how often each photo counts, so that a bootstrap draw over
+photos is the same formula with other weights.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from tools.base.bootstrap import interval, resample
 FIGURES = ("pointing", "chance", "energy", "insertion", "deletion", "road", "sanity")
 
 
-def box_mask(boxes: Sequence[tuple[float, float, float, float]], side: int, grow: float) -> np.ndarray:
+def build_box_mask(boxes: Sequence[tuple[float, float, float, float]], side: int, grow: float) -> np.ndarray:
     """`[side, side]` bool: pixels whose centre lies in one of the boxes, each grown by `grow` on every side.
 
     Args:
@@ -30,7 +30,7 @@ def box_mask(boxes: Sequence[tuple[float, float, float, float]], side: int, grow
     return mask
 
 
-def pointing_and_energy(heat: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
+def measure_pointing(heat: np.ndarray, mask: np.ndarray) -> tuple[float, float, float]:
     """(1 when the peak lies in the mask, the mask's share of the area, its share of the map's sum).
 
     The pointing game is Zhang et al., arXiv 1608.00507, section 4.2; energy is Wang et al., arXiv 1910.01279, section
@@ -42,34 +42,34 @@ def pointing_and_energy(heat: np.ndarray, mask: np.ndarray) -> tuple[float, floa
     return float(mask.flat[heat.argmax()]), float(mask.mean()), float(heat[mask].sum()) / total
 
 
-def correlation(one: np.ndarray, other: np.ndarray) -> float:
+def correlate(one: np.ndarray, other: np.ndarray) -> float:
     """Pearson's correlation of two maps; 0 when one of them is flat."""
     if one.std() == 0 or other.std() == 0:
         return 0.0
     return float(np.corrcoef(one.ravel(), other.ravel())[0, 1])
 
 
-def area_under(values: np.ndarray) -> float:
+def integrate(values: np.ndarray) -> float:
     """Area under a curve of equidistant values over [0, 1], by the trapezoidal rule."""
     return float((values[1:] + values[:-1]).mean() / 2)
 
 
-def summarise(values: np.ndarray, photos: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float, float] | None]:
-    """(mean, and its 95 % interval by bootstrap over photos) of each of FIGURES, None where nothing was measured.
+def summarise(values: np.ndarray, photos: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+    """(mean, low, high) of each of FIGURES that was measured: the 95 % interval is a bootstrap over photos.
 
     Args:
-        values: `[cases, len(FIGURES)]`, NaN where a case was not measured.
-        photos: `[cases]`, which photo each case is of; a photo's cases are drawn together.
+        values: `[labels, len(FIGURES)]`, NaN where a figure was not measured.
+        photos: `[labels]`, the photo of each label; the labels of a photo are drawn together.
     """
     _, photo = np.unique(photos, return_inverse=True)
-    draws = np.concatenate([weights[:, photo] for weights in resample(int(photo.max()) + 1, seed)])  # [R, cases]
-    summary: dict[str, tuple[float, float, float] | None] = {}
+    draws = np.concatenate([weights[:, photo] for weights in resample(int(photo.max()) + 1, seed)])  # [R, labels]
+    summary = {}
     for name, column in zip(FIGURES, values.T, strict=True):
         known = ~np.isnan(column)
-        if not known.any():
-            summary[name] = None
-            continue
-        weight = draws[:, known].sum(axis=1)
-        drawn = np.divide(draws[:, known] @ column[known], weight, out=np.full(len(draws), np.nan), where=weight > 0)
-        summary[name] = (float(column[known].mean()), *interval(drawn))
+        if known.any():
+            weight = draws[:, known].sum(axis=1)
+            total = draws[:, known] @ column[known]
+            drawn = np.divide(total, weight, out=np.full(len(draws), np.nan), where=weight > 0)
+            low, high = interval(drawn) or (np.nan, np.nan)
+            summary[name] = (float(column[known].mean()), low, high)
     return summary

@@ -1,6 +1,6 @@
 """How good heat maps are: each recipe's maps against lesion boxes, and against the model's response to lost pixels.
 
-One pass over the photos measures all recipes; only the figures of each photo are kept.
+One pass over the photos measures all recipes; only the figures of each label are kept.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from tools.explain.cam import CamRecipe, compute_heat_maps
-from tools.explain.faithfulness import faithfulness, shuffle_weights
-from tools.explain.pointing import FIGURES, box_mask, correlation, pointing_and_energy, summarise
+from tools.explain.faithfulness import measure_faithfulness, shuffle_weights
+from tools.explain.pointing import FIGURES, build_box_mask, correlate, measure_pointing, summarise
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class BoxedLabel:
 
 @dataclass(frozen=True)
 class CamScore:
-    """The figures of one recipe (`tools.explain.pointing.summarise`), and how many photos and labels were measured."""
+    """The figures of one recipe (`tools.explain.pointing.summarise`) over a number of photos and labels."""
 
     recipe: CamRecipe
     num_photos: int
     num_labels: int
-    figures: dict[str, tuple[float, float, float] | None]
+    figures: dict[str, tuple[float, float, float]]
 
 
 def score_recipes(
@@ -58,38 +58,25 @@ def score_recipes(
         probability: logits `[n, C]` -> probabilities `[n, C]`.
         views: see `tools.explain.cam.compute_heat_maps`.
     """
-    shuffled = shuffle_weights(model)
-    values, photos = [], []
+    shuffled, device = shuffle_weights(model), next(model.parameters()).device
+    rows, photos = [], []
     for labels in batches:
-        photos += [label.photo for label in labels]
-        values.append(_measure(model, shuffled, labels, recipes, probability, views))
-    table, owner = np.concatenate(values), np.array(photos)  # [labels, recipes, figures], [labels]
+        images = torch.stack([label.image for label in labels]).to(device)
+        heat_maps = compute_heat_maps(model, images, recipes, [label.index for label in labels], views)
+        for number, label in enumerate(labels):
+            maps = [of_recipe[number] for of_recipe in heat_maps.maps]
+            row = np.full((len(recipes), len(FIGURES)), np.nan)
+            for cells, heat, cell in zip(row, maps, heat_maps.cells_px, strict=True):
+                cells[:3] = measure_pointing(heat, build_box_mask(label.boxes, images.shape[-1], cell / 2))
+            if label.thorough:
+                shuffled_maps = compute_heat_maps(shuffled, images[[number]], recipes, [label.index], views).maps
+                for cells, heat, other in zip(row, maps, shuffled_maps, strict=True):
+                    cells[3:6] = measure_faithfulness(model, images[number], heat, label.index, probability)
+                    cells[6] = correlate(heat, other[0])
+            rows.append(row)
+            photos.append(label.photo)
+    table = np.stack(rows)  # [labels, recipes, figures]
     return [
-        CamScore(recipe, len(set(photos)), len(photos), summarise(table[:, number], owner))
+        CamScore(recipe, len(set(photos)), len(photos), summarise(table[:, number], np.array(photos)))
         for number, recipe in enumerate(recipes)
     ]
-
-
-def _measure(
-    model: nn.Module,
-    shuffled: nn.Module,
-    labels: Sequence[BoxedLabel],
-    recipes: Sequence[CamRecipe],
-    probability: Callable[[np.ndarray], np.ndarray],
-    views: Sequence[Callable[[Tensor], Tensor]],
-) -> np.ndarray:
-    """The figures of a batch, `[labels, recipes, len(FIGURES)]`; NaN for what only thorough labels get."""
-    device = next(model.parameters()).device
-    images, classes = torch.stack([label.image for label in labels]).to(device), [label.index for label in labels]
-    heat_maps = compute_heat_maps(model, images, recipes, classes, views)
-    table = np.full((len(labels), len(recipes), len(FIGURES)), np.nan)
-    for row, label in enumerate(labels):
-        maps = [batch[row] for batch in heat_maps.maps]
-        for number, (heat, cell) in enumerate(zip(maps, heat_maps.cells_px, strict=True)):
-            table[row, number, :3] = pointing_and_energy(heat, box_mask(label.boxes, images.shape[-1], cell / 2))
-        if label.thorough:
-            others = compute_heat_maps(shuffled, images[row : row + 1], recipes, [label.index], views).maps
-            for number, (heat, other) in enumerate(zip(maps, others, strict=True)):
-                table[row, number, 3:6] = faithfulness(model, images[row], heat, label.index, probability)
-                table[row, number, 6] = correlation(heat, other[0])
-    return table

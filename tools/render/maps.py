@@ -24,7 +24,7 @@ def overlay(photo: np.ndarray, heat: np.ndarray, window: Sequence[float] | None 
             stays as it is. None: the map shows the whole photo.
     """
     if window is None:
-        jet = cv2.applyColorMap(np.uint8(255 * heat.clip(0, 1)), cv2.COLORMAP_JET)
+        jet = cv2.applyColorMap((255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)
         return cv2.addWeighted(photo, 0.5, cv2.cvtColor(jet, cv2.COLOR_BGR2RGB), 0.5, 0)
     left, top, right, bottom = (round(edge) for edge in window)
     part = photo[top:bottom, left:right]
@@ -45,7 +45,7 @@ def draw_figure(
         rows: (caption of the photo, [(caption, map) per tile]); a row longer than MAX_COLUMNS is broken evenly.
         window: see `overlay`.
     """
-    grid = []
+    grid: list[list[tuple[str, np.ndarray]]] = []
     for caption, maps in rows:
         tiles = [(caption, photo), *((text, overlay(photo, heat, window)) for text, heat in maps)]
         num_lines = math.ceil(len(tiles) / MAX_COLUMNS)

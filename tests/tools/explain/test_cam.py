@@ -1,4 +1,4 @@
-"""Heat maps: the peak is where the evidence is, for tokens, NHWC and NCHW; and a wrong layer is never a picture."""
+"""Heat maps peak where the evidence is, for tokens, NHWC and NCHW; a wrong layer is an error and never a map."""
 
 import numpy as np
 import pytest
@@ -72,7 +72,7 @@ def test_the_peak_is_in_the_quadrant_that_decides(layout, method):
         assert one.max() == pytest.approx(1, abs=1e-3)
 
 
-def test_nothing_for_the_class_is_a_zero_map_and_nan_is_an_error():
+def test_no_evidence_is_a_zero_map_and_nan_is_an_error():
     model = Corner("nchw").eval()
     assert not heat(model, torch.zeros(1, 3, 64, 64), [0]).any()
     with pytest.raises(NumericsError):
@@ -82,7 +82,7 @@ def test_nothing_for_the_class_is_a_zero_map_and_nan_is_an_error():
 
 
 def test_gradcam_by_the_papers_formula():
-    """Equation 1 and 2 of arXiv 1610.02391 on a real Swin: weights are mean gradients, the map their relu'd sum."""
+    """Equation 1 and 2 of arXiv 1610.02391 on a Swin: weights are mean gradients, the map is the ReLU of the sum."""
     model = small_swin()
     layer, images, seen = model.layers[-1].blocks[-1].norm1, torch.randn(1, 3, 64, 64), {}
     handle = layer.register_forward_hook(lambda _m, _i, out: (out.retain_grad(), seen.update(out=out))[1])
@@ -92,14 +92,14 @@ def test_gradcam_by_the_papers_formula():
     expected = (tokens * gradient.mean(0)).sum(1).relu().view(8, 8).detach().numpy()
     expected = (expected - expected.min()) / (expected.max() - expected.min())
     got = heat(model, images, [2], "layers[-1].blocks[-1].norm1")[0]
-    assert got[4::8, 4::8] == pytest.approx(expected, abs=0.25)  # the map is drawn out to 64x64 between these points
+    assert got[4::8, 4::8] == pytest.approx(expected, abs=0.25)  # between these points the map is interpolated
     assert np.corrcoef(got[4::8, 4::8].ravel(), expected.ravel())[0, 1] > 0.97
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("paths", ["layers[0].blocks[1].norm2", "layers[0].blocks[1].norm2+layers[1].blocks[0].norm1"])
 def test_maps_equal_those_of_pytorch_grad_cam(method, paths):
-    """The library's own pass, a photo at a time, against ours of the whole batch."""
+    """The library's own pass, one image at a time, against our pass of the whole batch."""
     model, images, classes = small_swin(), torch.randn(3, 3, 64, 64), [4, 0, 4]
     layers = [find_layer(model, path) for path in paths.split("+")]
     library = getattr(pytorch_grad_cam, METHODS[method].library_class)(
@@ -131,13 +131,13 @@ def test_the_backward_pass_ends_at_the_layer():
     assert reached == [model.layers[1].blocks[1]]
 
 
-def test_models_stay_as_they_were():
-    """300 photos, an error in between, a frozen model in training mode with one part that is not."""
+def test_the_model_is_left_unchanged():
+    """300 images and ten errors, for a model in training mode except for its head, and partly frozen."""
     model = small_swin().train()
     model.head.eval()
     for parameter in model.patch_embed.parameters():
         parameter.requires_grad_(False)
-    asking = [p.requires_grad for p in model.parameters()]
+    trainable = [p.requires_grad for p in model.parameters()]
     for _ in range(10):
         assert heat(model, torch.randn(30, 3, 64, 64), [0] * 30, "layers[0].blocks[1].norm2").shape == (30, 64, 64)
         with pytest.raises(UsageError):
@@ -146,10 +146,10 @@ def test_models_stay_as_they_were():
     assert not model.head.training
     assert not any(m._forward_hooks or m._backward_hooks or m._forward_pre_hooks for m in model.modules())
     assert all(p.grad is None for p in model.parameters())
-    assert [p.requires_grad for p in model.parameters()] == asking
+    assert [p.requires_grad for p in model.parameters()] == trainable
 
 
-def test_an_in_place_activation_behind_the_layer_does_no_harm():
+def test_an_in_place_activation_after_the_layer_changes_nothing():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
     images = torch.randn(2, 3, 16, 16)
@@ -157,7 +157,7 @@ def test_an_in_place_activation_behind_the_layer_does_no_harm():
     assert after.logits == pytest.approx(before.detach().numpy())
 
 
-def test_layers_that_do_not_speak_for_the_class():
+def test_layers_that_do_not_reach_the_logits():
     class Aside(nn.Module):
         def __init__(self):
             super().__init__()
@@ -172,7 +172,7 @@ def test_layers_that_do_not_speak_for_the_class():
             heat(Aside(), torch.ones(1, 3, 16, 16), [0], path)
 
 
-def test_geometry_of_real_architectures():
+def test_map_layouts_of_real_architectures():
     images = torch.randn(1, 3, 64, 64)
     ours = small_swin()
     theirs = timm.models.swin_transformer.SwinTransformer(
@@ -192,11 +192,11 @@ def test_geometry_of_real_architectures():
         handle = find_layer(model, path).register_forward_hook(lambda _m, _i, o, out=out: out.append(o))
         model(images)
         handle.remove()
-        reshape = find_map_layout(model, out[0], 1)
-        assert tuple(reshape(out[0]).shape) == shape
+        to_maps = find_map_layout(model, out[0], 1)
+        assert tuple(to_maps(out[0]).shape) == shape
         assert heat(model, images, [0], path).shape == (1, 64, 64)
     tokens = out[0]
-    assert torch.equal(reshape(tokens)[0, :, 1, 2], tokens[0, 1 + 1 * 4 + 2]), "raster order, without the class token"
+    assert torch.equal(to_maps(tokens)[0, :, 1, 2], tokens[0, 1 + 1 * 4 + 2]), "raster order, without the class token"
     for path in ("layers[0].blocks[0].attn", "head", "layers[0].blocks[0].attn.qkv"):
         with pytest.raises(UsageError, match="--layer"):
             heat(ours, images, [0], path)
@@ -208,13 +208,13 @@ def test_means_and_products_are_not_mixed():
 
 
 @pytest.mark.parametrize("path", ["layers[9]", "layer[-1]", "__import__('os')", "layers[-1].", "patch_embed[0]", ""])
-def test_paths_that_lead_nowhere(path):
+def test_paths_that_name_no_module(path):
     model = SwinTransformer(img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4)
     with pytest.raises(UsageError, match="--layer"):
         find_layer(model, path)
 
 
-def test_the_layers_we_name_exist():
+def test_the_layers_that_we_choose_exist():
     vit = timm.create_model("vit_tiny_patch16_224", img_size=64, num_classes=6).eval()
     lite = timm.create_model("tf_efficientnet_lite0", num_classes=6).eval()
     images = torch.randn(1, 3, 64, 64)
@@ -233,11 +233,11 @@ def test_the_layers_we_name_exist():
     grids = compute_heat_maps(
         small_swin(), images, [CamRecipe("gradcam", p) for p in list_stage_layers(small_swin(), "norm2")], [0]
     )
-    assert grids.cells_px == [4, 8]  # 16 and 8 tokens a side: the first one's before patch merging
+    assert grids.cells_px == [4, 8]  # 16 and 8 tokens per side: the first stage's before patch merging
 
 
 def test_red_stays_red_and_heat_is_red():
-    """OpenCV's jet is blue at 0 and red at 1, in BGR; a slip would turn them round."""
+    """OpenCV's jet is blue at 0 and red at 1, in BGR; mixed-up channels would swap them."""
     photo = np.zeros((4, 4, 3), np.uint8)
     photo[..., 0] = 200
     heat = np.zeros((4, 4), np.float32)

@@ -1,4 +1,4 @@
-"""Heat maps measured: figures by hand on a map of 4x4, and a model of which everything is known."""
+"""Scores of heat maps: figures counted by hand on a map of 4x4, and a model whose every score is known."""
 
 import csv
 import io
@@ -12,7 +12,7 @@ from tools.base.tables import format_csv
 from tools.commands.visual import format_scores, list_score_rows
 from tools.explain.cam import CamRecipe
 from tools.explain.faithfulness import shuffle_weights
-from tools.explain.pointing import FIGURES, area_under, box_mask, correlation, pointing_and_energy, summarise
+from tools.explain.pointing import FIGURES, build_box_mask, correlate, integrate, measure_pointing, summarise
 from tools.explain.score import BoxedLabel, score_recipes
 from tools.render.figures import draw_cam_scores
 
@@ -21,38 +21,38 @@ HEAT = np.array([[0, 0, 0, 0], [0, 4, 2, 0], [0, 2, 0, 0], [0, 0, 0, 2]], np.flo
 
 def test_pointing_and_energy_by_hand():
     """The box covers pixels (1..2, 1..2); grown by half a pixel it reaches no further centre, by one it does."""
-    mask = box_mask([(1, 1, 3, 3)], 4, 0.4)
+    mask = build_box_mask([(1, 1, 3, 3)], 4, 0.4)
     assert mask.sum() == 4
     assert mask[1:3, 1:3].all()
-    assert pointing_and_energy(HEAT, mask) == (1, 4 / 16, pytest.approx(8 / 10))
-    far = box_mask([(3, 3, 4, 4)], 4, 0)
-    assert pointing_and_energy(HEAT, far) == (0, 1 / 16, pytest.approx(2 / 10))
-    assert pointing_and_energy(HEAT, box_mask([(3, 3, 4, 4)], 4, 1))[1] == 4 / 16
-    assert pointing_and_energy(HEAT, box_mask([(3, 3, 4, 4)], 4, 2))[0] == 1, "half a cell of 4 pixels"
-    two = box_mask([(0, 0, 1, 1), (0, 0, 2, 1)], 4, 0)
-    assert two.sum() == 2, "boxes that overlap are counted once"
-    assert pointing_and_energy(np.zeros((4, 4)), mask) == (0, 1 / 4, 0)
+    assert measure_pointing(HEAT, mask) == (1, 4 / 16, pytest.approx(8 / 10))
+    far = build_box_mask([(3, 3, 4, 4)], 4, 0)
+    assert measure_pointing(HEAT, far) == (0, 1 / 16, pytest.approx(2 / 10))
+    assert measure_pointing(HEAT, build_box_mask([(3, 3, 4, 4)], 4, 1))[1] == 4 / 16
+    assert measure_pointing(HEAT, build_box_mask([(3, 3, 4, 4)], 4, 2))[0] == 1, "half a cell of 4 pixels"
+    two = build_box_mask([(0, 0, 1, 1), (0, 0, 2, 1)], 4, 0)
+    assert two.sum() == 2, "overlapping boxes count once"
+    assert measure_pointing(np.zeros((4, 4)), mask) == (0, 1 / 4, 0)
 
 
 def test_areas_and_correlations():
-    assert area_under(np.array([0, 1.0])) == 0.5
-    assert area_under(np.array([0, 1, 1.0])) == 0.75
-    assert correlation(HEAT, 2 * HEAT + 1) == pytest.approx(1)
-    assert correlation(HEAT, -HEAT) == pytest.approx(-1)
-    assert correlation(HEAT, np.ones((4, 4))) == 0
+    assert integrate(np.array([0, 1.0])) == 0.5
+    assert integrate(np.array([0, 1, 1.0])) == 0.75
+    assert correlate(HEAT, 2 * HEAT + 1) == pytest.approx(1)
+    assert correlate(HEAT, -HEAT) == pytest.approx(-1)
+    assert correlate(HEAT, np.ones((4, 4))) == 0
 
 
-def test_a_photos_cases_are_drawn_together():
-    """Two photos, one right in both of its cases and one wrong: every draw is 0, 1, or something between."""
+def test_the_labels_of_a_photo_are_drawn_together():
+    """Two photos, one right in both of its labels and one wrong: the interval of the mean is [0, 1]."""
     values = np.full((3, len(FIGURES)), np.nan)
     values[:, 0] = 1, 1, 0
     summary = summarise(values, np.array(["a", "a", "b"]))
     assert summary["pointing"] == (pytest.approx(2 / 3), 0, 1)
-    assert summary["insertion"] is None
+    assert summary.keys() == {"pointing"}, "nothing else was measured"
 
 
 class Spot(nn.Module):
-    """Class 0 is how red a photo is in its upper left quarter, class 1 in its lower right one."""
+    """Class 0 is the mean red of an image's upper left quarter, class 1 of its lower right one."""
 
     def __init__(self):
         super().__init__()
@@ -65,7 +65,7 @@ class Spot(nn.Module):
         return torch.stack([maps[:, 0, :4, :4].mean((1, 2)), maps[:, 1, 4:, 4:].mean((1, 2))], 1)
 
 
-def cases(thorough=False):
+def list_labels(thorough=False):
     boxes = [[(4.0, 4.0, 28.0, 28.0)], [(36.0, 36.0, 60.0, 60.0)]]
     for number in range(6):
         yield BoxedLabel(f"photo {number // 2}", torch.ones(3, 64, 64), number % 2, boxes[number % 2], thorough)
@@ -75,8 +75,8 @@ def sigmoid(logits):
     return 1 / (1 + np.exp(-8 * (logits - 0.5)))
 
 
-def test_a_model_of_which_everything_is_known():
-    model, batch = Spot().eval(), list(cases(thorough=True))
+def test_a_model_whose_every_score_is_known():
+    model, batch = Spot().eval(), list(list_labels(thorough=True))
     scores = score_recipes(model, [batch[:4], batch[4:]], [CamRecipe("layercam", "layer")], sigmoid)
     (score,), figures = scores, scores[0].figures
     named = [("spot.pth", score)]
@@ -85,8 +85,8 @@ def test_a_model_of_which_everything_is_known():
     assert figures["chance"][0] == pytest.approx((32 / 64) ** 2), "24 pixels and 4 of a cell's 8 on either side"
     assert figures["energy"][0] > 0.9
     low, high = sigmoid(np.zeros(1))[0], sigmoid(np.ones(1))[0]
-    assert figures["deletion"][0] < low + 0.35 * (high - low), "a quarter of the pixels is all that counts"
-    assert figures["road"][0] == pytest.approx(0, abs=0.05), "a photo of one colour is filled up to what it was"
+    assert figures["deletion"][0] < low + 0.35 * (high - low), "only a quarter of the pixels counts"
+    assert figures["road"][0] == pytest.approx(0, abs=0.05), "an image of one colour is filled with that colour"
     assert -1 <= figures["sanity"][0] <= 1
     rows = list(csv.DictReader(io.StringIO(format_csv(list_score_rows(named)).decode())))
     assert rows[0]["layer"] == "layer"
@@ -95,22 +95,22 @@ def test_a_model_of_which_everything_is_known():
     assert draw_cam_scores(["spot.pth"], [figures]).startswith(b"\x89PNG")
 
 
-def test_a_red_spot_comes_and_goes():
-    """Insertion finds it at once where the map knows it, deletion too; a map of the wrong corner does worse."""
+def test_insertion_and_deletion_of_a_red_spot():
+    """A map of the spot has good insertion, deletion and ROAD; a map of the wrong corner misses the box."""
     image = torch.zeros(3, 64, 64)
     image[0, :32, :32] = 1
     figures = {}
     for index in (0, 1):
-        case = BoxedLabel("a", image, 0, [(0.0, 0.0, 32.0, 32.0)], True)
+        label = BoxedLabel("a", image, 0, [(0.0, 0.0, 32.0, 32.0)], True)
         model = Spot().eval()
         if index:
             model.layer.register_forward_hook(lambda _m, _i, out: out.flip((2, 3)) * 1.0)
-        (score,) = score_recipes(model, [[case]], [CamRecipe("layercam", "layer")], sigmoid)
+        (score,) = score_recipes(model, [[label]], [CamRecipe("layercam", "layer")], sigmoid)
         figures[index] = score.figures
     assert figures[0]["insertion"][0] > 0.75
     assert figures[0]["deletion"][0] < 0.3
     assert figures[0]["road"][0] > 0.2
-    assert figures[1]["pointing"][0] == 0, "nothing is red where this one looks"
+    assert figures[1]["pointing"][0] == 0, "nothing is red where this map peaks"
 
 
 def test_shuffled_weights_are_the_same_values_elsewhere():
