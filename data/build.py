@@ -138,6 +138,7 @@ def batches_of(loader: DataLoader, device: torch.device | str = "cpu") -> Iterat
 
     Pixels are copied as bytes and normalised there. The error of an unreadable photo is raised here.
     """
+    assert isinstance(loader.dataset, LeafDataset)
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
@@ -148,6 +149,7 @@ def resume_batches(
     loader: DataLoader, epoch: int, first: int, device: torch.device | str = "cpu"
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of a training epoch from number `first` on; skipped photos are not read."""
+    assert isinstance(loader.batch_sampler, TrainBatches)
     loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, first
     return batches_of(loader, device)
 

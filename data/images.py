@@ -100,7 +100,7 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
         pixels = _to_rgb(image) if quick is None else Image.fromarray(quick)
         pixels = pixels.transpose(_TO_UPRIGHT[orientation]) if orientation > 1 else pixels
         size = header_size[::-1] if orientation >= 5 else header_size
-        return Header(size, mode, kind, orientation > 1, _is_animated(image)), pixels
+        return Header(size, mode, kind or "", orientation > 1, _is_animated(image)), pixels
 
 
 def decode_pixels(raw: bytes, name: object) -> np.ndarray:
@@ -166,8 +166,8 @@ def shrink(image: Image.Image, full_size: tuple[int, int], side: int, squash: bo
         full_size: of the photo, which `image` may show at a smaller size.
     """
     short = min(side, *full_size)
-    target = (short, short) if squash else tuple(max(short, round(v * short / min(full_size))) for v in full_size)
-    return None if target == full_size else image.resize(target, Image.Resampling.LANCZOS)
+    width, height = (short if squash else max(short, round(v * short / min(full_size))) for v in full_size)
+    return None if (width, height) == full_size else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
 def _check_size(image: Image.Image, name: object) -> None:

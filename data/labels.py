@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -116,7 +116,7 @@ def _parse(raw: bytes, path: Path) -> Iterator[LabelRow]:
         raise DataError(f"{path}: the first column is {columns[0]!r}, not 'images'")
     names = columns[1:]
     if names == ["labels"]:
-        labels_of = _named_labels
+        labels_of: Callable[[list[str], list[str], str], tuple[str, ...]] = _named_labels
     elif set(columns) == set(ONE_HOT_HEADER) or set(names) == set(CODE_OF):
         labels_of = _one_hot_labels
     else:

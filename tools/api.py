@@ -13,13 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
+from yacs.config import CfgNode
 
 from configs.load import load as load_config
 from data.images import read_bytes
+from data.loading.sources import FolderSource
 from data.loading.split import Photo, Split
 from tools.base.errors import DataError, UsageError
 from tools.checkpoint.find import checkpoint_at
@@ -41,7 +44,7 @@ class ImageClassifier:
 
     predictor: Predictor
     device: torch.device
-    config: object = field(repr=False)
+    config: CfgNode = field(repr=False)
 
     @property
     def labels(self) -> list[str]:
@@ -60,11 +63,13 @@ class ImageClassifier:
             UsageError: for something that is not an image.
         """
         if not isinstance(images, list | tuple):
-            return self.predict([images])[0]
-        if not images:
-            return []
+            return self._predict([images])[0]
+        return self._predict(images) if images else []
+
+    def _predict(self, images: Sequence) -> list[Prediction]:
+        source = cast(FolderSource, _ImageSource(images))  # only its `read` and `locate` are called
         photos = [Photo(str(number), str(number), ()) for number in range(len(images))]
-        split = Split("images", _ImageSource(images), self.predictor.classes, photos)
+        split = Split("images", source, self.predictor.classes, photos)
         config = self.config
         logits, _ = predict_split(self.predictor, split, config.DATA, config.AMP, Ranks(), self.device)
         return predictions_of(self.predictor.rule.answer(logits), self.labels)

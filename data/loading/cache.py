@@ -81,7 +81,7 @@ def shared_pixels(source, files: Sequence[str]) -> tuple[Pixels, list[str]]:
     digest = _digest(source, files)
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "plantswin"
     paths = place.with_suffix(".pixels"), home / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.pixels"
-    problems = []
+    problems: list[str] = []
     for path in paths:
         try:
             pixels = _read(path, files, digest)
@@ -133,7 +133,7 @@ def _digest(source, files: Sequence[str]) -> bytes:
 
 
 def _checksum(content: np.ndarray) -> bytes:
-    return zlib.crc32(content[_HEAD_BYTES:]).to_bytes(_HEAD_BYTES - 32, "little")
+    return zlib.crc32(content[_HEAD_BYTES:].data).to_bytes(_HEAD_BYTES - 32, "little")
 
 
 def _map(path: Path) -> np.ndarray:

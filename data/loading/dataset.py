@@ -45,8 +45,8 @@ class LeafDataset(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int | Draw) -> tuple[View, Tensor] | UserError:
-        draw = index if isinstance(index, Draw) else None
-        photo = self.samples[draw.index if draw else index]
+        draw, number = (index, index[2]) if isinstance(index, Draw) else (None, index)
+        photo = self.samples[number]
         try:
             image = self.photos(photo.file)
         except UserError as error:

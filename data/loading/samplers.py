@@ -14,7 +14,7 @@ class Draw(NamedTuple):
 
     epoch: int
     position: int
-    index: int
+    index: int  # type: ignore[assignment]  # hides tuple.index, which nothing uses here
 
 
 class Shard(NamedTuple):

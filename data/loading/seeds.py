@@ -20,9 +20,10 @@ def seed_of(*numbers: int) -> int:
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Seeds `random`, numpy and torch (CPU) inside the context, and restores their states afterwards."""
-    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()
+    # numpy's stubs lack get_bit_generator and set_bit_generator
+    states = random.getstate(), np.random.get_bit_generator(), torch.get_rng_state()  # type: ignore[attr-defined]
     nested = states[1] is _numpy_generator()
-    np.random.set_bit_generator(np.random.MT19937(0) if nested else _numpy_generator())
+    np.random.set_bit_generator(np.random.MT19937(0) if nested else _numpy_generator())  # type: ignore[attr-defined]
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.default_generator.manual_seed(seed)
@@ -30,7 +31,7 @@ def seeded(seed: int) -> Iterator[None]:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_bit_generator(states[1])
+        np.random.set_bit_generator(states[1])  # type: ignore[attr-defined]
         torch.set_rng_state(states[2])
 
 

@@ -4,7 +4,7 @@ Pillow weights 4x4 neighbours of every pixel. These operations move all pixels o
 distance along it, so that four neighbours, with one set of weights per line, are enough.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -34,7 +34,7 @@ def translate(image: Image.Image, distance: float, fillcolor, *, rows: bool, sha
     return move_lines(image, np.full(lines, distance * (length if share else 1)), fillcolor, rows=rows)
 
 
-_QUICK = {
+_QUICK: dict[Callable, Callable] = {
     auto_augment.shear_x: partial(shear, rows=True),
     auto_augment.shear_y: partial(shear, rows=False),
     auto_augment.translate_x_abs: partial(translate, rows=True, share=False),

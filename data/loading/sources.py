@@ -5,7 +5,7 @@ import os
 import zipfile
 import zlib
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO
 
 from data.images import MAX_BYTES, is_photo, read_bytes
 from tools.base.errors import DataError
@@ -184,7 +184,7 @@ class ZipSource:
         return {**self.__dict__, "_archive": None}
 
 
-def _ends(content: BinaryIO, size: int) -> int:
+def _ends(content: IO[bytes], size: int) -> int:
     """CRC-32 over the first and the last END_BYTES of `size` bytes."""
     first = zlib.crc32(content.read(END_BYTES))
     content.seek(size - END_BYTES)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -124,7 +124,8 @@ class _Canvas:
     dtype = torch.float32
 
     def __init__(self, size: int):
-        self.shape, self.patches = (3, size, size), []
+        self.shape = (3, size, size)
+        self.patches: list[Patch] = []
 
     def size(self) -> tuple[int, int, int]:
         return self.shape
@@ -151,7 +152,7 @@ class TrainTransform:
     erasing: RandomErasing | None
 
     def __call__(self, photo: np.ndarray) -> View:
-        pixels = photo
+        pixels: Any = photo
         for step in self.geometry:
             pixels = step(pixels)
         pixels = pixels.permute(1, 2, 0).numpy()
@@ -197,7 +198,7 @@ def train_transform(
         ratio=tuple(ratio),
         hflip=hflip,
         vflip=vflip,
-        color_jitter=color_jitter or None,
+        color_jitter=color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
         auto_augment=auto_augment or None,
         re_prob=reprob,
         re_mode=remode,

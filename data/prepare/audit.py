@@ -93,7 +93,7 @@ def describe_duplicates(photos: Sequence[AuditedPhoto], groups: Sequence[Sequenc
         members = [photos[index] for index in group]
         described.append(
             {
-                "kind": "exact" if len({p.print.pixels for p in members}) == 1 else "near",
+                "kind": "exact" if len({p.print and p.print.pixels for p in members}) == 1 else "near",
                 "members": [
                     {"split": p.split, "image": p.row.image, "labels": list(p.row.labels), "sha256": p.sha256}
                     for p in members
@@ -129,7 +129,7 @@ def _audit_photo(item: tuple[RawSplit, LabelRow], shrinking: Shrinking | None, c
     small = shrink(image, header.size, shrinking.side, shrinking.squash) if shrinking else None
     if shrinking and small is None and header.turned:
         small = image  # small enough, but not yet upright
-    if small:
+    if shrinking and small:
         path = shrinking.folder / raw.name / row.image
         content = encode(small, row.image, shrinking.quality)
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ def fingerprint(image: Image.Image) -> Fingerprint:
     gray = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_AREA)
     frequencies = cv2.dct(gray.astype(np.float32))[:8, :8]
     bits = np.packbits(frequencies > np.median(frequencies)).tobytes()
-    digest = hashlib.blake2b(pixels, digest_size=16, person=str(image.size).encode()[:16]).digest()
+    digest = hashlib.blake2b(pixels.data, digest_size=16, person=str(image.size).encode()[:16]).digest()
     return Fingerprint(digest, int.from_bytes(bits, "big"), gray.ravel())
 
 

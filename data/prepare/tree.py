@@ -90,7 +90,8 @@ def check_target(dst: Path, settings: dict, overwrite: bool) -> None:
     foreign = sorted(names - _OURS)
     if overwrite and foreign:
         raise UsageError(f"--dst {dst} also holds {listing(foreign)}, which is not ours to replace; move it away")
-    if names and not overwrite and read_manifest(dst)["settings"] != settings:
+    manifest = read_manifest(dst) if names and not overwrite else None
+    if manifest and manifest["settings"] != settings:
         raise UsageError(f"--dst {dst} was made with other settings or labels; add --overwrite, or choose another")
 
 

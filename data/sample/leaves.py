@@ -42,7 +42,7 @@ def draw_leaf(labels: tuple[str, ...], seed: tuple[int, ...]) -> DrawnLeaf:
                     continue
                 covered = area
                 canvas = _PAINT[kind](rng, canvas, mask, centre, (box[2] - box[0]) / 2)
-                boxes.append((label, *map(float, box)))
+                boxes.append((label, float(box[0]), float(box[1]), float(box[2]), float(box[3])))
     return DrawnLeaf(_light(rng, canvas), labels, boxes)
 
 
@@ -147,8 +147,7 @@ def _radius(rng: np.random.Generator, kind: str) -> float:
 
 def _box_of(centre: tuple[float, float], radius: float) -> tuple[int, int, int, int]:
     (x, y), r = centre, radius
-    low, high = (round(max(0, v - r)) for v in (x, y)), (round(min(SIZE, v + r)) for v in (x, y))
-    return (*low, *high)
+    return round(max(0, x - r)), round(max(0, y - r)), round(min(SIZE, x + r)), round(min(SIZE, y + r))
 
 
 def _distance(centre: tuple[float, float]) -> np.ndarray:

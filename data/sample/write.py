@@ -37,7 +37,7 @@ def write_sample(dst: Path, seed: int = 0, counts: dict[str, int] = COUNTS) -> N
             leaf = draw_leaf(labels, (seed, number, index))
             name = _photo_name(seed, number, index)
             _, encoded = cv2.imencode(".jpg", leaf.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-            (folder / name).write_bytes(encoded)  # cv2.imwrite does not report a full disk
+            (folder / name).write_bytes(encoded.tobytes())  # cv2.imwrite does not report a full disk
             rows.append((name, " ".join(labels)))
             boxes += [(name, *_relative(box)) for box in leaf.boxes]
         (dst / split / f"{split}_label.csv").write_bytes(format_csv([("images", "labels"), *rows]))

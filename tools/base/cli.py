@@ -9,7 +9,6 @@ import re
 import signal
 import sys
 import threading
-import tomllib
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -37,6 +36,8 @@ def share(text: str) -> float:
 
 def version() -> str:
     """The version of PlantSwin, from the pyproject.toml of this checkout: the program is never installed without it."""
+    import tomllib  # only here: no other command line needs it
+
     project = Path(__file__).resolve().parents[2] / "pyproject.toml"
     return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
 

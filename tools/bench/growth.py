@@ -17,7 +17,8 @@ def measure(args) -> list[Row]:
     """Two rows per command and size: time per photo and peak memory, both against the first size."""
     if min(args.sizes) < NUM_VAL or sorted(set(args.sizes)) != args.sizes:
         raise UsageError(f"--sizes must be {NUM_VAL} or more each, and grow")
-    rows, first = [], {}
+    rows: list[Row] = []
+    first: dict[str, tuple[float, int]] = {}
     for size in args.sizes:
         rounds = [run_commands(args.cfg, size) for _ in range(args.rounds)]
         for command, costs in zip(COMMANDS, zip(*rounds, strict=True), strict=True):

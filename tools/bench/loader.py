@@ -74,9 +74,14 @@ def make_peer_epoch(root: Path, workers: int, num_photos: int) -> Callable[[], o
     arguments = {TIMM_NAMES.get(name, name): value for name, value in arguments.items()}
     transform = create_transform(is_training=True, **arguments)
     keep_one_bit(ops_of(transform))  # without it some photos end the epoch
-    photos, persistent = ImageFolder(str(root / "train"), transform), workers > 0
-    how = {"shuffle": True, "drop_last": True, "num_workers": workers, "persistent_workers": persistent}
-    loader = DataLoader(photos, config.DATA.BATCH_SIZE, **how)
+    loader = DataLoader(
+        ImageFolder(str(root / "train"), transform),
+        config.DATA.BATCH_SIZE,
+        shuffle=True,
+        drop_last=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+    )
     return lambda: deque(loader, maxlen=0)
 
 

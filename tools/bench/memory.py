@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ def make_model(kind: str, mode: str, size: str) -> nn.Module:
     """A model in one of `MODES` without drop path; timm has no selective mode, its plain one stands in."""
     model = peers.build_swin(kind, size, 0.0, **(MODES[mode] if kind == "ours" else {})).train()
     if kind == "timm" and mode == "checkpoint":
-        model.set_grad_checkpointing(True)
+        cast(Any, model).set_grad_checkpointing(True)  # a method of timm's models
     return model
 
 
@@ -81,8 +82,11 @@ def peak_per_image(forward: Callable[[int], Tensor]) -> float:
     """Bytes by which one more image raises the peak of a forward and a backward pass of `forward(num_images)`."""
     forward(1).backward()  # allocates the gradients, which later steps find
     few, many = 4, 8  # with fewer, gradients of weights are the larger part
-    low, high = (peak_bytes(lambda count=count: forward(count).backward()) for count in (few, many))
-    return (high - low) / (many - few)
+
+    def peak(num_images: int) -> int:
+        return peak_bytes(lambda: forward(num_images).backward())
+
+    return (peak(many) - peak(few)) / (many - few)
 
 
 def peak_bytes(step: Callable[[], object]) -> int:

@@ -79,14 +79,15 @@ def measure_loop(args, batch_size: int) -> list[Row]:
     """What `train_one_epoch` takes beside the same model's bare forward, backward and step."""
     keep_freed_memory()
     model = peers.build_swin("ours", args.size).train()
-    how = {"batch_size": batch_size, "accumulation_steps": 1, "rank": 0, "world_size": 1, "seed": 0}
-    draw = batch_draws(Mixer(mixup=0.0, cutmix=0.0), model, img_size=peers.SIZES[args.size]["img_size"], **how)
+    sizes = {"batch_size": batch_size, "accumulation_steps": 1, "rank": 0, "world_size": 1, "seed": 0}
+    draw = batch_draws(Mixer(mixup=0.0, cutmix=0.0), model, img_size=peers.SIZES[args.size]["img_size"], **sizes)
     masks = [draw(step, 0).keep for step in range(NUM_UPDATES)]
     images, targets = peers.random_batch(args.size, batch_size)
     optimizer, precision = build_adamw(model), NativePrecision(peers.DEVICE.type, None)
     loss_function = binary_cross_entropy_with_logits
-    how = {"draw": draw, "schedule": lambda _step: 1e-5, "batch_size": batch_size, "clip_grad": 5.0}
-    context = StepContext(model, loss_function, optimizer, precision, peers.DEVICE, **how)
+    context = StepContext(
+        model, loss_function, optimizer, precision, peers.DEVICE, draw, lambda _step: 1e-5, batch_size, clip_grad=5.0
+    )
 
     def step_bare() -> None:
         for keep in masks:

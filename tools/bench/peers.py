@@ -9,7 +9,7 @@ import models.swin_transformer
 
 KINDS = ("timm", "torchvision", "ours")
 # Swin-T, and one whose steps take milliseconds, for trying the benchmarks.
-SIZES = {
+SIZES: dict[str, dict] = {
     "swin_t": {"img_size": 224, "embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24), "window_size": 7},
     "toy": {"img_size": 64, "embed_dim": 24, "depths": (2, 2), "num_heads": (2, 4), "window_size": 4},
 }
@@ -20,7 +20,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def build_swin(kind: str, size: str, drop_path_rate: float = 0.2, **options) -> nn.Module:
     """A Swin of one of `KINDS` and `SIZES` on the device, with fresh weights; `options` are our own model's."""
-    shape = dict(SIZES[size], num_classes=NUM_CLASSES)
+    shape: dict = dict(SIZES[size], num_classes=NUM_CLASSES)
     if kind == "torchvision":
         del shape["img_size"]
         shape |= {"patch_size": [4, 4], "window_size": [shape["window_size"]] * 2}

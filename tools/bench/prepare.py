@@ -52,7 +52,7 @@ def draw_photo(width: int, height: int, seed: int) -> Image.Image:
     photo = cv2.resize(leaf, (width, height), interpolation=cv2.INTER_CUBIC)
     for block, strength in ((1, 2.5), (3, 2.5), (9, 9), (27, 6)):  # pixels, grey levels
         grain = rng.normal(0, strength, (-(-height // block), -(-width // block), 1)).astype(np.float32)
-        photo += cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
+        photo = photo + cv2.resize(grain, (width, height), interpolation=cv2.INTER_LINEAR)[..., None]
     return Image.fromarray(photo.clip(0, 255).astype(np.uint8))
 
 
@@ -66,7 +66,7 @@ def shrink_whole(raw: bytes) -> Image.Image:
 def shrink_reduced(raw: bytes) -> Image.Image:
     """What process_dataset.py --size makes of it."""
     header, image = inspect(raw, "original", SIDE)
-    return shrink(image, header.size, SIDE, squash=False)
+    return shrink(image, header.size, SIDE, squash=False) or image
 
 
 def likeness(image: Image.Image, other: Image.Image) -> float:

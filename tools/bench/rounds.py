@@ -45,9 +45,9 @@ def make_row(
     name: str, seconds: Sequence[float] = (), ratios: Sequence[float] = (), note: str = "", bar: float | None = None
 ) -> Row:
     """The row of these rounds."""
-    middles = (statistics.median(values) if values else None for values in (seconds, ratios))
+    median, ratio = (statistics.median(values) if values else None for values in (seconds, ratios))
     spread = ratios or seconds
-    return Row(name, *middles, min(spread, default=None), max(spread, default=None), note, bar)
+    return Row(name, median, ratio, min(spread, default=None), max(spread, default=None), note, bar)
 
 
 def time_call(function: Callable[[], object]) -> float:
@@ -82,11 +82,14 @@ def alternate(makers: Mapping[str, tuple], num_rounds: int, warm_up: int = 1) ->
 def _take_turns(clocks: Mapping[str, Callable[[], float]], num_rounds: int, warm_up: int) -> Seconds:
     taken: Seconds = {name: [] for name in clocks}
     for number in range(warm_up + num_rounds):
-        for name in clocks if number % 2 == 0 else reversed(clocks):
+        for name in clocks if number % 2 == 0 else reversed(list(clocks)):
             seconds = clocks[name]()
             if number >= warm_up:
                 taken[name].append(seconds)
     return taken
+
+
+_made: Callable[[], object]
 
 
 def _make(maker: Callable, *arguments: object) -> None:
@@ -120,8 +123,8 @@ def format_markdown(rows: Sequence[Row]) -> str:
         value = _duration if row.ratio is None else "{:.3f}".format
         time_ = "" if row.seconds is None else _duration(row.seconds)
         ratio = "" if row.ratio is None else value(row.ratio)
-        spread = "" if row.low is None else f"{value(row.low)} to {value(row.high)}"
-        bar = "" if row.bar is None else f"{row.bar:.2f} {'met' if row.ratio >= row.bar else 'MISSED'}"
+        spread = "" if row.low is None or row.high is None else f"{value(row.low)} to {value(row.high)}"
+        bar = "" if row.bar is None else f"{row.bar:.2f} {'met' if (row.ratio or 0) >= row.bar else 'MISSED'}"
         lines.append(f"| {' | '.join([row.name, time_, ratio, spread, bar, row.note])} |")
     return "\n".join(lines)
 

@@ -1,6 +1,5 @@
 """The commands, one file each. `run("predict", argv)` runs one; the help of a command begins with its docstring."""
 
-import ast
 import importlib
 from pathlib import Path
 
@@ -9,6 +8,8 @@ from tools.base import cli
 
 def summaries() -> dict[str, str]:
     """Command -> first line of its docstring, without importing it."""
+    import ast  # only here: --help of a command does not need it
+
     files = sorted(Path(__file__).parent.glob("[a-z]*.py"))
     docstrings = {path.stem: ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) for path in files}
     return {name: (text or "").splitlines()[0] for name, text in docstrings.items()}

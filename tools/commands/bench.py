@@ -27,7 +27,7 @@ FLAGS = {
 CFG = {"--cfg": ("configs/sample.yaml", "model, with fresh weights")}
 DATA = {"--data-path": (None, "prepared data set, instead of drawn photos")}
 SIZE = {"--size": (("swin_t", "toy"), "size of the model")}
-MODULE_FLAGS = {
+MODULE_FLAGS: dict[str, dict] = {
     "model": {
         **SIZE,
         "--batch": ([8, 16], "batch sizes"),
@@ -83,7 +83,7 @@ def add_flag(parser: cli.Parser, flag: str, default: object, text: str) -> None:
 def main(argv: list[str]) -> int:
     """Parses `argv`, measures, prints a table and writes JSON on request."""
     named = next((word for word in argv if word in BENCHMARKS), None)
-    module, _ = BENCHMARKS.get(named, (None, None))
+    module = BENCHMARKS[named][0] if named else ""
     parser = cli.Parser(prog="python -m tools bench", description=__doc__, epilog=EPILOG)
     parser.add_argument("benchmark", choices=BENCHMARKS, help="what to measure; BENCHMARK --help shows its own flags")
     for flag, (default, text) in (FLAGS | MODULE_FLAGS.get(module, {})).items():

@@ -2,11 +2,15 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from tools.evaluate.predictions import PredictionTable
 
 EPILOG = """
 examples
@@ -48,7 +52,8 @@ def main(argv: list[str]) -> int:
         first_drawn = drawn if first_drawn is None else first_drawn
         values.append([100 * scores[key] for key in SHOWN])
         against = describe_difference(
-            values[-1][SHOWN.index(args.by)] - values[0][SHOWN.index(args.by)], interval(100 * (drawn - first_drawn))
+            values[-1][SHOWN.index(args.by)] - values[0][SHOWN.index(args.by)],
+            interval(100 * (drawn - first_drawn)) or [0.0, 0.0],
         )
         rows.append((run.name, run.batch, run.rate, run.epochs, *(f"{v:.2f}" for v in values[-1]), against))
     rows[0] = (*rows[0][:-1], "-")
@@ -70,7 +75,7 @@ class Run:
     """
 
     name: str
-    table: object
+    table: "PredictionTable"
     batch: str = "-"
     rate: str = "-"
     epochs: str = "-"

@@ -91,7 +91,7 @@ def audit_photos(args, raws, smaller) -> tuple[list, list[dict], list[str]]:
     shrinking = Shrinking(args.size, args.squash, args.quality, smaller) if args.size else None
     photos, unreadable = audit(raws, shrinking, args.duplicates, bar("checking photos"))
     check_count(unreadable, "unreadable photos", "--max-bad", args.max_bad)
-    groups = find_duplicates([photo.print for photo in photos]) if args.duplicates else []
+    groups = find_duplicates([photo.print for photo in photos if photo.print]) if args.duplicates else []
     if args.split:
         photos = divide(photos, groups, args.split, args.seed)
     duplicates = describe_duplicates(photos, groups)

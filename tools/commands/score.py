@@ -38,8 +38,9 @@ def main(argv: list[str]) -> int:
     everything = read_predictions(read_regular(path, "predictions", MAX_BYTES), path, labels)
     table = aligned(everything, [row.image for row in rows], path)
     truth = np.array([[label in row.labels for label in labels] for row in rows])
-    ranked = table.probability is not None
-    scores, bounds = figures_of(table.probability if ranked else table.decision.astype(float), table.decision, truth)
+    probability, ranked = table.probability, table.probability is not None
+    probability = table.decision.astype(float) if probability is None else probability
+    scores, bounds = figures_of(probability, table.decision, truth)
     keys = (*OVERALL, *PER_CLASS) if ranked else DECISION_FIGURES
     extra = len(everything.images) - len(rows)
     print(f"{len(rows)} photos" + (f"; {extra} more predictions left out" if extra else ""))

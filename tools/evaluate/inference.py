@@ -12,12 +12,19 @@ from tools.runtime.distributed import gather_objects
 from tools.runtime.memory import peak_memory, trim
 
 # Test-time augmentation averages over views of a leaf, which has no upright; images are [B, 3, S, S].
-_TURNS = [lambda x: x, *(partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3))]
-VIEWS: dict[str, list[Callable[[Tensor], Tensor]]] = {
+View = Callable[[Tensor], Tensor]
+
+
+def _flip_then(turn: View) -> View:
+    return lambda x: turn(x.flip(3))
+
+
+_TURNS: list[View] = [lambda x: x, *(partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3))]
+VIEWS: dict[str, list[View]] = {
     "none": [lambda x: x],
     "flips": [lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)],
     "turns": _TURNS,
-    "all": [*_TURNS, *(lambda x, turn=turn: turn(x.flip(3)) for turn in _TURNS)],
+    "all": [*_TURNS, *(_flip_then(turn) for turn in _TURNS)],
 }
 
 
@@ -28,7 +35,7 @@ def predict(
     device: torch.device,
     precision,
     num_classes: int,
-    views: Sequence[Callable[[Tensor], Tensor]] = VIEWS["none"],
+    views: Sequence[View] = VIEWS["none"],
     micro_batch: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits, truth) of all images, `[n, num_classes]` each, in the data set's order and equal on every rank.
@@ -49,11 +56,11 @@ def predict(
             logits.append(seen.cpu().numpy())
         truth.append(targets.numpy().astype(bool))
     parts = gather_objects((np.concatenate(logits), np.concatenate(truth)))
-    whole = tuple(np.zeros((sum(len(p[0]) for p in parts), num_classes), part.dtype) for part in parts[0])
+    num_images = sum(len(rows) for rows, _ in parts)
+    all_logits, all_truth = np.zeros((num_images, num_classes), np.float32), np.zeros((num_images, num_classes), bool)
     for rank, part in enumerate(parts):
-        for target, rows in zip(whole, part, strict=True):
-            target[rank :: len(parts)] = rows
-    return whole
+        all_logits[rank :: len(parts)], all_truth[rank :: len(parts)] = part
+    return all_logits, all_truth
 
 
 @torch.no_grad()

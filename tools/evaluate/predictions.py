@@ -81,7 +81,7 @@ def to_csv(
         truth: `[n, C]` bool, adds a column of the true labels.
         unsure: `[n]` bool, adds a last column of 0 and 1.
     """
-    columns = [("images", images)]
+    columns: list[tuple[str, Sequence]] = [("images", images)]
     if truth is not None:
         columns.append(("truth", [names(labels, row) for row in truth]))
     for label, shares in zip(labels, answers.probability.T, strict=True):
@@ -89,7 +89,7 @@ def to_csv(
     columns.append(("decision", [names(labels, row) for row in answers.decision]))
     columns.append(("confidence", [f"{value:.6f}" for value in answers.confidence]))
     if unsure is not None:
-        columns.append(("unsure", unsure.astype(int)))
+        columns.append(("unsure", unsure.astype(int).tolist()))
     return format_csv([[name for name, _ in columns], *zip(*(column for _, column in columns), strict=True)])
 
 
@@ -104,8 +104,8 @@ def aligned(table: PredictionTable, images: Sequence[str], where: object) -> Pre
     if missing:
         raise DataError(f"{where} has no row for {missing[0]} ({len(missing)} photos without one)")
     rows = [place[image] for image in images]
-    parts = (table.probability, table.decision, table.truth)
-    return PredictionTable(list(images), table.labels, *(None if part is None else part[rows] for part in parts))
+    probability, truth = (None if part is None else part[rows] for part in (table.probability, table.truth))
+    return PredictionTable(list(images), table.labels, probability, table.decision[rows], truth)
 
 
 def names(labels: Sequence[str], row: np.ndarray) -> str:
@@ -131,19 +131,19 @@ def read_predictions(raw: bytes, path: Path, labels: Sequence[str]) -> Predictio
     if not numbered:
         raise DataError(f"{path}: wanted a first column 'images' and at least one row under it")
     numbers, rows = zip(*numbered, strict=True)
-    columns = dict(zip(header, zip(*rows, strict=True), strict=True))
+    columns: dict[str, Sequence[str]] = dict(zip(header, zip(*rows, strict=True), strict=True))
     images = [name.strip() for name in columns[header[0]]]
     if repeated := find_repeated(images):
         raise DataError(f"{path}: {repeated} is there twice")
     probability = _read_probabilities(columns, labels, path, numbers)
     decided = columns.get("decision", columns.get("labels"))
-    if probability is None and decided is None:
-        raise DataError(f"{path}: neither a column 'labels' or 'decision', nor one for each of {', '.join(labels)}")
     binary = probability is None or bool(np.isin(probability, (0, 1)).all())
     if decided is not None:
         decision = _read_names(decided, labels, path, numbers)
+    elif probability is None:
+        raise DataError(f"{path}: neither a column 'labels' or 'decision', nor one for each of {', '.join(labels)}")
     else:
-        decision = probability >= 0.5
+        decision = np.asarray(probability >= 0.5)
         if not binary:  # a file of probabilities decides at least one label per photo
             top = probability == probability.max(axis=1, keepdims=True)
             decision |= top & ~decision.any(axis=1, keepdims=True)
@@ -155,11 +155,11 @@ def _read_probabilities(
     columns: dict[str, Sequence[str]], labels: Sequence[str], path: Path, numbers: Sequence[int]
 ) -> np.ndarray | None:
     """`[n, C]` of the columns per label, or None when there are none; `numbers` are the rows' lines in the file."""
-    found = [next((f + label for f in ("p_", "label_", "") if f + label in columns), None) for label in labels]
+    found = [next((f + label for f in ("p_", "label_", "") if f + label in columns), "") for label in labels]
     if not any(found):
         return None
     if not all(found):
-        raise DataError(f"{path}: no column for the label {labels[found.index(None)]!r}")
+        raise DataError(f"{path}: no column for the label {labels[found.index('')]!r}")
     values = np.zeros((len(numbers), len(labels)))
     for c, column in enumerate(found):
         for row, text in enumerate(columns[column]):

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from yacs.config import CfgNode
 
 from data.build import batches_of, build_eval_loader, num_workers
 from data.labels import healthy_index, label_name
@@ -41,7 +42,7 @@ class LoadedModel:
 
     path: Path
     sha256: str
-    config: object
+    config: CfgNode
     model: nn.Module
     preprocess: Preprocess
     classes: tuple[str, ...]
@@ -184,7 +185,7 @@ def predict_split(
     """
     precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
     workers = num_workers(data.NUM_WORKERS, ranks.world_size)
-    total, truth = 0, None
+    total = truth = np.zeros(0)
     for member in predictor.members:
         loader = build_eval_loader(
             split,
@@ -195,7 +196,8 @@ def predict_split(
         )
         batches = watch(batches_of(loader, device))
         logits, truth = predict(member.model, batches, device, precision, len(predictor.classes), VIEWS[predictor.tta])
-        total = total + logits / len(predictor.members)
+        share = logits / len(predictor.members)
+        total = total + share if len(total) else share
     return total, truth
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -63,7 +64,7 @@ class EvalResult(Answers):
     def calibration(self) -> dict:
         """Calibration error before and after calibration, overall and per class."""
         pair = {"before": self.raw, "after": self.probability}
-        errors = {key: float(calibration_error(values, self.truth)[0]) for key, values in pair.items()}
+        errors: dict = {key: float(calibration_error(values, self.truth)[0]) for key, values in pair.items()}
         for key, values in pair.items():
             errors[f"{key}_per_class"] = [
                 float(calibration_error(values[:, [c]], self.truth[:, [c]])[0]) for c in range(values.shape[1])
@@ -147,7 +148,7 @@ def overall_lines(scores: dict, limits: dict, keys: Sequence[str] = tuple(TITLES
 
 def class_rows(
     scores: dict, limits: dict, labels: Sequence[str], keys: Sequence[str] = PER_CLASS
-) -> list[tuple[object, ...]]:
+) -> list[tuple[Any, ...]]:
     """(label, number of photos, then each of `keys` with its interval) per class, in percent."""
     return [
         (label, entry["n"], *(f"{percent(entry[key])} {bounds(limit[key])}".strip() for key in keys))

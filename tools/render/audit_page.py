@@ -103,7 +103,7 @@ def _duplicates(manifest: dict, codes: dict[str, str], picture: Callable[[str, i
     if not manifest["settings"]["duplicates"]:
         return [Text("Not looked for (--no-duplicates).", alert=True)]
     leaks, contradicting = (sum(group[key] for group in groups) for key in ("leak", "contradicting"))
-    blocks = [
+    blocks: list = [
         Text(f"{len(groups)} groups of photos that show the same; {contradicting} are labelled differently."),
         Text(f"{leaks} groups lie in different splits.", alert=leaks > 0),
     ]
@@ -132,7 +132,7 @@ def _left_out(left_out: dict[str, list[str]]) -> list:
 
 
 def _settings(manifest: dict) -> list:
-    rows = []
+    rows: list[tuple[str, object]] = []
     for name, value in manifest["settings"].items():
         rows += [(f"{name} {key}", v) for key, v in value.items()] if isinstance(value, dict) else [(name, value)]
     return [Table(("setting", "value"), rows), *(Text(note) for note in manifest["notes"])]

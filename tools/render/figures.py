@@ -19,7 +19,7 @@ def draw_curves(rows: list[dict[str, str]]) -> bytes:
     """From the rows of metrics.csv: losses, validation scores, learning rate over the epochs."""
     epochs = [int(row["epoch"]) for row in rows]
     figure, axes = _create_figure(12, 3.6, 3)
-    panels = (
+    panels: tuple[tuple[str, int, dict[str, tuple[str, str | None]]], ...] = (
         ("loss", 1, {"train_loss": (_INK, "training"), "val_loss": (_SECOND, "validation")}),
         ("validation, %", 100, {"accuracy": (_INK, "label copies right"), "hit1": (_SECOND, "hit@1"),
                                 "exact": (_THIRD, "exact match"), "macro_f1": (_ACCENT, "macro-F1")}),
