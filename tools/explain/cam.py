@@ -161,9 +161,7 @@ def _run(
     def keep(path: str):
         def hook(_module, _inputs, output):
             if not isinstance(output, Tensor):
-                raise UsageError(
-                    f"--layer {path}: this module returns more than one tensor; choose another, e.g. a norm"
-                )
+                raise UsageError(f"--layer {path}: it returns more than one tensor; choose another, e.g. a norm")
             point = output if output.requires_grad else output.detach().requires_grad_()
             outputs[path].append(point)
             return point.clone()  # an in-place activation after it must not overwrite what is kept
@@ -228,10 +226,10 @@ def _apply_formula(
     no_layers: list[nn.Module] = []  # then the library adds no hooks and gives only its formula
     library = getattr(pytorch_grad_cam, METHODS[method].library_class)(model, no_layers)
     targets = [ClassifierOutputTarget(index) for index in classes]
-    if method != "scorecam":
+    if not METHODS[method].one_image_at_a_time:
         return library.get_cam_image(images, None, targets, activations, gradients, False)
     with contextlib.redirect_stderr(io.StringIO()):  # it draws a progress bar for every image
-        rows = [  # one image at a time: its masked versions, one per channel, are all in memory at once
+        rows = [
             library.get_cam_image(images[i : i + 1], None, targets[i : i + 1], activations[i : i + 1], None, False)
             for i in range(len(images))
         ]

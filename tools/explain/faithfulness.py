@@ -17,7 +17,7 @@ ROAD_PERCENTILES = [20, 50, 80]  # of the map's values; each takes a second per 
 
 
 def measure_faithfulness(
-    model: nn.Module, image: Tensor, heat: np.ndarray, index: int, probability: Callable[[np.ndarray], np.ndarray]
+    model: nn.Module, image: Tensor, heat: np.ndarray, index: int, to_probabilities: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[float, float, float]:
     """(insertion, deletion, ROAD) of one map: how the class's probability changes with the pixels.
 
@@ -28,16 +28,16 @@ def measure_faithfulness(
     """
 
     @torch.no_grad()
-    def likely(images: Tensor) -> np.ndarray:
-        return probability(model(images).float().cpu().numpy())[:, index]
+    def predict(images: Tensor) -> np.ndarray:
+        return to_probabilities(model(images).float().cpu().numpy())[:, index]
 
     def target(logits: Tensor) -> Tensor:
-        return torch.from_numpy(probability(logits.float().cpu().numpy()[None])[0, [index]])[0]
+        return torch.from_numpy(to_probabilities(logits.float().cpu().numpy()[None])[0, [index]])[0]
 
     place = rank_pixels(heat)
     blurred = torch.from_numpy(cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), (0, 0), BLUR * image.shape[-1]))
-    insertion = integrate(likely(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
-    deletion = integrate(likely(_blends(image, torch.zeros_like(image), place)))
+    insertion = integrate(predict(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
+    deletion = integrate(predict(_blends(image, torch.zeros_like(image), place)))
     # ranks and not values: ROAD cuts at percentiles, where many equal values would be removed together
     importance = 1 - place[None].astype(np.float32)
     with torch.random.fork_rng():  # ROAD adds noise to filled pixels

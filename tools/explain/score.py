@@ -22,14 +22,14 @@ class BoxedLabel:
     Attributes:
         photo: any name that identifies the photo.
         image: `[3, S, S]`, normalised.
-        index: class of the label.
+        class_index: of the label.
         boxes: (left, top, right, bottom) in pixels of the image.
         thorough: whether insertion, deletion, ROAD and the sanity check, which take seconds, are measured too.
     """
 
     photo: str
     image: Tensor
-    index: int
+    class_index: int
     boxes: list[tuple[float, float, float, float]]
     thorough: bool = False
 
@@ -48,30 +48,30 @@ def score_recipes(
     model: nn.Module,
     batches: Iterable[Sequence[BoxedLabel]],
     recipes: Sequence[CamRecipe],
-    probability: Callable[[np.ndarray], np.ndarray],
+    to_probabilities: Callable[[np.ndarray], np.ndarray],
     views: Sequence[Callable[[Tensor], Tensor]] = (lambda x: x,),
 ) -> list[CamScore]:
     """The scores of every recipe, in their order.
 
     Args:
         batches: the labels, a batch at a time.
-        probability: logits `[n, C]` -> probabilities `[n, C]`.
+        to_probabilities: logits `[n, C]` -> probabilities `[n, C]`.
         views: see `tools.explain.cam.compute_heat_maps`.
     """
     shuffled, device = shuffle_weights(model), next(model.parameters()).device
     rows, photos = [], []
     for labels in batches:
         images = torch.stack([label.image for label in labels]).to(device)
-        heat_maps = compute_heat_maps(model, images, recipes, [label.index for label in labels], views)
+        heat_maps = compute_heat_maps(model, images, recipes, [label.class_index for label in labels], views)
         for number, label in enumerate(labels):
             maps = [of_recipe[number] for of_recipe in heat_maps.maps]
             row = np.full((len(recipes), len(FIGURES)), np.nan)
             for cells, heat, cell in zip(row, maps, heat_maps.cells_px, strict=True):
                 cells[:3] = measure_pointing(heat, build_box_mask(label.boxes, images.shape[-1], cell / 2))
             if label.thorough:
-                shuffled_maps = compute_heat_maps(shuffled, images[[number]], recipes, [label.index], views).maps
+                shuffled_maps = compute_heat_maps(shuffled, images[[number]], recipes, [label.class_index], views).maps
                 for cells, heat, other in zip(row, maps, shuffled_maps, strict=True):
-                    cells[3:6] = measure_faithfulness(model, images[number], heat, label.index, probability)
+                    cells[3:6] = measure_faithfulness(model, images[number], heat, label.class_index, to_probabilities)
                     cells[6] = correlate(heat, other[0])
             rows.append(row)
             photos.append(label.photo)
