@@ -143,6 +143,22 @@ def test_scores(draw, raw, dataset, tmp_path, capsys):
     assert "pointing" in out
 
 
+def test_a_photo_is_decoded_once_and_an_unreadable_one_ends_the_command_there(
+    draw, raw, refused, tmp_path, monkeypatch
+):
+    from data import images
+
+    decoded, inspect = [], images.inspect
+    monkeypatch.setattr(images, "inspect", lambda raw, name, *rest: decoded.append(name) or inspect(raw, name, *rest))
+    photos = sorted((raw / "test" / "images").iterdir())[:2]
+    draw("--image", *photos)
+    assert decoded == photos
+    (tmp_path / "bad.jpg").write_bytes(photos[0].read_bytes()[:1000])
+    flags = ["--batch-size", "1", "--to", tmp_path / "some", "--image", photos[0], tmp_path / "bad.jpg"]
+    refused(visual.main, ["--resume", tmp_path / "output" / "tiny" / "default" / "best.pth", *flags], 3, "bad.jpg")
+    assert len(list((tmp_path / "some").glob("*_cam.png"))) == 1
+
+
 def test_refusals(run_folder, dataset, raw, refused, tmp_path):
     start = ["--resume", run_folder / "best.pth", "--data-path", dataset, "--to", tmp_path / "maps"]
     boxes = raw / "lesion_boxes.csv"

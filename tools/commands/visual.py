@@ -94,8 +94,9 @@ def check(args) -> None:
 
 
 def draw(loaded, args, run) -> int:
-    """Explains photos, a batch at a time. All of them are decoded before the first picture is written.
+    """Explains photos, a batch at a time.
 
+    Each photo is decoded once, so an unreadable one ends the command after the pictures of the photos before it.
     Threads read and write while the model runs; without them it would wait a third of the time.
     """
     from data.build import num_workers
@@ -105,8 +106,6 @@ def draw(loaded, args, run) -> int:
     recipes = choose_recipes(predictors[-1].model, args)
     size, threads = data.BATCH_SIZE, num_workers(data.NUM_WORKERS)
     sources = choose_photos(loaded, args, predictors[-1])
-    for _ in in_threads(lambda source: source.read() and None, sources, threads, size):
-        pass  # an unreadable photo has raised its error
     print(why)
     explained = explain_photos(sources, predictors, recipes, args, loaded, threads)
     work = partial(write_pictures, folder, predictors, recipes, args)
