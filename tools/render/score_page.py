@@ -38,7 +38,8 @@ def score_page(
     how += f" Calibration error {percent(errors['before'])} before and {percent(errors['after'])} after calibration."
     rows = overall_rows(result.scores, result.bounds)
     notes = [how, describe_abstaining(abstaining)] if abstaining else [how]
-    overall: list = [Table(("figure", "value", "interval", "remark"), rows, text=(0, 3)), *map(Text, notes)]
+    cells = [((name, remark) if remark else name, value, interval) for name, value, interval, remark in rows]
+    overall: list = [Table(("figure", "value", "interval"), cells), *map(Text, notes)]
     headline = [row[:3] for row in overall_rows(result.scores, result.bounds, ("exact", "hit1", "macro_f1"))]
     sections = [
         Section("All photos", overall),
