@@ -13,7 +13,7 @@ MOST_DUPLICATES = 50  # groups that are shown; the manifest lists all
 MOST_ROWS = 20  # of the table of sizes
 
 
-_SMALL, _LARGE = 96, 160  # pictures of labels and of duplicates, pixels
+_SIDE = 160  # of a picture, pixels: six in a row on a wide screen
 
 
 def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> str:
@@ -93,8 +93,8 @@ def _mosaics(splits: dict, codes: dict[str, str], picture: Callable[[str, int], 
         count = entry["labels"][label]  # photos stand before made copies among the files
         files = sorted([file for file in entry["files"] if file.startswith(f"{code}/")][:count])
         shown = files[:: max(1, -(-len(files) // PHOTOS_A_LABEL))]
-        pictures = [Picture(picture(f"{split}/{file}", _SMALL), file.split("/")[1]) for file in shown]
-        blocks += [Text(f"{label}: {len(shown)} of {count} in {split}"), Pictures(pictures, width=_SMALL)]
+        pictures = [Picture(picture(f"{split}/{file}", _SIDE), file.split("/")[1]) for file in shown]
+        blocks += [Text(f"{label}: {len(shown)} of {count} in {split}"), Pictures(pictures, width=_SIDE)]
     return blocks
 
 
@@ -110,7 +110,7 @@ def _duplicates(manifest: dict, codes: dict[str, str], picture: Callable[[str, i
     for group in groups[:MOST_DUPLICATES]:
         blocks += [
             Text(_title(group)),
-            Pictures([_member(m, codes, picture) for m in group["members"]], _LARGE, group=True),
+            Pictures([_member(m, codes, picture) for m in group["members"]], _SIDE, group=True),
         ]
     return blocks
 
@@ -122,7 +122,7 @@ def _title(group: dict) -> str:
 
 def _member(member: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> Picture:
     split, image, labels = member["split"], member["image"], member["labels"]
-    return Picture(picture(f"{split}/{codes[labels[0]]}/{image}", _LARGE), f"{split}/{image}\n{', '.join(labels)}")
+    return Picture(picture(f"{split}/{codes[labels[0]]}/{image}", _SIDE), f"{split}/{image}\n{', '.join(labels)}")
 
 
 def _left_out(left_out: dict[str, list[str]]) -> list:

@@ -29,7 +29,7 @@ class Text:
 class Table:
     """Rows of cells under a header. Columns in `text` are aligned left, the others (numbers) right.
 
-    A cell is a value, or (value, interval), of which the interval is set small under the value.
+    A cell is a value, or (value, remark): the remark is set small under the value.
     """
 
     header: Sequence[str]
