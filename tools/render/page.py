@@ -69,9 +69,9 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in a grid: 6 in a row on a wide screen, 4 or 2 on narrower ones, so that 12 fill their rows.
+    """Pictures in rows of 6, on narrower screens of 4 or 2: 12 pictures fill every row.
 
-    `large` pictures are two in a row, then one; of an odd number, the first has a row of its own. `group` draws a border.
+    `large` pictures stand in rows of 2 or 1; of an odd number, the first has its own row. `group` draws a border.
     """
 
     items: Sequence[Picture]
