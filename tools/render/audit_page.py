@@ -1,19 +1,13 @@
-"""The audit of a data set as a page: counts, bars, photos of every label, duplicates in groups, what was left out."""
+"""The audit of a data set as a page: counts, bars, photos of each label, groups of duplicates, what was left out."""
 
 from collections.abc import Callable
 
 from tools.render.page import Bars, Picture, Pictures, Section, Table, Text, render
 
-PHOTOS_A_LABEL = 12
-
-
+PHOTOS_PER_LABEL = 12
 MOST_DUPLICATES = 50  # groups that are shown; the manifest lists all
-
-
-MOST_ROWS = 20  # of the table of sizes
-
-
-_SIDE = 160  # of a picture, pixels: six in a row on a wide screen
+MOST_ROWS = 20  # in the table of sizes
+_SIDE_PX = 168  # of the pictures
 
 
 def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> str:
@@ -21,7 +15,7 @@ def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, in
 
     Args:
         codes: label -> its folder.
-        picture: (`split/code/name`, pixels) -> the bytes of a picture of that file of at most so many pixels a side.
+        picture: (`split/code/name`, pixels) -> that file as a PNG or JPEG, at most so many pixels wide and high.
     """
     splits = manifest["splits"]
     photos = ", ".join(f"{split['rows']} photos in {name}" for name, split in splits.items())
@@ -29,7 +23,7 @@ def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, in
         Section("Counts", [_counts(splits)]),
         *(Section(f"Labels in {name}", _labels(split)) for name, split in splits.items()),
         Section("Files", _files(splits)),
-        Section("Photos of every label", _mosaics(splits, codes, picture)),
+        Section("Photos of each label", _mosaics(splits, codes, picture)),
         Section("Duplicates", _duplicates(manifest, codes, picture)),
         Section("Left out", _left_out(manifest["left_out"])),
         Section("Settings and notes", _settings(manifest)),
@@ -41,7 +35,7 @@ def _counts(splits: dict) -> Table:
     rows = {
         "photos": lambda split: split["rows"],
         "with several labels": lambda split: split["several"],
-        "files, one a label": lambda split: sum(split["labels"].values()),
+        "files, one per label": lambda split: sum(split["labels"].values()),
         "made by --balance": lambda split: sum(split["made"].values()),
         "copied, not linked": lambda split: split["copied"],
     }
@@ -49,12 +43,12 @@ def _counts(splits: dict) -> Table:
 
 
 def _by_split(splits: dict, rows: dict[str, Callable[[dict], object]]) -> Table:
-    """A table with a column a split."""
+    """A table with one column per split."""
     return Table(("", *splits), [(name, *(value(split) for split in splits.values())) for name, value in rows.items()])
 
 
 def _labels(split: dict) -> list:
-    """Bars of the labels, then of the combinations in which they stand together, the most frequent first."""
+    """Bars of the labels, then of their combinations, the most frequent first."""
     made = split["made"]
     labels = [
         (name, count + made[name], f"{count}{f' + {made[name]} made' if made[name] else ''}")
@@ -63,7 +57,7 @@ def _labels(split: dict) -> list:
     combinations = sorted(split["combinations"].items(), key=lambda item: (-item[1], item[0]))
     return [
         Bars(labels),
-        Text("Combinations:"),
+        Text("Label combinations:"),
         Bars([(names.replace(" ", " + "), count, str(count)) for names, count in combinations]),
     ]
 
@@ -86,15 +80,16 @@ def _frequent(splits: dict, fact: str) -> Table:
 
 
 def _mosaics(splits: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> list:
-    """For every label some photos of the first split, spread over its names."""
+    """For each label some photos of the first split, at equal steps through their sorted names."""
     split, entry = next(iter(splits.items()))
     blocks = []
     for label, code in codes.items():
-        count = entry["labels"][label]  # photos stand before made copies among the files
+        count = entry["labels"][label]  # photos come before balanced copies among the files
         files = sorted([file for file in entry["files"] if file.startswith(f"{code}/")][:count])
-        shown = files[:: max(1, -(-len(files) // PHOTOS_A_LABEL))]
-        pictures = [Picture(picture(f"{split}/{file}", _SIDE), file.split("/")[1]) for file in shown]
-        blocks += [Text(f"{label}: {len(shown)} of {count} in {split}"), Pictures(pictures, width=_SIDE)]
+        num_shown = min(PHOTOS_PER_LABEL, len(files))
+        shown = [files[place * len(files) // num_shown] for place in range(num_shown)]
+        pictures = [Picture(picture(f"{split}/{file}", _SIDE_PX), file.split("/")[1]) for file in shown]
+        blocks += [Text(f"{label}: {num_shown} of {count} in {split}"), Pictures(pictures)]
     return blocks
 
 
@@ -104,25 +99,25 @@ def _duplicates(manifest: dict, codes: dict[str, str], picture: Callable[[str, i
         return [Text("Not looked for (--no-duplicates).", alert=True)]
     leaks, contradicting = (sum(group[key] for group in groups) for key in ("leak", "contradicting"))
     blocks: list = [
-        Text(f"{len(groups)} groups of photos that show the same; {contradicting} are labelled differently."),
-        Text(f"{leaks} groups lie in different splits.", alert=leaks > 0),
+        Text(f"{len(groups)} groups of duplicates; {contradicting} with different labels."),
+        Text(f"{leaks} groups are in more than one split.", alert=leaks > 0),
     ]
     for group in groups[:MOST_DUPLICATES]:
-        blocks += [
-            Text(_title(group)),
-            Pictures([_member(m, codes, picture) for m in group["members"]], _SIDE, group=True),
-        ]
+        members = [_member(member, codes, picture) for member in group["members"]]
+        blocks += [Text(_title(group)), Pictures(members, group=True)]
     return blocks
 
 
 def _title(group: dict) -> str:
-    faults = [name for key, name in (("contradicting", "labelled differently"), ("leak", "a leak")) if group[key]]
+    faults = [
+        name for key, name in (("contradicting", "different labels"), ("leak", "a leak between splits")) if group[key]
+    ]
     return ", ".join([f"{group['kind']} duplicates", *faults])
 
 
 def _member(member: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> Picture:
     split, image, labels = member["split"], member["image"], member["labels"]
-    return Picture(picture(f"{split}/{codes[labels[0]]}/{image}", _SIDE), f"{split}/{image}\n{', '.join(labels)}")
+    return Picture(picture(f"{split}/{codes[labels[0]]}/{image}", _SIDE_PX), f"{split}/{image}\n{', '.join(labels)}")
 
 
 def _left_out(left_out: dict[str, list[str]]) -> list:

@@ -16,23 +16,24 @@ _CLASSES = (_ACCENT, _SECOND, _THIRD, "#3b82b5", "#b0417a", "#8a7a2f")  # in tur
 
 
 def draw_curves(rows: list[dict[str, str]]) -> bytes:
-    """From the rows of metrics.csv: losses, validation scores, learning rate over the epochs."""
+    """From the rows of metrics.csv: losses, validation scores and the learning rate at the end of each epoch."""
     epochs = [int(row["epoch"]) for row in rows]
-    figure, axes = _create_figure(12, 3.6, 3)
+    figure, axes = _create_figure(12, 4, 3)
     panels: tuple[tuple[str, int, dict[str, tuple[str, str | None]]], ...] = (
         ("loss", 1, {"train_loss": (_INK, "training"), "val_loss": (_SECOND, "validation")}),
         ("validation, %", 100, {"accuracy": (_INK, "label copies right"), "hit1": (_SECOND, "hit@1"),
                                 "exact": (_THIRD, "exact match"), "macro_f1": (_ACCENT, "macro-F1")}),
-        ("learning rate at the end of each epoch", 1, {"lr": (_INK, None)}),
+        ("learning rate", 1, {"lr": (_INK, None)}),
     )  # fmt: skip
     marker = "." if len(rows) < 3 else ""  # a line of one or two points is hard to see
     for panel, (title, factor, curves) in zip(axes, panels, strict=True):
         for key, (colour, label) in curves.items():
             panel.plot(epochs, [factor * float(row[key]) for row in rows], color=colour, label=label, marker=marker)
         panel.set(title=title, xlabel="epoch")
+        panel.ticklabel_format(axis="y", scilimits=(-3, 4), useOffset=False)
         panel.xaxis.set_major_locator(MaxNLocator("auto", integer=True, min_n_ticks=1))
         if len(curves) > 1:
-            panel.legend(frameon=False, fontsize=8)
+            panel.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     return to_png(figure)
 
 
@@ -58,14 +59,13 @@ def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: 
 
 def draw_precision_recall(probability: np.ndarray, truth: np.ndarray, labels: Sequence[str], ap: Sequence) -> bytes:
     """Precision over recall for every class with photos; `ap` (None for the others) is in the legend."""
-    figure, axes = _create_figure(8.2, 5)
+    figure, axes = _create_figure(7.4, 6)
     for index, (label, value) in enumerate(zip(labels, ap, strict=True)):
         if value is not None:
             precision, recall, _ = precision_recall_curve(truth[:, index], probability[:, index])
             colour = _CLASSES[index % len(_CLASSES)]
             axes.step(recall, precision, where="post", color=colour, label=f"{label}  {value:.3f}")
-    axes.set(title="precision over recall", xlabel="recall", ylabel="precision", ylim=(0, 1.02))
-    axes.set(xlim=(0, 1))
+    axes.set(title="precision over recall", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(frameon=False, fontsize=9, title="average precision", loc="outside right center")
     return to_png(figure)
 
@@ -75,7 +75,7 @@ def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, e
 
     The lower panel counts the photo-label pairs per bin. `errors`: the calibration errors of both, for the legend.
     """
-    figure, (upper, lower) = _create_figure(6.4, 6.2, 2, stacked=True, height_ratios=(3, 1), sharex=True)
+    figure, (upper, lower) = _create_figure(7.4, 6, 2, stacked=True, height_ratios=(3, 1), sharex=True)
     edges = np.linspace(0, 1, ECE_BINS + 1)
     upper.plot([0, 1], [0, 1], color="#b8c4bd", linestyle="--")
     for values, error, colour, name in ((before, errors[0], _SECOND, "raw"), (after, errors[1], _ACCENT, "calibrated")):
@@ -87,7 +87,7 @@ def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, e
         lower.stairs(size, edges, color=colour)
     upper.set(title="reliability over all photo-label pairs", ylabel="share that is true", xlim=(0, 1), ylim=(0, 1))
     lower.set(xlabel="probability", ylabel="pairs per bin", yscale="log", ylim=(0.7, None))
-    lower.tick_params(which="minor", left=False)
+    lower.tick_params(which="minor", left=False, labelleft=False)
     upper.legend(frameon=False)
     return to_png(figure)
 
@@ -104,19 +104,12 @@ def draw_cam_scores(names: Sequence[str], figures: Sequence[Mapping[str, tuple[f
     for axes, name, title in ((left, "pointing", "peak in a box"), (right, "energy", "share of the map in boxes")):
         values, low, high = np.array([entry[name] for entry in figures]).T
         axes.barh(places, values, xerr=(values - low, high - values), color=_ACCENT, ecolor=_INK, height=0.6)
-        axes.scatter(
-            chance,
-            places,
-            marker="|",
-            s=160,
-            color=_SECOND,
-            zorder=3,
-            label="chance: the boxes' share of the area",
-        )
+        marks = axes.scatter(chance, places, marker="|", s=160, color=_SECOND, zorder=3)
         axes.set(title=title, xlim=(0, 1.02), ylim=(-0.8, len(names) - 0.2))
     left.set_yticks(places, names, fontsize=8)
     right.set_yticks(places, [])
-    figure.legend(*right.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside lower right")
+    label = "chance: the boxes' share of the area"
+    figure.legend([marks], [label], frameon=False, fontsize=8, loc="outside lower right")
     return to_png(figure)
 
 

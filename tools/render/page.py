@@ -8,7 +8,7 @@ pictures only.
 
 import base64
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -29,7 +29,7 @@ class Text:
 class Table:
     """Rows of cells under a header. Columns in `text` are aligned left, the others (numbers) right.
 
-    A cell is a value, or (value, remark): the remark is set small under the value.
+    A cell is a value, or (value, detail): the detail is set in small type under the value.
     """
 
     header: Sequence[str]
@@ -69,10 +69,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """Pictures in a grid of equal columns at least `width` pixels wide; `group` draws a border around them."""
+    """Pictures in rows of 6, on narrower screens of 4 or 2: 12 pictures fill every row.
+
+    `large` pictures stand in rows of 2 or 1; of an odd number, the first has its own row. `group` draws a border.
+    """
 
     items: Sequence[Picture]
-    width: int = 160
+    large: bool = False
     group: bool = False
     kind: str = "pictures"
 
@@ -82,7 +85,7 @@ class Section:
     """A heading and its blocks."""
 
     heading: str
-    blocks: Sequence[Text | Table | Bars | Pictures] = field(default_factory=list)
+    blocks: Sequence[Text | Table | Bars | Pictures]
 
 
 def render(title: str, lead: str, sections: Sequence[Section], headline: Sequence[tuple[str, str, str]] = ()) -> str:

@@ -45,10 +45,10 @@ def score_page(
         Section("All photos", overall),
         Section("Class by class", [_class_table(result, labels)]),
         Section("By true label set", [_set_table(result, labels)]),
-        Section("Pictures", [Pictures([Picture(data) for data in pictures], width=320)]),
+        Section("Pictures", [Pictures([Picture(data) for data in pictures], large=True)]),
         Section(
             "The worst mistakes",
-            [Pictures(mistakes, width=168)] if mistakes else [Text("None: every photo was decided exactly right.")],
+            [Pictures(mistakes)] if mistakes else [Text("None: every photo was decided exactly right.")],
         ),
         Section("What was scored", [Table(("", ""), list(facts), text=(0, 1))]),
     ]
