@@ -36,13 +36,10 @@ def score_page(
     )
     errors = result.calibration()
     how += f" Calibration error {percent(errors['before'])} before and {percent(errors['after'])} after calibration."
-    rows = overall_rows(result.scores, result.bounds)
     notes = [how, describe_abstaining(abstaining)] if abstaining else [how]
-    cells = [((name, remark) if remark else name, value, interval) for name, value, interval, remark in rows]
-    overall: list = [Table(("figure", "value", "interval"), cells), *map(Text, notes)]
     headline = [row[:3] for row in overall_rows(result.scores, result.bounds, ("exact", "hit1", "macro_f1"))]
     sections = [
-        Section("All photos", overall),
+        Section("All photos", [_overall_table(result), *map(Text, notes)]),
         Section("Class by class", [_class_table(result, labels)]),
         Section("By true label set", [_set_table(result, labels)]),
         Section("Pictures", [Pictures([Picture(data) for data in pictures], large=True)]),
@@ -53,6 +50,13 @@ def score_page(
         Section("What was scored", [Table(("", ""), list(facts), text=(0, 1))]),
     ]
     return render(title, lead, sections, headline)
+
+
+def _overall_table(result: EvalResult) -> Table:
+    """One row per figure, with its remark under the name."""
+    rows = overall_rows(result.scores, result.bounds)
+    cells = [((name, remark) if remark else name, value, interval) for name, value, interval, remark in rows]
+    return Table(("figure", "value", "interval"), cells)
 
 
 def _class_table(result: EvalResult, labels: Sequence[str]) -> Table:
