@@ -130,4 +130,4 @@ def _settings(manifest: dict) -> list:
     rows: list[tuple[str, object]] = []
     for name, value in manifest["settings"].items():
         rows += [(f"{name} {key}", v) for key, v in value.items()] if isinstance(value, dict) else [(name, value)]
-    return [Table(("setting", "value"), rows), *(Text(note) for note in manifest["notes"])]
+    return [Table(("setting", "value"), rows, text=(0, 1)), *(Text(note) for note in manifest["notes"])]
