@@ -261,7 +261,7 @@ def test_an_allowed_change_reaches_the_optimizer(train, refused, tiny, dataset, 
     assert all(float(part["step"]) == 3 for part in stored["state"].values())
     base = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--tag", "a", "--opts", *opts]
     other = ["TRAIN.OPTIMIZER.NAME", "sgd", "TRAIN.MAX_STEPS", "4", "--allow-change", "TRAIN.OPTIMIZER.NAME"]
-    refused(main.main, [*base, *other], 4, "not that of this optimizer")
+    refused(main.main, [*base, *other], 4, "does not fit this optimizer")
 
 
 def test_no_run_is_lost_without_a_word(train, refused, tiny, dataset, tmp_path):
