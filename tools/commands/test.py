@@ -147,7 +147,7 @@ def draw_pictures(result, labels: list[str], errors: dict) -> dict[str, bytes]:
     """File name -> PNG; `errors` is what `EvalResult.calibration` returned."""
     from tools.render.figures import draw_confusion, draw_precision_recall, draw_reliability
 
-    words = ("found, and taken for another", "true label: found (diagonal), missed", "label wrongly given instead")
+    words = ("labels given for each true label", "true label", "label given (diagonal: found)")
     if result.targets == "single":
         words = ("copies by true and predicted class", "true", "predicted")
     ap = [entry["ap"] for entry in result.scores["per_class"]]
@@ -172,9 +172,9 @@ def worst_mistakes(result, split, labels) -> list:
         image = decode(split.source.read(photo.file), split.source.locate(photo.file))
         given = result.decision[row]
         shares = ", ".join(f"{100 * p:.0f} %" for p in result.probability[row][given])
+        truth, answer = (names(labels, members, " + ") for members in (result.truth[row], given))
         caption = (
-            f"{photo.name}\ntrue: {names(labels, result.truth[row])}\ngiven: {names(labels, given)} ({shares})\n"
-            f"confidence {100 * result.confidence[row]:.0f} %"
+            f"{photo.name}\ntrue: {truth}\ngiven: {answer} ({shares})\nconfidence {100 * result.confidence[row]:.0f} %"
         )
         pictures.append(Picture(thumbnail(image, 168), caption))
     return pictures

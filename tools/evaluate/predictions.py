@@ -108,9 +108,9 @@ def aligned(table: PredictionTable, images: Sequence[str], where: object) -> Pre
     return PredictionTable(list(images), table.labels, probability, table.decision[rows], truth)
 
 
-def names(labels: Sequence[str], row: np.ndarray) -> str:
-    """The labels of a bool row, separated by spaces."""
-    return " ".join(label for label, given in zip(labels, row, strict=True) if given)
+def names(labels: Sequence[str], row: np.ndarray, separator: str = " ") -> str:
+    """The labels of a bool row in one string."""
+    return separator.join(label for label, given in zip(labels, row, strict=True) if given)
 
 
 def read_predictions(raw: bytes, path: Path, labels: Sequence[str]) -> PredictionTable:
