@@ -69,7 +69,7 @@ def channels(low: float) -> Check:
 
 
 def folder_name(longest: int) -> Check:
-    """A name that becomes a folder."""
+    """A string that is safe as the name of a folder."""
     return Check(
         lambda value: bool(re.fullmatch(rf"[A-Za-z0-9._-]{{1,{longest}}}", value)) and value.strip(".") != "",
         f"1 to {longest} letters, digits, . _ -, and not only dots",

@@ -174,7 +174,7 @@ def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=
 
 
 def _photos(mode: str, split: Split, samples: list[Photo], shard: Shard) -> Encoded | Pixels:
-    """The reader of the training photos for DATA.CACHE_MODE; its notes are added to the split's."""
+    """Builds the reader that DATA.CACHE_MODE selects. Appends the cache's notes to `split.notes`."""
     files = sorted({photo.file for photo in samples})
     if mode != "full":
         return Encoded(split.source, files[shard.rank :: shard.world_size] if mode == "part" else ())

@@ -62,8 +62,8 @@ def read_labels(path: Path) -> LabelFile:
     """Reads `images,labels` (names separated by spaces) or the one-hot columns `images,label_<name>,...` (0 or 1).
 
     Raises:
-        DataError: naming the row, for another separator, unknown labels, values that are not 0 or 1, names that lead
-            out of the image folder, and one photo with two different label sets.
+        DataError: for any other content, such as another separator, an unknown label, a value that is not 0 or 1, a
+            photo name with a folder in it, or one photo with two different label sets; errors in a row name the row.
     """
     raw = read_regular(path, "label file", MAX_BYTES)
     rows: dict[str, LabelRow] = {}

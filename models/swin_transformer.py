@@ -192,7 +192,7 @@ class WindowAttention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
 
     def _bias(self, mask: Tensor | None) -> Tensor:
-        """The bias of the scores: `[heads, N, N]`, or with a mask `[nW, heads, N, N]`."""
+        """The relative position bias of the attention scores: `[heads, N, N]`, or with a mask `[nW, heads, N, N]`."""
         n = self.window_size**2
         bias = self.relative_position_bias_table.t().index_select(1, self.relative_position_index.flatten())
         bias = bias.view(-1, n, n)

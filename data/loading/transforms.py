@@ -220,17 +220,17 @@ def planes(photo: np.ndarray) -> Tensor:
 
 
 def resize(pixels: Tensor, size: int, mode: InterpolationMode) -> Tensor:
-    """uint8 [H, W, 3] -> [3, size, size] by torch's vectorised kernels, within 2 of 255 of Pillow's resize.
+    """uint8 [H, W, 3] -> [3, size, size] with torch; its pixels differ from Pillow's by at most 2 of 255.
 
-    One axis after the other, each rounded to 8 bits, in the order of Pillow 13, which begins with the height where that
-    saves more. Lanczos, which torch lacks, is left to Pillow.
+    Resizes one axis at a time and rounds to 8 bits after each, like Pillow 13. The height comes first where that is
+    less work. Lanczos, which torch lacks, is left to Pillow.
     """
     if mode == InterpolationMode.LANCZOS:
         image = TF.resize(Image.fromarray(pixels.numpy()), [size, size], mode)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1)
     height, width = pixels.shape[:2]
     first = [(size, width)] if height - size > max(2 * (width - size), 0) else []
-    # pixels[None] would have a first stride that torch does not take for channels-last memory: half as fast
+    # not pixels[None]: torch would not recognise its strides as channels-last, and would take twice as long
     batch = pixels.view(1, height, width, 3).permute(0, 3, 1, 2)
     for shape in (*first, (size, size)):
         batch = torch.nn.functional.interpolate(batch, shape, mode=mode.value, antialias=True)

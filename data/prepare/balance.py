@@ -18,8 +18,8 @@ DEGREES = 20
 def plan_copies(labels: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     """(index, kind) of every copy to make.
 
-    A label gets copies until it reaches the mean over all labels of their photos, or until each of its photos has one
-    copy of every kind. Rare labels come first, and every photo gets one copy before any gets two.
+    A label gets copies until it has as many photos as the average label had at the start, or until each of its photos
+    has one copy of every kind. Rare labels come first. Within a label, every photo gets one copy before any gets two.
 
     Args:
         labels: of every training photo. A copy has the labels of its original and counts for all of them.

@@ -59,7 +59,7 @@ def find_duplicates(prints: Sequence[Fingerprint]) -> list[list[int]]:
 
 
 def _find_near(prints: list[Fingerprint]) -> Iterator[np.ndarray]:
-    """For every print with near-duplicates behind it: their indices and its own."""
+    """Yields, per photo that has near-duplicates later in the list, the indices of these and its own."""
     hashes = np.array([p.cosine for p in prints], dtype=np.uint64)
     for start in range(0, len(prints), _BLOCK):
         close = np.bitwise_count(hashes[start : start + _BLOCK, None] ^ hashes[None, start:]) <= MAX_DISTANCE

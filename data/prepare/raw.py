@@ -39,7 +39,7 @@ class RawSplit:
     ignored: int
 
     def notes(self) -> list[str]:
-        """What was left out without an option that asks for it."""
+        """Lines about rows and files that are always ignored."""
         notes = [f"{self.name}: {self.repeats} rows repeat an earlier one"] if self.repeats else []
         if self.ignored:
             notes.append(f"{self.name}: {self.ignored} hidden or foreign entries ignored among the photos")

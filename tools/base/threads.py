@@ -31,7 +31,7 @@ def batches(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
 
 
 def in_threads(work: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int) -> Iterator[Result]:
-    """`work(item)` for every item, in order; up to `ahead` of them are computed before the caller asks for them."""
+    """`work(item)` for every item, in order; the threads compute up to `ahead` results in advance."""
     waiting: deque[Future[Result]] = deque()
     with ThreadPoolExecutor(threads) as pool:
         for item in items:

@@ -1,4 +1,7 @@
-"""Benchmarks of test.py (`test`) and visual.py (`cam`): many photos, against one at a time; the model's share of it."""
+"""Benchmarks of test.py (`test`) and visual.py (`cam`): a whole pass against one photo at a time.
+
+Each also measures the share of the time that is spent in the model.
+"""
 
 import contextlib
 import io

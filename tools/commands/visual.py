@@ -94,10 +94,10 @@ def check(args) -> None:
 
 
 def draw(loaded, args, run) -> int:
-    """Explains photos, a batch at a time.
+    """Writes the heat maps of the requested photos, batch by batch.
 
-    Each photo is decoded once, so an unreadable one ends the command after the pictures of the photos before it.
-    Threads read and write while the model runs; without them it would wait a third of the time.
+    Each photo is decoded once. An unreadable photo ends the command; the pictures of earlier batches are written.
+    Threads read and write while the model runs; without threads, the model would be idle for a third of the time.
     """
     from data.build import num_workers
 

@@ -89,12 +89,12 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
 
 
 def _rendezvous_store(ranks: Ranks, timeout: timedelta) -> dist.Store:
-    """The store of the launcher, with a new prefix after each restart.
+    """The launcher's store. On one machine, every restart gets its own key prefix.
 
-    Without it, torch 2.14 reuses the keys: restarted ranks find the addresses of their predecessors and wait forever.
+    Without the prefix, torch 2.14 reuses the keys, and restarted ranks wait for the addresses of dead ones.
     """
     store, _, _ = next(dist.rendezvous("env://", ranks.rank, ranks.world_size, timeout=timeout))
-    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # restart counts may differ between machines
+    if os.environ.get("GROUP_WORLD_SIZE") == "1":  # not on several machines, where restart counts may differ
         store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     return store
 

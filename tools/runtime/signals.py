@@ -93,7 +93,7 @@ def start_worker(_number: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     die_with_parent()
     parent = multiprocessing.parent_process()
-    if parent and not parent.is_alive():  # the run was killed before the request above
+    if parent and not parent.is_alive():  # the run was killed before die_with_parent took effect
         os._exit(1)
 
 

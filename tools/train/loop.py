@@ -16,19 +16,19 @@ from tools.base.errors import NumericsError
 from tools.train.optim import set_learning_rate, set_train_mode
 from tools.train.step import Applied, Batch, StepContext, apply_update
 
-MAX_SKIPS = 20  # fp16 updates skipped in a row: more is a fault, not the search for the right scale
+MAX_SKIPS = 20  # fp16 updates skipped in a row: more than the loss scaler needs to find its scale
 
 
 @dataclass
 class Progress:
-    """How far a run is. Saved in every checkpoint, restored on resume.
+    """How far a run is. Saved in last.pth and restored on resume.
 
     Attributes:
         step: updates done, skipped ones included.
         skipped: updates that fp16 overflow skipped.
-        sums: sums of this epoch: loss x images, images, gradient norms, updates.
+        sums: sums of this epoch: loss x images, images, finite gradient norms, and how many.
         best: best validation score so far; -1 before the first.
-        validated: epochs whose end was validated.
+        validated: number of validated epochs.
         micro_batch: images that a rank passes through the model at once; less than a batch after memory ran out.
     """
 
@@ -41,18 +41,18 @@ class Progress:
 
     @classmethod
     def from_state_dict(cls, stored: dict, batch_size: int) -> "Progress":
-        """The inverse of `state_dict`, from a whole checkpoint; the micro-batch is at most `batch_size`."""
+        """The inverse of `state_dict`, from the content of last.pth; the micro-batch is at most `batch_size`."""
         names = ("step", "skipped", "validated", "best")
         micro_batch = min(stored["micro_batch"], batch_size)
         return cls(micro_batch, sums=list(stored["sums"]), **{name: stored[name] for name in names})
 
     def state_dict(self) -> dict:
-        """What a checkpoint holds of it besides the step, which is in its header."""
+        """The values stored in last.pth; `step` is stored separately."""
         names = ("best", "sums", "skipped", "validated", "micro_batch")
         return {name: getattr(self, name) for name in names}
 
     def add(self, applied: Applied) -> None:
-        """Counts an update. A gradient norm that is not finite is that of an update which fp16 skipped."""
+        """Counts an update. A non-finite gradient norm means that fp16 skipped the update."""
         finite = np.isfinite(applied.grad_norm)
         self.micro_batch = applied.micro_batch
         self.step += 1
@@ -91,10 +91,10 @@ def train_one_epoch(
 ) -> Iterator[Update]:
     """Trains from where `progress` stands to the end of its epoch, yielding after every update.
 
-    A micro-batch that was halved, because memory ran out, may grow again at the start of an epoch.
+    At the start of an epoch, a micro-batch that was halved because memory ran out is doubled, up to the batch size.
 
     Args:
-        batches: what is left of this rank's batches of the epoch.
+        batches: this rank's remaining batches of the epoch.
         num_batches: batches of the whole epoch.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The folder of a run and everything that a run writes into it. Only the first rank writes."""
+"""Writes a run's checkpoints, metrics.csv, curves.png, status.json and run.json. Only the first rank writes."""
 
 import json
 import os
@@ -40,11 +40,11 @@ class RunFolder:
                 store.save(folder / store.LAST, content, folder / store.PREVIOUS)
 
     def add_epoch(self, row: dict, content: dict, *, is_best: bool, snapshot: bool) -> None:
-        """Writes what a validated epoch leaves: its row of metrics.csv, the curves, best.pth and its snapshot.
+        """Writes the results of a validated epoch: its row of metrics.csv, the curves, best.pth and its snapshot.
 
         Args:
             row: for `tools.train.history.add_row`.
-            content: the inference weights and their scores.
+            content: the inference weights, their scores and the fitted rule.
         """
         with self._writing() as folder:
             if folder:
@@ -67,7 +67,7 @@ class RunFolder:
 
     @contextmanager
     def _writing(self) -> Iterator[Path | None]:
-        """The folder on the first rank, None on the others; what fails on the first rank ends all of them."""
+        """The folder on the first rank, None on the others; an error on the first rank ends all ranks."""
         with on_first_rank(self.ranks):
             if not self.ranks.first:
                 yield None
@@ -98,6 +98,6 @@ class RunFolder:
 
 
 def record_start(folder: Path, argv: Sequence[str]) -> None:
-    """Writes run.json: start time and command line. The newest run is found by it, never by file times."""
+    """Writes run.json: start time and command line. `newest_run` reads this time; file times are ignored."""
     record = {"started": datetime.now(UTC).isoformat(), "argv": list(argv)}
     write_bytes(folder / store.RUN, (json.dumps(record) + "\n").encode())

@@ -56,7 +56,9 @@ def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
 
 
 def starting_point(loaded: Loaded, overwrite: bool) -> Start:
-    """From where the run starts. After a restart by torchrun it resumes in place, regardless of the flags.
+    """What the run starts from: a checkpoint or nothing.
+
+    After a restart by torchrun it resumes the folder's own checkpoint, if there is one, regardless of the flags.
 
     Raises:
         UsageError: for a folder that holds another run.
@@ -73,7 +75,7 @@ def starting_point(loaded: Loaded, overwrite: bool) -> Start:
         return Start(asked, store.read_own(asked, RESUME), in_place=True)
     if own and (restarted or (config.TRAIN.AUTO_RESUME and not overwrite)):
         path, stored, faults = store.newest(folder)
-        read_history(folder / HISTORY)  # otherwise its new row would be refused after an epoch
+        read_history(folder / HISTORY)  # fail now, not after an epoch, if metrics.csv cannot be continued
         return Start(path, stored, in_place=True, faults=faults)
     _refuse_another_run(folder, overwrite or restarted)
     return Start()

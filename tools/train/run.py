@@ -116,7 +116,7 @@ class Run:
     """A run on one rank.
 
     Attributes:
-        rule: how validation scores are decided: nothing is fitted.
+        rule: the unfitted rule for validation scores.
         fitted: what the last validation fitted (`fitted_state`), for the checkpoints.
     """
 
@@ -135,7 +135,7 @@ class Run:
         """Trains to the end of the plan, or to its `max_steps`.
 
         Raises:
-            Interrupted: after a signal, when last.pth is written.
+            Interrupted: after a signal, once last.pth has been written.
         """
         begun = started = time.monotonic()
         plan, progress = self.plan, self.progress
@@ -224,7 +224,7 @@ class Run:
         scores = validation_scores(self.rule, logits, truth)
         self.fitted = fitted_state(fit(self.rule, logits, truth), logits, truth)
         self.logger.info(score_line(scores))
-        is_best = scores[plan.select_by] > progress.best  # a tie keeps the earlier step
+        is_best = scores[plan.select_by] > progress.best  # on a tie, the earlier best.pth stays
         progress.best = max(progress.best, scores[plan.select_by])
         self.logger.info(f"Max {plan.select_by}: {100 * progress.best:.2f}%{' (new best.pth)' if is_best else ''}")
         row = {

@@ -1,6 +1,6 @@
 """The way from a config to a run that is ready to train; `--check` goes the same way without writing.
 
-Everything that can be refused is refused before the first file is written, which is what `open_folder` does.
+All checks run before `open_folder`, which is the first to write into the run folder.
 """
 
 import logging
@@ -48,12 +48,12 @@ Report = Callable[[str, str, Sequence[str]], None]  # (part of the setup, what w
 
 @dataclass
 class PreparedRun:
-    """A run that can train: everything is built, and its folder is not touched yet.
+    """The parts of a run, before its folder is opened.
 
     Attributes:
         origin: where the weights came from.
-        notes: what the log should say first.
-        end: why there is nothing left to train; empty when there is.
+        notes: lines to log first.
+        end: why no training is left; empty if some is.
     """
 
     data: RunData
@@ -69,14 +69,14 @@ class PreparedRun:
 def launch(
     loaded: Loaded, argv: list[str], ranks: Ranks, device: torch.device, *, overwrite: bool, allowed: list[str]
 ) -> int:
-    """Trains the config's run from where its folder says it is, and returns the exit code.
+    """Starts or resumes the run that the config describes, and returns the exit code.
 
     Args:
         overwrite: start again although the folder holds a run.
         allowed: config keys that may differ from those of the run that is resumed.
 
     Raises:
-        UserError: of the fitting kind, before any file is touched, for everything that cannot work.
+        UserError: of the matching class, before any file is touched, for everything that cannot work.
     """
     check_apart(loaded)
     with sole_run(loaded.run_folder, ranks), children_end():
@@ -100,10 +100,12 @@ def prepare_run(
     report: Report = lambda _part, _found, _notes: None,
     download: bool = True,
 ) -> PreparedRun:
-    """Data, plan, model and the state to resume from. Writes nothing.
+    """Builds data, plan and model, and loads the state to resume from.
+
+    Does not touch the run folder; may write the pixel cache and download weights.
 
     Args:
-        report: told what each part of the setup found.
+        report: called with the result of each part of the setup.
         download: see `tools.train.parts.load_start_weights`.
     """
     config, folder = loaded.config, loaded.run_folder
@@ -133,7 +135,7 @@ def prepare_run(
 
 
 def build_training_model(config) -> torch.nn.Module:
-    """The model with its seeded fresh weights, and torch set to DETERMINISTIC or to fast."""
+    """Sets torch's determinism flags; builds the model with seeded random weights."""
     torch.use_deterministic_algorithms(config.TRAIN.DETERMINISTIC)
     torch.backends.cudnn.benchmark = not config.TRAIN.DETERMINISTIC
     torch.manual_seed(seed_of(config.SEED, INIT))
@@ -164,7 +166,10 @@ def nothing_left(start: Start, progress: Progress, plan: Plan) -> str:
 
 
 def open_folder(loaded: Loaded, argv: list[str], ranks: Ranks, start: Start) -> logging.Logger:
-    """Makes the run folder, or tidies that of a resumed run; returns the logger that writes into it."""
+    """Prepares the run folder; returns the logger that writes into it.
+
+    A resumed run keeps its files, and damaged checkpoints are renamed. Otherwise the files of an older run are deleted.
+    """
     folder = loaded.run_folder
     if not ranks.first:
         return create_logger(rank=ranks.rank)
@@ -184,7 +189,7 @@ def open_folder(loaded: Loaded, argv: list[str], ranks: Ranks, start: Start) -> 
 
 
 def log_start(logger: logging.Logger, loaded: Loaded, run: PreparedRun, ranks: Ranks, device: torch.device) -> None:
-    """What a reader of the log wants to know first: photos, model, precision, learning rate, and where it resumes."""
+    """Logs first what a reader wants to know: photos, model, precision, learning rate, and where it resumes."""
     config, model, images = loaded.config, run.state.module, run.plan.images_per_update
     logger.debug(f"{model}\n{loaded.describe()}")
     for line in (*run.notes, describe(run.data.train), describe(run.data.val), *count_table(run.data, config)):

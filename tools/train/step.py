@@ -1,6 +1,7 @@
-"""One update: the gradients of a global batch, computed in micro-batches that fit, applied when all ranks agree.
+"""One update: the gradients of a global batch, computed in micro-batches that fit into memory.
 
-Until the optimizer steps, an attempt leaves no trace: it can be repeated with a smaller micro-batch.
+It is applied if every rank succeeded.
+Until the optimizer steps, a failed attempt changes nothing, so it can be repeated with a smaller micro-batch.
 """
 
 import logging
@@ -48,7 +49,10 @@ class StepContext:
 
 @dataclass(frozen=True)
 class Applied:
-    """An applied update: loss summed over its global batch, images in it, gradient norm, micro-batch used."""
+    """The result of an update, which fp16 may have skipped.
+
+    The loss is summed over the global batch; with it the images in that batch, the gradient norm, the micro-batch used.
+    """
 
     loss_sum: float
     images: int
@@ -65,8 +69,8 @@ def apply_update(context: StepContext, batches: Iterator[Batch], size: int, step
 
     Raises:
         NumericsError: for a loss or gradient that is not finite; the weights are not changed.
-        ResourceError: when not even one image fits.
-        UserError: what any rank's loader raised.
+        ResourceError: when not even one image fits, or a loader process died or hangs.
+        UserError: what this rank's loader raised; on the other ranks, that this rank failed.
     """
     taken: list[Batch] = []
     buffers = [buffer.clone() for buffer in context.model.buffers()]
@@ -96,7 +100,7 @@ def apply_update(context: StepContext, batches: Iterator[Batch], size: int, step
 
 
 def _accumulate(context: StepContext, batches: Sequence, step: int, micro_batch: int) -> Tensor:
-    """Adds the gradients of the mean loss over all ranks' images; returns losses x images, one per micro-batch."""
+    """Adds this rank's gradients of the mean loss over the global batch; returns each micro-batch's loss x images."""
     images_of_update = context.ranks.world_size * sum(len(targets) for _, targets in batches)
     losses = []
     for number, (images, targets) in enumerate(batches):
@@ -116,7 +120,10 @@ def _accumulate(context: StepContext, batches: Sequence, step: int, micro_batch:
 
 
 def _apply(context: StepContext, losses: Tensor, batches: Sequence, step: int, micro_batch: int) -> Applied:
-    """Sums the gradients over ranks, checks, clips and applies them. A single rank waits for its device once."""
+    """Sums the gradients over ranks, checks, clips and applies them.
+
+    Without other ranks, it synchronises with the device only once.
+    """
     optimizer, precision = context.optimizer, context.precision
     sum_gradients(trainable(optimizer))
     loss = sum_across_ranks(losses.sum())
@@ -125,9 +132,7 @@ def _apply(context: StepContext, losses: Tensor, batches: Sequence, step: int, m
     finite = torch.tensor([loss_sum, grad_norm]).isfinite().tolist()
     if not finite[0] or not (finite[1] or precision.may_skip):
         raise_together(_not_finite(context, losses, batches, step, micro_batch), context.ranks)
-    if (
-        0 < context.clip_grad < grad_norm and finite[1]
-    ):  # most updates need no clipping, which saves a pass over the gradients
+    if 0 < context.clip_grad < grad_norm and finite[1]:  # skip the pass over the gradients when no clipping is needed
         precision.clip(optimizer, context.clip_grad, norm)
     precision.step(optimizer)
     optimizer.zero_grad(set_to_none=True)
@@ -136,7 +141,7 @@ def _apply(context: StepContext, losses: Tensor, batches: Sequence, step: int, m
 
 
 def _classify(raised: Exception, context: StepContext, step: int) -> tuple[int, UserError | None]:
-    """The outcome that an exception stands for, and its error. Bugs are re-raised unchanged."""
+    """Maps an exception to an outcome and a user error. Bugs are re-raised unchanged."""
     if is_out_of_memory(raised):
         return _OUT_OF_MEMORY, None
     error = as_user_error(raised)
@@ -150,7 +155,10 @@ def _classify(raised: Exception, context: StepContext, step: int) -> tuple[int, 
 def _not_finite(
     context: StepContext, losses: Tensor, batches: Sequence, step: int, micro_batch: int
 ) -> UserError | None:
-    """The error that names this rank's photos behind a non-finite loss or gradient; None when it had none."""
+    """The error that names this rank's photos behind a non-finite loss or gradient.
+
+    None when only another rank's loss was not finite.
+    """
     sizes = [len(t[start : start + micro_batch]) for _, t in batches for start in range(0, len(t), micro_batch)]
     bad = torch.repeat_interleave(~losses.cpu().isfinite(), torch.tensor(sizes)).tolist()
     what = "loss" if any(bad) else "gradient"
