@@ -84,7 +84,7 @@ KEYS: dict[str, Key] = {
     ),
     "DATA.CACHE_MODE": Key(
         "no",
-        "no; full: decoded photos in one file that all ranks share; part: each rank keeps an equal share of the files in memory",
+        "no; full: decoded photos in one file that all ranks share; part: each rank keeps its share of the files",
         one_of("no", "full", "part"),
         flag="--cache-mode",
         may_change=True,

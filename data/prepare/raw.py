@@ -40,7 +40,7 @@ class RawSplit:
 
     def notes(self) -> list[str]:
         """Lines about rows and files that are always ignored."""
-        notes = [f"{self.name}: {self.repeats} rows repeat an earlier one"] if self.repeats else []
+        notes = [f"{self.name}: {self.repeats} repeated row(s) ignored"] if self.repeats else []
         if self.ignored:
             notes.append(f"{self.name}: {self.ignored} hidden or foreign entries ignored among the photos")
         return notes

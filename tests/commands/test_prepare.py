@@ -163,8 +163,8 @@ def test_refusals_of_the_command_line(source, tmp_path, refused):
     )
     refused(process_dataset.main, ["--src", tmp_path / "no"], 3, "not a folder")
     refused(process_dataset.main, ["--src", source / "train" / "images"], 3, "train, val, test")
-    refused(process_dataset.main, ["--src", source, "--dst", source], 2, "within each other")
-    refused(process_dataset.main, ["--src", source, "--dst", source / "train" / "d"], 2, "within each other")
+    refused(process_dataset.main, ["--src", source, "--dst", source], 2, "inside the other")
+    refused(process_dataset.main, ["--src", source, "--dst", source / "train" / "d"], 2, "inside the other")
     refused(process_dataset.main, ["--sorce", source], 2, "unrecognized", "did you mean --src")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
@@ -178,8 +178,8 @@ def test_refusals_of_the_command_line(source, tmp_path, refused):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--split", "0.8", "0.1", "0.2"], "sum 1"),
-        (["--split", "1.2", "-0.1", "-0.1"], "sum 1"),
+        (["--split", "0.8", "0.1", "0.2"], "their sum 1"),
+        (["--split", "1.2", "-0.1", "-0.1"], "their sum 1"),
         (["--split", "nan", "0.5", "0.5"], "invalid float"),
         (["--squash"], "--size"),
         (["--size", "0"], "below 16"),

@@ -204,7 +204,7 @@ def test_a_pool_is_found_in_any_sensible_place_or_what_was_looked_for_is_said(po
     refused(process_dataset.main, ["--src", tmp_path, *arguments[2:]], 3, "train_images/, images/")
     refused(process_dataset.main, [*arguments[:3], pool / "images" / "d", *arguments[4:]], 3, "single CSV")
     (pool / "more.csv").unlink()
-    refused(process_dataset.main, [*arguments[:3], pool / "images" / "d", *arguments[4:]], 2, "within each other")
+    refused(process_dataset.main, [*arguments[:3], pool / "images" / "d", *arguments[4:]], 2, "inside the other")
     for photo in (pool / "images").iterdir():
         photo.rename(pool / photo.name)
     assert run(*arguments, "--overwrite") == 0

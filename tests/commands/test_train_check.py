@@ -92,7 +92,7 @@ def test_the_first_error_ends_it_and_leaves_no_trace(argv, refused, trained, tmp
     refused(main.main, [*check, "--data-path", tmp_path / "nowhere"], 3, "nowhere/train", "process_dataset.py")
     refused(main.main, [*check, "--pretrained", tmp_path / "bad.pth"], 4, "bad.pth")
     refused(main.main, [*check, "--batch-size", "64"], 2, "do not fill one batch")
-    refused(main.main, [*check, "--output", argv[3]], 2, "within each other")
+    refused(main.main, [*check, "--output", argv[3]], 2, "inside the other")
     refused(main.main, [*check, "--eval"], 2, "--check", "not allowed with")
     lr = ["--opts", "TRAIN.BASE_LR", "1e6", "TRAIN.WARMUP_EPOCHS", "0", "TRAIN.CLIP_GRAD", "0", "TRAIN.MIN_LR", "1"]
     refused(main.main, [*check, *lr, "AUG.MIXUP", "0"], 6, "not finite", "TRAIN.BASE_LR")

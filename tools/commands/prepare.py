@@ -50,7 +50,9 @@ def check_arguments(args) -> None:
     from tools.base.errors import UsageError
 
     if args.split and not (min(args.split) >= 0 < args.split[0] and abs(sum(args.split) - 1) < 1e-6):
-        raise UsageError(f"--split {' '.join(map(str, args.split))}: wanted shares of 0 or more, train above 0, sum 1")
+        raise UsageError(
+            f"--split {' '.join(map(str, args.split))}: shares must be 0 or more, TRAIN above 0, their sum 1"
+        )
     if args.squash and not args.size:
         raise UsageError("--squash needs --size PIXELS")
     lowest = {"seed": 0, "size": 16, "quality": 1, "max_missing": 0, "max_bad": 0}
@@ -68,7 +70,7 @@ def check_apart(src, dst, raws) -> None:
 
     target = dst.resolve()
     if src.resolve().is_relative_to(target) or any(target.is_relative_to(raw.folder.resolve()) for raw in raws):
-        raise UsageError(f"--dst {dst} and --src {src} lie within each other; choose another --dst")
+        raise UsageError(f"--dst {dst} and --src {src}: one lies inside the other; choose another --dst")
 
 
 def settings_of(args, raws) -> dict:

@@ -150,19 +150,21 @@ def build_training_model(config) -> torch.nn.Module:
 
 
 def check_apart(loaded: Loaded) -> None:
-    """Raises UsageError when the run folder and the photos lie within each other."""
+    """Raises UsageError when one of the run folder and the photos lies inside the other."""
     config = loaded.config
     photos, target = Path(config.DATA.DATA_PATH).resolve(), loaded.run_folder.resolve()
     if target.is_relative_to(photos) or photos.is_relative_to(target):
-        raise UsageError(f"--output {config.OUTPUT} and --data-path {config.DATA.DATA_PATH} lie within each other")
+        both = f"--output {config.OUTPUT} and --data-path {config.DATA.DATA_PATH}"
+        raise UsageError(f"{both}: one lies inside the other; choose another --output")
 
 
 def nothing_left(start: Start, progress: Progress, plan: Plan) -> str:
     """Why there is nothing left to train; the empty string when there is something."""
     if progress.step < plan.last_step or progress.validated < plan.last_step // plan.updates_per_epoch:
         return ""
-    end = "the end of a finished run" if plan.last_step == plan.total_steps else "where TRAIN.MAX_STEPS ends"
-    return f"{start.path} is {end} ({progress.step} steps): nothing left to do"
+    if plan.last_step == plan.total_steps:
+        return f"the run is finished ({progress.step} steps, {start.path}): nothing left to do"
+    return f"{start.path} has reached TRAIN.MAX_STEPS ({progress.step} steps): nothing left to do"
 
 
 def open_folder(loaded: Loaded, argv: list[str], ranks: Ranks, start: Start) -> logging.Logger:
