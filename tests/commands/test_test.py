@@ -2,8 +2,10 @@
 
 import csv
 import json
+import os
 import re
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import test as scoring
 from data.labels import CODE_OF, NAME_OF
 from data.loading.split import scan_split
 from tools.commands import compare, predict, score
+from tools.evaluate import predictor
 from tools.evaluate.calibration import fit
 from tools.evaluate.predictor import load_predictor, predict_split
 from tools.runtime.distributed import Ranks
@@ -72,6 +75,19 @@ def test_every_overall_number_follows_from_predictions_csv(scored, raw):
     page = (scored / "test" / "report.html").read_text()
     assert "exact match" in page
     assert page.count("data:image/jpeg") == (decision != truth).any(axis=1).sum()
+
+
+def test_a_signal_while_the_model_is_built_is_not_the_files_fault(trained, dataset, tmp_path, monkeypatch, capsys):
+    build = predictor.build_model
+
+    def build_under_fire(*args, **options):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return build(*args, **options)
+
+    monkeypatch.setattr(predictor, "build_model", build_under_fire)
+    arguments = ["--resume", trained / "best.pth", "--data-path", dataset, "--to", tmp_path]
+    assert scoring.main([str(argument) for argument in arguments]) == 128 + signal.SIGTERM
+    assert capsys.readouterr().err == "error: ended by SIGTERM\n"
 
 
 def test_two_checkpoints_average_their_logits_and_views(scored, dataset, tmp_path, capsys):

@@ -15,7 +15,7 @@ from data.loading.split import Split
 from data.loading.transforms import Preprocess
 from models.build import build_model
 from models.weights import load_strictly
-from tools.base.errors import CheckpointError, UsageError, UserError
+from tools.base.errors import CheckpointError, UsageError
 from tools.checkpoint import store
 from tools.checkpoint.find import stored_config
 from tools.evaluate.calibration import fit
@@ -129,9 +129,7 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
             step=content["step"],
             epoch=content["epoch"],
         )
-    except CheckpointError:
-        raise
-    except (UserError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (UsageError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise CheckpointError(f"{path} is inconsistent: {error}") from None
 
 

@@ -1,4 +1,7 @@
-"""Signals to a run: recorded at once, answered between two updates."""
+"""Signals to a run: recorded at once, answered between two updates by `tools/train/run.py`.
+
+Outside the training loop, `tools/base/cli.py` lets a signal end the command at once.
+"""
 
 import ctypes
 import multiprocessing
