@@ -94,7 +94,7 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
         header_size, mode, kind, orientation = image.size, image.mode, image.format, _orientation(image)
         if short_side:
             image.draft(None, (2 * short_side, 2 * short_side))
-        quick = None if short_side else _quickly(image, raw)
+        quick = None if short_side else _decode_with_simplejpeg(image, raw)
         if quick is None:
             image.load()
         pixels = _to_rgb(image) if quick is None else Image.fromarray(quick)
@@ -106,7 +106,7 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
 def decode_pixels(raw: bytes, name: object) -> np.ndarray:
     """The pixels of the image that `decode` gives, uint8 [H, W, 3]. Raises DataError as it does."""
     with _opened(raw, name) as image:
-        quick = _quickly(image, raw) if _orientation(image) == 1 else None
+        quick = _decode_with_simplejpeg(image, raw) if _orientation(image) == 1 else None
     return np.asarray(decode(raw, name)) if quick is None else quick
 
 
@@ -178,7 +178,7 @@ def _check_size(image: Image.Image, name: object) -> None:
         raise DataError(f"image {name}: {width}x{height} is narrower than 1:{MAX_ASPECT}")
 
 
-def _quickly(image: Image.Image, raw: bytes) -> np.ndarray | None:
+def _decode_with_simplejpeg(image: Image.Image, raw: bytes) -> np.ndarray | None:
     """The pixels of an ordinary JPEG from simplejpeg, the same codec as Pillow (libjpeg-turbo) in half the time.
 
     Returns None for other formats and faulty files; Pillow then decodes or refuses them.

@@ -84,7 +84,7 @@ def measure_cam(args, predictor: LoadedModel, split: Split, folder: Path) -> lis
     transform, geometry = predictor.preprocess.transform(), predictor.preprocess.geometry()
     theirs.mkdir()
 
-    def explain_singly() -> None:
+    def run_library_cam() -> None:
         for photo in split.photos:
             image = open_photo(split, photo)
             (heat,) = library_maps(model, transform(image)[None].to(peers.DEVICE))
@@ -109,7 +109,7 @@ def measure_cam(args, predictor: LoadedModel, split: Split, folder: Path) -> lis
 
     peer = f"cam, {args.photos} photos: pytorch-grad-cam, one after the other, one picture each"
     ours = f"cam, {args.photos} photos: visual.py's pass, three pictures each, {args.workers} threads"
-    return compare_with_share(args, {peer: explain_singly, ours: explain_all}, (photos, "compute_heat_maps"))
+    return compare_with_share(args, {peer: run_library_cam, ours: explain_all}, (photos, "compute_heat_maps"))
 
 
 def measure_maps(args) -> list[Row]:

@@ -76,7 +76,7 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
         )
     try:
         timeout = timedelta(seconds=timeout_seconds)
-        store = _rendezvous_store(ranks, timeout)
+        store = _connect_store(ranks, timeout)
         dist.init_process_group(backend, timeout=timeout, store=store, rank=ranks.rank, world_size=ranks.world_size)
     except (ValueError, RuntimeError) as error:
         raise ResourceError(
@@ -88,7 +88,7 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
         dist.destroy_process_group()
 
 
-def _rendezvous_store(ranks: Ranks, timeout: timedelta) -> dist.Store:
+def _connect_store(ranks: Ranks, timeout: timedelta) -> dist.Store:
     """The launcher's store. On one machine, every restart gets its own key prefix.
 
     Without the prefix, torch 2.14 reuses the keys, and restarted ranks wait for the addresses of dead ones.

@@ -87,7 +87,7 @@ def children_end() -> Iterator[None]:
         signal.signal(signal.SIGCHLD, before)
 
 
-def start_worker(_number: int) -> None:
+def init_worker(_number: int) -> None:
     """Called first in every loader process, so that it ends with the run and not before.
 
     Ctrl-C, systemd and batch systems signal every process of a run, but the last update still needs its loaders.

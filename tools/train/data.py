@@ -30,7 +30,7 @@ from models.build import normalization
 from tools.base.errors import DataError
 from tools.base.tables import format_table
 from tools.runtime.distributed import Ranks
-from tools.runtime.signals import start_worker
+from tools.runtime.signals import init_worker
 from tools.train.losses import class_weights
 from tools.train.step import Batch
 
@@ -88,7 +88,7 @@ def load_data(config, ranks: Ranks) -> RunData:
         seed=config.SEED,
         shard=shard,
         balanced=config.TRAIN.BALANCE == "sampler",
-        worker_init=start_worker,
+        worker_init=init_worker,
     )
     workers = num_workers(data.NUM_WORKERS, ranks.world_size)
     val_loader = build_eval_loader(
@@ -97,7 +97,7 @@ def load_data(config, ranks: Ranks) -> RunData:
         batch_size=data.BATCH_SIZE,
         workers=workers,
         shard=shard,
-        worker_init=start_worker,
+        worker_init=init_worker,
     )
     return RunData(train, val, preprocess, train_loader, val_loader)
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tools.base.errors import NumericsError
 from tools.train.optim import set_learning_rate, set_train_mode
-from tools.train.step import Applied, Batch, StepContext, apply_update
+from tools.train.step import Batch, StepContext, UpdateResult, apply_update
 
 MAX_SKIPS = 20  # fp16 updates skipped in a row: more than the loss scaler needs to find its scale
 
@@ -51,7 +51,7 @@ class Progress:
         names = ("best", "sums", "skipped", "validated", "micro_batch")
         return {name: getattr(self, name) for name in names}
 
-    def add(self, applied: Applied) -> None:
+    def add(self, applied: UpdateResult) -> None:
         """Counts an update. A non-finite gradient norm means that fp16 skipped the update."""
         finite = np.isfinite(applied.grad_norm)
         self.micro_batch = applied.micro_batch

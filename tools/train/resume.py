@@ -55,7 +55,7 @@ def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def starting_point(loaded: Loaded, overwrite: bool) -> Start:
+def find_start(loaded: Loaded, overwrite: bool) -> Start:
     """What the run starts from: a checkpoint or nothing.
 
     After a restart by torchrun it resumes the folder's own checkpoint, if there is one, regardless of the flags.

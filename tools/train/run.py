@@ -204,7 +204,7 @@ class Run:
             batches = takewhile(lambda _batch: not asked.ending, batches)
         logits, truth = self._predict(batches)
         if not (alone and asked.ending):
-            self._keep_scores(epoch, logits, truth, seconds)
+            self._record_epoch(epoch, logits, truth, seconds)
             progress.validated = epoch + 1
         ending, saving = asked.agreed(self.context.device)
         due = (epoch + 1) % plan.save_freq == 0 or progress.step >= plan.last_step
@@ -218,7 +218,7 @@ class Run:
         num_classes, micro_batch = len(self.data.train.classes), self.progress.micro_batch
         return predict(model, batches, self.context.device, self.state.precision, num_classes, micro_batch=micro_batch)
 
-    def _keep_scores(self, epoch: int, logits: np.ndarray, truth: np.ndarray, seconds: float) -> None:
+    def _record_epoch(self, epoch: int, logits: np.ndarray, truth: np.ndarray, seconds: float) -> None:
         """Scores the validation photos, keeps the best weights, and writes the epoch's row."""
         plan, progress = self.plan, self.progress
         scores = validation_scores(self.rule, logits, truth)

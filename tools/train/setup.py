@@ -37,8 +37,8 @@ from tools.train.resume import (
     check_agreement,
     check_room,
     check_unchanged,
+    find_start,
     sole_run,
-    starting_point,
 )
 from tools.train.run import Plan, Run, TrainState, fitted_state
 from tools.train.schedules import scale_lr
@@ -119,7 +119,7 @@ def prepare_run(
     report("weights", origin, ())
     state = make_train_state(model, config, precision, device)
     share_weights(model)
-    start = starting_point(loaded, overwrite)
+    start = find_start(loaded, overwrite)
     check_agreement(ranks, config, data, start)
     progress = Progress(micro_batch=config.DATA.BATCH_SIZE)
     if start.path:

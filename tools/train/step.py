@@ -48,7 +48,7 @@ class StepContext:
 
 
 @dataclass(frozen=True)
-class Applied:
+class UpdateResult:
     """The result of an update, which fp16 may have skipped.
 
     The loss is summed over the global batch; with it the images in that batch, the gradient norm, the micro-batch used.
@@ -60,7 +60,9 @@ class Applied:
     micro_batch: int
 
 
-def apply_update(context: StepContext, batches: Iterator[Batch], size: int, step: int, micro_batch: int) -> Applied:
+def apply_update(
+    context: StepContext, batches: Iterator[Batch], size: int, step: int, micro_batch: int
+) -> UpdateResult:
     """Takes `size` batches, computes their gradients and lets the optimizer step, on all ranks or on none.
 
     Running out of memory halves `micro_batch` on all ranks and repeats the attempt: the same images and the same
@@ -92,7 +94,7 @@ def apply_update(context: StepContext, batches: Iterator[Batch], size: int, step
         if outcome == _ERROR:
             raise_together(error, context.ranks)
         release_freed_memory()
-        micro_batch = _halved(micro_batch, step)
+        micro_batch = _halve(micro_batch, step)
         if context.ranks.first:
             logging.getLogger("plantswin").warning(
                 f"out of memory at step {step}: micro-batch halved to {micro_batch} images; the update stays the same"
@@ -119,7 +121,7 @@ def _accumulate(context: StepContext, batches: Sequence, step: int, micro_batch:
     return torch.stack(losses)
 
 
-def _apply(context: StepContext, losses: Tensor, batches: Sequence, step: int, micro_batch: int) -> Applied:
+def _apply(context: StepContext, losses: Tensor, batches: Sequence, step: int, micro_batch: int) -> UpdateResult:
     """Sums the gradients over ranks, checks, clips and applies them.
 
     Without other ranks, it synchronises with the device only once.
@@ -137,7 +139,7 @@ def _apply(context: StepContext, losses: Tensor, batches: Sequence, step: int, m
     precision.step(optimizer)
     optimizer.zero_grad(set_to_none=True)
     images = context.ranks.world_size * sum(len(targets) for _, targets in batches)
-    return Applied(loss_sum, images, grad_norm, micro_batch)
+    return UpdateResult(loss_sum, images, grad_norm, micro_batch)
 
 
 def _classify(raised: Exception, context: StepContext, step: int) -> tuple[int, UserError | None]:
@@ -173,7 +175,7 @@ def _not_finite(
     )
 
 
-def _halved(micro_batch: int, step: int) -> int:
+def _halve(micro_batch: int, step: int) -> int:
     """Half of the micro-batch. Raises ResourceError when it cannot be halved."""
     if micro_batch == 1:
         raise ResourceError(
