@@ -4,7 +4,7 @@ The rows make up the yacs tree; nothing else defines a key. `python -m configs.k
 Names and values follow the course project unless docs/course-project.md says why not.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from yacs.config import CfgNode
 
@@ -33,8 +33,7 @@ from configs.values import (
 )
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """A config key.
 
     Attributes:

@@ -3,30 +3,22 @@
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tools.base.errors import UsageError, nearest
 
 
-@dataclass(frozen=True)
-class Check:
-    """A condition on one value, and its words for an error: "must be {words}"."""
+class Check(NamedTuple):  # not a dataclass: those import inspect, which --help would wait for
+    """A condition on one value, and its words for an error: "must be {words}"; `names` are those of a choice."""
 
     holds: Callable[[Any], bool]
     words: str
+    names: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class OneOf(Check):
-    """A choice among names."""
-
-    names: tuple[str, ...]
-
-
-def one_of(*names: str) -> OneOf:
+def one_of(*names: str) -> Check:
     """One of these names."""
-    return OneOf(lambda value: value in names, f"one of {', '.join(names)}", names)
+    return Check(lambda value: value in names, f"one of {', '.join(names)}", names)
 
 
 def between(low: float, high: float) -> Check:
@@ -109,7 +101,7 @@ def check_value(key: str, value: object, check: Check, where: str) -> None:
     numbers = value if isinstance(value, list) else [value]
     if any(isinstance(v, float) and not math.isfinite(v) for v in numbers):
         raise UsageError(f"{key} at {where}: {value} is not a finite number")
-    if isinstance(check, OneOf) and value not in check.names:
+    if check.names and value not in check.names:
         raise UsageError(f"{key} at {where}: {value!r} is not {check.words}{nearest(str(value), check.names)}")
     numeric = check is not ANYTHING and not any(isinstance(v, bool) for v in numbers)  # Python counts bools as 0 and 1
     try:
