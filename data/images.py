@@ -2,7 +2,8 @@
 
 The rules: at most 100 megapixels and 20:1, decided from the header before anything is decoded; the first frame of an
 animation; EXIF orientation applied; 16-bit gray divided by 257, wider pixels refused; transparency dropped; CMYK,
-palette and gray made RGB. Decoders print nothing: a faulty photo gives one DataError.
+palette and gray made RGB; the preview inside a camera's raw file is no photo. Decoders print nothing: a faulty photo
+gives one DataError.
 """
 
 import contextlib
@@ -16,17 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pi_heif
 import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 
 from tools.base.errors import DataError
 from tools.base.files import read_regular
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # Pillow opens an MPO as a JPEG
+EXTENSIONS = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".heic", ".heif", ".hif", ".avif"),
+    *(".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
+)
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")  # Pillow opens an MPO as a JPEG
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
 MAX_BYTES = 200_000_000
+_SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # TIFF tags: 1 marks a reduced image, the preview that a raw file begins with
 _TO_UPRIGHT = {  # EXIF orientation -> what undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -37,6 +44,7 @@ _TO_UPRIGHT = {  # EXIF orientation -> what undoes it
     8: Image.Transpose.ROTATE_90,
 }
 
+pi_heif.register_heif_opener()
 warnings.filterwarnings(
     "ignore", module=r"PIL\."
 )  # of broken metadata; permanently, because catch_warnings is not thread-safe
@@ -91,28 +99,38 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
             twice these pixels. The whole file is still read, so that a truncated one is found.
     """
     with _opened(raw, name) as image:
-        header_size, mode, kind, orientation = image.size, image.mode, image.format, _orientation(image)
+        size, mode, kind = image.size, image.mode, image.format or ""
+        turned_on_load = isinstance(image, TiffImageFile) and _orientation(image) > 1
         if short_side:
             image.draft(None, (2 * short_side, 2 * short_side))
         quick = None if short_side else _decode_with_simplejpeg(image, raw)
         if quick is None:
             image.load()
+        orientation = _orientation(image)
         pixels = _to_rgb(image) if quick is None else Image.fromarray(quick)
         pixels = pixels.transpose(_TO_UPRIGHT[orientation]) if orientation > 1 else pixels
-        size = header_size[::-1] if orientation >= 5 else header_size
-        return Header(size, mode, kind or "", orientation > 1, _is_animated(image)), pixels
+        pixels.info = {}  # it describes the file that was read; an encoder would take its compression from here
+        size = size[::-1] if orientation >= 5 else size
+        return Header(size, mode, kind, turned_on_load or orientation > 1, _is_animated(image)), pixels
 
 
 def decode_pixels(raw: bytes, name: object) -> np.ndarray:
     """The pixels of the image that `decode` gives, uint8 [H, W, 3]. Raises DataError as it does."""
     with _opened(raw, name) as image:
-        quick = _decode_with_simplejpeg(image, raw) if _orientation(image) == 1 else None
-    return np.asarray(decode(raw, name)) if quick is None else quick
+        quick = _decode_with_simplejpeg(image, raw)
+        if quick is not None and _orientation(image) == 1:
+            return quick
+    return np.asarray(decode(raw, name))
 
 
 def read_size(raw: bytes, name: object) -> tuple[int, int]:
-    """(width, height) of the image that `decode` gives, from the header alone. Raises DataError as it does."""
+    """(width, height) of the image that `decode` gives. Raises DataError as it does.
+
+    The header of a JPEG is enough for it; the orientation of other formats may stand behind the pixels.
+    """
     with _opened(raw, name) as image:
+        if image.format != "JPEG":
+            image.load()
         return image.size[::-1] if _orientation(image) >= 5 else image.size
 
 
@@ -122,6 +140,10 @@ def _opened(raw: bytes, name: object) -> Iterator[Image.Image]:
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             _check_size(image, name)
+            if isinstance(image, TiffImageFile) and (
+                image.tag_v2.get(_SUBFILE_TYPE) == 1 or _DNG_VERSION in image.tag_v2
+            ):
+                raise ValueError("it is a camera's raw file; export it as JPEG")
             yield image
     except (DataError, MemoryError):
         raise
@@ -192,7 +214,11 @@ def _decode_with_simplejpeg(image: Image.Image, raw: bytes) -> np.ndarray | None
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where none is given."""
+    """The EXIF orientation, 1 to 8, still to be applied; 1 (upright) where none is given.
+
+    Only for a loaded image, or where Pillow reads EXIF from the header (JPEG, TIFF): for a PNG it would decode the
+    pixels here and hide their faults. Pillow turns a TIFF while it loads it.
+    """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
         return orientation if orientation in range(1, 9) else 1

@@ -106,10 +106,9 @@ def _read(path: Path, files: Sequence[str], digest: bytes) -> Pixels | None:
 
 def _make(path: Path, source, files: Sequence[str], digest: bytes) -> Pixels:
     """Decodes all photos into the file at `path`, which appears when it is complete. Needs the lock of `path`."""
-    sizes = in_parallel(lambda file: read_size(source.read(file), source.locate(file)), files)
-    lengths = [3 * width * height for width, height in sizes]
-    offsets = np.cumsum([_HEAD_BYTES + _ROW_BYTES * len(files), *lengths])
     with staging(path) as folder, (folder / path.name).open("xb+") as file:
+        sizes = in_parallel(lambda file: read_size(source.read(file), source.locate(file)), files)
+        offsets = np.cumsum([_HEAD_BYTES + _ROW_BYTES * len(files), *(3 * width * height for width, height in sizes)])
         os.posix_fallocate(file.fileno(), 0, int(offsets[-1]))  # fails now, not in the middle, where the disk is full
         content = np.memmap(file, np.uint8, "r+")
         rows = [(offset, height, width) for offset, (width, height) in zip(offsets[:-1], sizes, strict=True)]

@@ -57,6 +57,13 @@ def test_content_decides_not_the_extension_and_animations_give_their_first_frame
     assert np.array_equal(np.asarray(decode(frames, "x")), np.asarray(PHOTO))
 
 
+def test_the_preview_in_a_raw_file_is_no_photo():
+    """A camera's raw file is a TIFF that begins with a reduced image (tag 254); a DNG has a version (tag 50706)."""
+    for tag, value in ((254, 1), (50706, b"\1\4\0\0")):
+        with pytest.raises(DataError, match="raw file; export it as JPEG"):
+            decode(encoded(PHOTO, "TIFF", tiffinfo={tag: value}), "IMG_1.dng")
+
+
 def test_truncated_images_stay_refused_process_wide():
     assert ImageFile.LOAD_TRUNCATED_IMAGES is False
 
