@@ -27,13 +27,14 @@ from tools.base.threads import in_threads
 from tools.bench import peers
 from tools.bench.commands import prepare_sample, train_briefly
 from tools.bench.rounds import Row, compare, interleave, make_row, time_call
-from tools.evaluate.predictor import LoadedModel, Predictor, load_predictor, predict_split
+from tools.evaluate.predictor import Predictor, load_predictor, predict_split
 from tools.explain import photos
 from tools.explain.cam import CamRecipe, compute_heat_maps
 from tools.explain.layers import choose_classic_layer, choose_default_layer, find_layer, find_map_layout
 from tools.render.maps import draw_figure, overlay, write_picture
 from tools.runtime.distributed import Ranks
 from tools.runtime.memory import keep_freed_memory
+from tools.runtime.precision import choose_precision
 
 SHARE_BAR = 0.9  # the share of the pass that we want inside the model
 NUM_MAPS = 8  # images of which the maps alone are timed
@@ -55,7 +56,7 @@ def measure(args) -> list[Row]:
         del split.photos[args.photos :]
         if args.benchmark == "test":
             return measure_test(args, ensemble, split)
-        return [*measure_cam(args, ensemble.members[0], split, folder), *measure_maps(args)]
+        return [*measure_cam(args, ensemble, split, folder), *measure_maps(args)]
 
 
 def measure_test(args, ensemble: Predictor, split: Split) -> list[Row]:
@@ -75,11 +76,12 @@ def measure_test(args, ensemble: Predictor, split: Split) -> list[Row]:
     return compare_with_share(args, {peer: score_singly, ours: score}, (predictor.model, "forward"))
 
 
-def measure_cam(args, predictor: LoadedModel, split: Split, folder: Path) -> list[Row]:
+def measure_cam(args, ensemble: Predictor, split: Split, folder: Path) -> list[Row]:
     """visual.py's pass with its three pictures per photo, against pytorch-grad-cam's with one picture."""
+    (predictor,) = ensemble.members
     model, labels, theirs = predictor.model, predictor.labels, folder / "theirs"
     recipe = CamRecipe("gradcam", choose_classic_layer(model))
-    models = [(model, predictor.rule.probabilities)]
+    precision, _ = choose_precision("auto", "native", "float16", peers.DEVICE)
     sources = photos.list_split_photos([split], len(labels))
     transform, geometry = predictor.preprocess.transform(), predictor.preprocess.geometry()
     theirs.mkdir()
@@ -96,7 +98,9 @@ def measure_cam(args, predictor: LoadedModel, split: Split, folder: Path) -> lis
 
     def explain_sources() -> Iterator[tuple]:
         for loaded, images, inputs in photos.load_batches(sources, predictor.preprocess, args.batch_size, args.workers):
-            yield from zip(loaded, images, photos.explain_batch(inputs, models, [recipe]), strict=True)
+            shares = ensemble.answer([inputs], [source.name for source in loaded], precision).probability
+            top = [[int(row.argmax())] for row in shares]
+            yield from zip(loaded, images, photos.explain_batch(inputs, [model], [recipe], top, [shares]), strict=True)
 
     def write(explained: tuple) -> None:
         source, image, (row,) = explained

@@ -170,12 +170,8 @@ def worst_mistakes(result, split, labels) -> list:
     for row in wrong[:MAX_MISTAKES]:
         photo = split.photos[row]
         image = decode(split.source.read(photo.file), split.source.locate(photo.file))
-        given = result.decision[row]
-        shares = ", ".join(f"{100 * p:.0f} %" for p in result.probability[row][given])
-        truth, answer = (names(labels, members, " + ") for members in (result.truth[row], given))
-        caption = (
-            f"{photo.name}\ntrue: {truth}\ngiven: {answer} ({shares})\nconfidence {100 * result.confidence[row]:.0f} %"
-        )
+        truth, answer = (names(labels, members[row], ", ") for members in (result.truth, result.decision))
+        caption = f"{photo.name}\ntrue: {truth}\ngiven: {answer} ({100 * result.confidence[row]:.1f}%)"
         pictures.append(Picture(thumbnail(image, 168), caption))
     return pictures
 

@@ -1,6 +1,5 @@
 """Shows where on the leaf a trained model looked: heat maps over photos, side by side, or scored against boxes."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +28,10 @@ examples
   python visual.py --score lesion_boxes.csv --split val train --method gradcam layercam --layer "blocks[4]" "blocks[6]"
 """
 
-FLAGS = ("--batch-size", "--data-path", "--zip", "--follow-links", "--resume", "--tta", "--output", "--tag")
+FLAGS = (
+    *("--batch-size", "--data-path", "--zip", "--follow-links", "--amp-opt-level"),
+    *("--resume", "--output", "--tag", "--tta", "--decide"),
+)
 COMPARISONS = ("blocks", "stages", "epochs", "targets")
 
 
@@ -103,7 +105,7 @@ def draw(loaded, args, run) -> int:
 
     predictors, folder, why = find_predictors(loaded, args, run)
     data = loaded.config.DATA
-    recipes = choose_recipes(predictors[-1].model, args)
+    recipes = choose_recipes(predictors[-1].members[0].model, args)
     size, threads = data.BATCH_SIZE, num_workers(data.NUM_WORKERS)
     sources = choose_photos(loaded, args, predictors[-1])
     print(why)
@@ -115,21 +117,35 @@ def draw(loaded, args, run) -> int:
 
 
 def explain_photos(sources, predictors, recipes, args, loaded, threads: int):
-    """Yields (source, photo, explanations); `--target`, `--mistakes` and `--compare targets` name the classes."""
-    from tools.evaluate.inference import VIEWS
-    from tools.explain.photos import explain_batch, load_batches
+    """Yields (source, photo, prediction, explanations).
 
-    best, views, size = predictors[-1], VIEWS[loaded.given("TEST.TTA") or "none"], loaded.config.DATA.BATCH_SIZE
-    target = None if args.target == "predicted" else best.class_index(args.target)
-    models = [(predictor.model, predictor.rule.probabilities) for predictor in predictors]
-    for batch, photos, images in load_batches(sources, best.preprocess, size, threads):
-        if args.compare == "targets":
-            pairs = zip(batch, decide(best, images), strict=True)
-            batch = [replace(source, predicted=labels) for source, labels in pairs]
-        wanted = None if target is None else [[target]] * len(batch)
-        if args.mistakes or args.compare == "targets":
-            wanted = [sorted({*source.truth, *source.predicted}) for source in batch]
-        yield from zip(batch, photos, explain_batch(images, models, recipes, wanted, views), strict=True)
+    By default the most probable of the predicted labels is explained; `--target` names another one, `--mistakes` and
+    `--compare targets` take the true and the predicted ones.
+    """
+    from tools.evaluate.inference import VIEWS
+    from tools.evaluate.predictions import predictions_of
+    from tools.explain.photos import explain_batch, load_batches
+    from tools.runtime.distributed import choose_device, ranks_from_environment
+    from tools.runtime.precision import choose_precision
+
+    config, best, models = loaded.config, predictors[-1], [predictor.members[0] for predictor in predictors]
+    views = VIEWS[loaded.given("TEST.TTA") or "none"]
+    amp, device = config.AMP, choose_device(ranks_from_environment())
+    precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
+    target = None if args.target == "predicted" else models[-1].class_index(args.target)
+    for batch, photos, images in load_batches(sources, models[-1].preprocess, config.DATA.BATCH_SIZE, threads):
+        names = [source.name for source in batch]
+        answers = [predictor.answer([images], names, precision) for predictor in predictors]
+        wanted = []
+        for source, decision, probability in zip(batch, answers[-1].decision, answers[-1].probability, strict=True):
+            predicted = decision.nonzero()[0].tolist()
+            if args.mistakes or args.compare == "targets":
+                wanted.append(sorted({*source.truth, *predicted}))
+            else:
+                wanted.append([max(predicted, key=probability.__getitem__) if target is None else target])
+        shares = [answer.probability for answer in answers]
+        explained = explain_batch(images, [model.model for model in models], recipes, wanted, shares, views)
+        yield from zip(batch, photos, predictions_of(answers[-1], best.labels), explained, strict=True)
 
 
 def choose_photos(loaded, args, predictor):
@@ -140,45 +156,25 @@ def choose_photos(loaded, args, predictor):
         return list_named_photos(args.image)
     splits = build_splits(loaded.config, args, predictor)
     if args.mistakes:
-        return find_surest_mistakes(predictor, splits[0], loaded, args.mistakes)
+        return find_surest_mistakes(predictor, splits[0], loaded.config, args.mistakes)
     return list_split_photos(splits, len(predictor.classes), args.examples, args.compare == "targets")
 
 
-def find_surest_mistakes(predictor, split, loaded, most: int):
+def find_surest_mistakes(predictor, split, config, most: int):
     """At most `most` photos with a wrong decision, the most confident first."""
     import numpy as np
 
-    from tools.evaluate.predictor import Predictor, predict_split
+    from tools.evaluate.predictor import predict_split
     from tools.explain.photos import describe_photo
     from tools.runtime.distributed import Ranks
 
-    config, tta = loaded.config, loaded.given("TEST.TTA") or "none"
-    device = next(predictor.model.parameters()).device
-    whole = Predictor([predictor], predictor.rule, predictor.validation, tta)
+    device = next(predictor.members[0].model.parameters()).device
     watch = partial(progress, description="predicting")
-    logits, truth = predict_split(whole, split, config.DATA, config.AMP, Ranks(), device, watch)
+    logits, truth = predict_split(predictor, split, config.DATA, config.AMP, Ranks(), device, watch)
     answers = predictor.rule.answer(logits)
     order = np.argsort(-answers.confidence, kind="stable")
-    wrong = [row for row in order if (answers.decision[row] != truth[row]).any()][:most]
-    sources = []
-    for number, row in enumerate(wrong, 1):
-        photo, stem = split.photos[row], f"mistake_{number:02d}_{Path(split.photos[row].name).stem}"
-        sources.append(describe_photo(split, photo, stem, list_true(answers.decision[row])))
-    return sources
-
-
-def decide(predictor, images) -> list[tuple[int, ...]]:
-    """The classes that the model decides on, per image of `[B, 3, S, S]`."""
-    import torch
-
-    with torch.no_grad():
-        logits = predictor.model(images.to(next(predictor.model.parameters()).device)).float().cpu().numpy()
-    return [list_true(row) for row in predictor.rule.answer(logits).decision]
-
-
-def list_true(row) -> tuple[int, ...]:
-    """The indices at which a row of bools is true."""
-    return tuple(row.nonzero()[0].tolist())
+    wrong = [split.photos[row] for row in order if (answers.decision[row] != truth[row]).any()][:most]
+    return [describe_photo(split, p, f"mistake_{n:02d}_{Path(p.name).stem}") for n, p in enumerate(wrong, 1)]
 
 
 def build_splits(config, args, predictor):
@@ -189,10 +185,10 @@ def build_splits(config, args, predictor):
 
 
 def find_predictors(loaded, args, run):
-    """(models to look through, the best.pth last; the folder for results; a line that says which checkpoint)."""
+    """(predictors of one model each, the best.pth last; the folder for results; a line that says which checkpoint)."""
     from tools.checkpoint.find import find_checkpoints
     from tools.checkpoint.store import SNAPSHOTS
-    from tools.evaluate.predictor import load_model
+    from tools.evaluate.predictor import load_predictor
     from tools.runtime.distributed import choose_device, ranks_from_environment
     from tools.runtime.memory import keep_freed_memory
 
@@ -207,7 +203,8 @@ def find_predictors(loaded, args, run):
             raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOT_EPOCHS keeps some in training")
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
     check_output("--to", folder, photos=config.DATA.DATA_PATH)
-    return [load_model(each, device, args.weights) for each in paths], folder, why
+    rule, tta = loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA")
+    return [load_predictor([each], device, args.weights, rule, tta) for each in paths], folder, why
 
 
 def choose_recipes(model, args):
@@ -232,19 +229,19 @@ def choose_recipes(model, args):
 
 def title_columns(predictors, recipes) -> list[str]:
     """A title per model and recipe; several models are those of `--compare epochs`."""
-    epochs = [f"epoch {predictor.epoch + 1}\n" for predictor in predictors[:-1]]
-    epochs.append(f"best, epoch {predictors[-1].epoch + 1}\n" if epochs else "")
+    *earlier, best = (predictor.members[0].epoch + 1 for predictor in predictors)
+    epochs = [*(f"epoch {epoch}\n" for epoch in earlier), f"best, epoch {best}\n" if earlier else ""]
     return [f"{epoch}{recipe.method} {recipe.layer}" for epoch in epochs for recipe in recipes]
 
 
 def write_pictures(folder, predictors, recipes, args, explained) -> list[str]:
-    """Writes the pictures of one photo, (source, photo, explanations); returns the lines to print, warnings last."""
+    """Writes the pictures of one photo, an item of `explain_photos`; returns the lines to print, warnings last."""
     import numpy as np
 
     from tools.render.maps import draw_figure, overlay, write_picture
 
-    source, photo, rows = explained
-    best, titles = predictors[-1], title_columns(predictors, recipes)
+    source, photo, prediction, rows = explained
+    best, titles = predictors[-1].members[0], title_columns(predictors, recipes)
     pixels, window = np.asarray(photo), best.preprocess.window(*photo.size)
     if not args.full_size:
         pixels, window = np.asarray(best.preprocess.geometry()(photo)), None
@@ -256,32 +253,32 @@ def write_pictures(folder, predictors, recipes, args, explained) -> list[str]:
     elif kind == "targets":
         name = f"{source.stem}_targets.png"
     path = folder / name
-    figure = [caption_row(source, row, best.labels, titles) for row in rows]
-    write_picture(path, draw_figure(title_photo(source, best.labels), pixels, figure, window))
+    truth = [best.labels[index] for index in source.truth]
+    roles = {"true": truth, "predicted": prediction.labels} if args.mistakes or kind == "targets" else {}
+    figure = [caption_row(row, best.labels, titles, roles) for row in rows]
+    title = [cli.printable(Path(source.name).name), str(prediction), *([f"true: {', '.join(truth)}"] if truth else [])]
+    write_picture(path, draw_figure("\n".join(title), pixels, figure, window))
     if kind == "pair" and not args.mistakes:
         where, path = f" at {recipes[0].layer}", folder / f"{source.stem}_{label}_cam.png"
         write_picture(path, overlay(pixels, rows[0].maps[0], window))
         write_picture(folder / f"{source.stem}_original.png", pixels)
     shares = ", ".join(f"{best.labels[row.class_index]} {100 * row.probabilities[-1]:.1f}%" for row in rows)
-    return [f"{source.name}: {shares}{where} -> {path}", *warn_of_zero_maps(source, rows, best.labels, recipes)]
+    lines = [f"{source.name}: {prediction}; map of {shares}{where} -> {path}"]
+    return [cli.printable(line) for line in (*lines, *warn_of_zero_maps(source, rows, best.labels, recipes))]
 
 
-def title_photo(source, labels) -> str:
-    """The title of a photo's figure: its file name, and its true labels where they are known."""
-    truth = ", ".join(labels[index] for index in source.truth)
-    return Path(source.name).name + (f"\ntrue: {truth}" if truth else "")
+def caption_row(row, labels, titles, roles):
+    """(caption of the photo, [(caption, map) per column]) of one explanation, for `draw_figure`.
 
-
-def caption_row(source, row, labels, titles):
-    """(caption of the photo, [(caption, map) per column]) of one explanation, for `draw_figure`."""
+    `roles` has the labels that are true and those that are predicted, where the figure is to name them.
+    """
     label = labels[row.class_index]
-    groups = (("true", source.truth), ("predicted", source.predicted))
-    roles = " and ".join(word for word, group in groups if row.class_index in group)
     maps = []
     for title, probability, heat in zip(titles, row.probabilities, row.maps, strict=True):
         empty = "" if heat.any() else "\nno evidence for it"
         maps.append((f"{title}\n{label} {100 * probability:.1f}%{empty}", heat))
-    return f"{roles}: {label}" if source.predicted else "original", maps
+    played = " and ".join(role for role, members in roles.items() if label in members)
+    return f"{played}: {label}" if played else "original", maps
 
 
 def warn_of_zero_maps(source, rows, labels, recipes):
@@ -304,15 +301,16 @@ def score(loaded, args, run) -> int:
     boxes = read_boxes(Path(args.score))
     predictors, folder, why = find_predictors(loaded, args, run)
     views, size = VIEWS[loaded.given("TEST.TTA") or "none"], loaded.config.DATA.BATCH_SIZE
-    recipes = choose_recipes(predictors[-1].model, args)
+    recipes = choose_recipes(predictors[-1].members[0].model, args)
     found = list_boxed_labels(build_splits(loaded.config, args, predictors[-1]), predictors[-1].labels, boxes)
     print(why)
     scores = []
     for predictor in predictors:
-        labels = load_boxed_labels(predictor.preprocess, found, args.thorough)
-        watched = progress(batches(labels, size), str(predictor.path), -(-len(found) // size))
-        measured = score_recipes(predictor.model, watched, recipes, predictor.rule.probabilities, views)
-        scores += [(predictor.path.name, score) for score in measured]
+        model = predictor.members[0]
+        labels = load_boxed_labels(model.preprocess, found, args.thorough)
+        watched = progress(batches(labels, size), str(model.path), -(-len(found) // size))
+        measured = score_recipes(model.model, watched, recipes, predictor.rule.probabilities, views)
+        scores += [(model.path.name, score) for score in measured]
     names = [f"{checkpoint}  {score.recipe.method}\n{score.recipe.layer}" for checkpoint, score in scores]
     write_bytes(folder / "cam_scores.csv", format_csv(list_score_rows(scores)))
     write_bytes(folder / "cam_scores.png", draw_cam_scores(names, [score.figures for _, score in scores]))

@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tools.base.errors import NumericsError
 from tools.runtime.distributed import gather_objects
 from tools.runtime.memory import peak_memory, trim
 
@@ -26,6 +27,19 @@ VIEWS: dict[str, list[View]] = {
     "turns": _TURNS,
     "all": [*_TURNS, *(_flip_then(turn) for turn in _TURNS)],
 }
+
+
+def average_views(model: nn.Module, images: Tensor, views: Sequence[View], precision) -> Tensor:
+    """Logits `[B, num_classes]` float32 of images `[B, 3, S, S]`, averaged over the views."""
+    with precision.autocast():
+        return reduce(torch.add, (model(view(images)).float() for view in views)) / len(views)
+
+
+def check_finite(logits: np.ndarray, names: Sequence[object]) -> None:
+    """Raises NumericsError with the name of the first photo whose logits, a row of `[n, C]`, are not finite."""
+    bad = np.flatnonzero(~np.isfinite(logits).all(axis=1))
+    if len(bad):
+        raise NumericsError(f"the model's output for {names[bad[0]]} is not finite; its weights are unfit for use")
 
 
 @torch.no_grad()
@@ -51,9 +65,7 @@ def predict(
     logits, truth = [np.zeros((0, num_classes), np.float32)], [np.zeros((0, num_classes), bool)]
     for images, targets in batches:
         for part in images.to(device, non_blocking=True).split(micro_batch or len(images)):
-            with precision.autocast():
-                seen = sum(model(view(part)).float() for view in views) / len(views)
-            logits.append(seen.cpu().numpy())
+            logits.append(average_views(model, part, views, precision).cpu().numpy())
         truth.append(targets.numpy().astype(bool))
     parts = gather_objects((np.concatenate(logits), np.concatenate(truth)))
     num_images = sum(len(rows) for rows, _ in parts)

@@ -38,12 +38,12 @@ class PredictionTable:
 
 @dataclass(frozen=True)
 class Prediction:
-    """The prediction for one image; `str` gives its labels with their probabilities.
+    """The prediction for one image; `str` gives its labels and the confidence in them, `scab, rust (58.3%)`.
 
     Attributes:
         labels: names of the labels that were decided, at least one.
         confidence: the probability that exactly these labels are right.
-        probabilities: of each label.
+        probabilities: of each label, that the photo has it, whatever its other labels.
     """
 
     labels: tuple[str, ...]
@@ -51,7 +51,7 @@ class Prediction:
     probabilities: dict[str, float]
 
     def __str__(self) -> str:
-        return ", ".join(f"{label} {100 * self.probabilities[label]:.0f}%" for label in self.labels)
+        return f"{', '.join(self.labels)} ({100 * self.confidence:.1f}%)"
 
 
 def predictions_of(answers: Answers, labels: Sequence[str]) -> list[Prediction]:

@@ -1,11 +1,13 @@
 """Trained models from checkpoints, one or several averaged, and their pass over the images of a split."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from data.build import batches_of, build_eval_loader, num_workers
@@ -19,8 +21,8 @@ from tools.base.errors import CheckpointError, UsageError
 from tools.checkpoint import store
 from tools.checkpoint.find import stored_config
 from tools.evaluate.calibration import fit
-from tools.evaluate.inference import VIEWS, predict
-from tools.evaluate.rule import DecisionRule
+from tools.evaluate.inference import VIEWS, average_views, check_finite, predict
+from tools.evaluate.rule import Answers, DecisionRule
 from tools.runtime.distributed import Ranks
 from tools.runtime.precision import choose_precision
 
@@ -93,6 +95,29 @@ class Predictor:
     def labels(self) -> list[str]:
         """Names of the classes."""
         return self.members[0].labels
+
+    def inputs(self, image: Image.Image) -> list[Tensor]:
+        """The input of each member, `[3, S, S]`, from an upright RGB image."""
+        return [member.preprocess.transform()(image) for member in self.members]
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[Tensor], names: Sequence[object], precision) -> Answers:
+        """The answers for B photos.
+
+        Args:
+            images: `[B, 3, S, S]` per member, from `inputs`.
+            names: of the photos, for the error.
+
+        Raises:
+            NumericsError: naming a photo for which the model's output is not finite.
+        """
+        logits = np.zeros((len(names), len(self.classes)), np.float32)
+        for member, batch in zip(self.members, images, strict=True):
+            device = next(member.model.parameters()).device
+            seen = average_views(member.model, batch.to(device), VIEWS[self.tta], precision)
+            logits += seen.cpu().numpy() / len(self.members)
+        check_finite(logits, names)
+        return self.rule.answer(logits)
 
 
 def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by: str | None = None) -> LoadedModel:
@@ -177,6 +202,9 @@ def predict_split(
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits, truth), `[n, num_classes]` each, of every image of `split`, equal on every rank.
 
+    Raises:
+        NumericsError: naming a photo for which the model's output is not finite.
+
     Args:
         data, amp: config nodes that set how to load and the precision; all else comes from the checkpoints.
         watch: wraps the batches, for a progress bar.
@@ -196,6 +224,7 @@ def predict_split(
         logits, truth = predict(member.model, batches, device, precision, len(predictor.classes), VIEWS[predictor.tta])
         share = logits / len(predictor.members)
         total = total + share if len(total) else share
+    check_finite(total, [split.source.locate(photo.file) for photo in split.photos])
     return total, truth
 
 

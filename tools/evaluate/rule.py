@@ -18,9 +18,10 @@ class Answers:
     """What a rule makes of the logits of n photos.
 
     Attributes:
-        probability: `[n, C]`, calibrated, in [0, 1].
+        probability: `[n, C]` in [0, 1], the probability that a photo has the label, whatever its other labels.
         decision: `[n, C]` bool, the labels that each photo is given.
-        confidence: `[n]`, the probability that all labels of a photo are as decided.
+        confidence: `[n]`, the probability that all labels of a photo are as decided. It follows from the same joint
+            distribution as `probability`, and so never exceeds that of a decided label.
     """
 
     probability: np.ndarray
@@ -74,23 +75,31 @@ class DecisionRule:
         return replace(self, temperatures=ones, thresholds=halves, powerset=None)
 
     def answer(self, logits: np.ndarray) -> Answers:
-        """Probabilities, decisions and confidences for `[n, C]` logits: the one way from a model's output to labels."""
+        """Probabilities, decisions and confidences for `[n, C]` logits: the one way from a model's output to labels.
+
+        Labels are taken as independent, unless a powerset is fitted: it gives the probability of every label set, and
+        that of a label is then the sum over the sets that hold it.
+        """
         probability = self.probabilities(logits)
-        decision = self.decide(probability)
-        return Answers(probability, decision, self.confidence(probability, decision))
+        if self.targets == "multi" and self.decide_by == "powerset" and self.powerset is not None:
+            sets, of_sets = self.powerset.sets, self.powerset.probabilities(probability)  # [K, C], [n, K]
+            likeliest = of_sets.argmax(axis=1)
+            return Answers((of_sets @ sets).clip(max=1), sets[likeliest], of_sets.max(axis=1))
+        decision = self._decide(probability)
+        given = np.where(decision, probability, 1 - probability)
+        confidence = probability.max(axis=1) if self.targets == "single" else given.prod(axis=1)
+        return Answers(probability, decision, confidence)
 
     def probabilities(self, logits: np.ndarray) -> np.ndarray:
         """`[n, C]`: softmax ("single") or sigmoid ("multi") of the logits, each divided by its temperature."""
         tempered = logits.astype(np.float64) / self.temperatures
         return _sigmoid(tempered) if self.targets == "multi" else softmax(tempered, axis=1)
 
-    def decide(self, probability: np.ndarray) -> np.ndarray:
+    def _decide(self, probability: np.ndarray) -> np.ndarray:
         """`[n, C]` bool: the labels each photo is given, at least one, and never `healthy` together with a disease."""
         top = np.eye(probability.shape[1], dtype=bool)[probability.argmax(axis=1)]
         if self.targets == "single" or self.decide_by == "argmax":
             return top
-        if self.decide_by == "powerset" and self.powerset is not None:
-            return self.powerset.sets[self.powerset.probabilities(probability).argmax(axis=1)]
         if self.decide_by in ("combination", "powerset") and len(self.combinations):
             p = probability.clip(1e-9, 1 - 1e-9)
             likelihood = np.log(p) @ self.combinations.T + np.log1p(-p) @ ~self.combinations.T  # [n, K]
@@ -98,15 +107,6 @@ class DecisionRule:
         passed = probability >= self.thresholds
         decision = np.where(passed.any(axis=1, keepdims=True), passed, top)
         return decision if self.healthy is None else _separate_healthy(decision, top, self.healthy)
-
-    def confidence(self, probability: np.ndarray, decision: np.ndarray) -> np.ndarray:
-        """`[n]`: the probability that all labels are as decided; taken as independent unless a powerset is fitted."""
-        if self.targets == "single":
-            return probability.max(axis=1)
-        if self.decide_by == "powerset" and self.powerset is not None:
-            decided = (self.powerset.sets[None] == decision[:, None]).all(axis=2)  # [n, K], at most one True per row
-            return (self.powerset.probabilities(probability) * decided).sum(axis=1)
-        return np.where(decision, probability, 1 - probability).prod(axis=1)
 
 
 @dataclass(frozen=True)

@@ -49,14 +49,10 @@ class HeatMaps:
     """The heat maps of B images.
 
     Attributes:
-        logits: `[B, num_classes]`.
-        classes: the class that was explained, one per image.
         maps: `[B, S, S]` float32 in [0, 1] per recipe; all zero where nothing supports the class.
         cells_px: side of a cell of the finest layer in input pixels, one per recipe.
     """
 
-    logits: np.ndarray
-    classes: list[int]
     maps: list[np.ndarray]
     cells_px: list[float]
 
@@ -65,17 +61,16 @@ def compute_heat_maps(
     model: nn.Module,
     images: Tensor,
     recipes: Sequence[CamRecipe],
-    classes: Sequence[int] | Callable[[np.ndarray], Sequence[int]],
+    classes: Sequence[int],
     views: Sequence[Callable[[Tensor], Tensor]] = (lambda x: x,),
 ) -> HeatMaps:
     """Heat maps of a batch by all `recipes`, from one pass per view. The model is left unchanged.
 
     Args:
         images: `[B, 3, S, S]`, normalised as the model was trained.
-        classes: index of the class to explain, one per image; or a function that chooses them from the logits
-            `[B, num_classes]` of the first view.
+        classes: index of the class to explain, one per image.
         views: symmetries of the square (`tools.evaluate.inference.VIEWS`), the identity first. Maps are turned back and
-            averaged, and so are logits: what appears in one orientation only grows faint.
+            averaged: what appears in one orientation only grows faint.
 
     Raises:
         UsageError: for a class or a layer that cannot be explained.
@@ -84,12 +79,11 @@ def compute_heat_maps(
     first = _compute_one_view(model, views[0](images), recipes, classes)
     if len(views) == 1:
         return first
-    logits, maps = first.logits, first.maps
+    maps = first.maps
     for view in views[1:]:
-        more = _compute_one_view(model, view(images), recipes, first.classes)
-        logits = logits + more.logits
+        more = _compute_one_view(model, view(images), recipes, classes)
         maps = [sum_ + turn_back(view, turned) for sum_, turned in zip(maps, more.maps, strict=True)]
-    return HeatMaps(logits / len(views), first.classes, [scale_cam_image(heat) for heat in maps], first.cells_px)
+    return HeatMaps([scale_cam_image(heat) for heat in maps], first.cells_px)
 
 
 def turn_back(view: Callable[[Tensor], Tensor], maps: np.ndarray) -> np.ndarray:
@@ -105,20 +99,18 @@ def _compute_one_view(
     model: nn.Module,
     images: Tensor,
     recipes: Sequence[CamRecipe],
-    classes: Sequence[int] | Callable[[np.ndarray], Sequence[int]],
+    classes: Sequence[int],
 ) -> HeatMaps:
     """`compute_heat_maps` for one view."""
     layers = {path: find_layer(model, path) for recipe in recipes for path in recipe.paths}
     backward = any(METHODS[recipe.method].needs_gradients for recipe in recipes)
     with _frozen(model):
-        output, points = _run(model, layers, images, backward)
-        logits = _to_numpy(output)
-        classes = [int(index) for index in (classes(logits) if callable(classes) else classes)]
+        logits, points = _run(model, layers, images, backward)
         for index in classes:
             if not 0 <= index < logits.shape[1]:
                 raise UsageError(f"class index {index} is not among the model's {logits.shape[1]} classes")
         layouts = {path: find_map_layout(model, point, len(images)) for path, point in points.items()}
-        slopes = _gradients(output, classes, points) if backward else {}
+        slopes = _gradients(logits, classes, points) if backward else {}
         activations = {path: _to_numpy(layouts[path](point)) for path, point in points.items()}
         gradients = {path: _to_numpy(layouts[path](slope)) for path, slope in slopes.items()}
         maps = [_combine(model, images, recipe, activations, gradients, classes) for recipe in recipes]
@@ -126,7 +118,7 @@ def _compute_one_view(
         raise NumericsError("the gradients are not finite; no heat map was made")
     side = images.shape[-1]
     cells = [side / max(activations[path].shape[-1] for path in recipe.paths) for recipe in recipes]
-    return HeatMaps(logits, classes, maps, cells)
+    return HeatMaps(maps, cells)
 
 
 def _to_numpy(values: Tensor) -> np.ndarray:

@@ -20,7 +20,6 @@ from tools.explain.cam import CamRecipe, compute_heat_maps
 from tools.explain.score import BoxedLabel
 
 Boxed = tuple[Split, Photo, int, list[Box]]  # a photo, one of its classes, and the boxes of that class
-Probabilities = Callable[[np.ndarray], np.ndarray]  # logits [n, C] -> probabilities [n, C]
 
 
 @dataclass(frozen=True)
@@ -31,14 +30,13 @@ class PhotoSource:
         name: where it is, for messages.
         stem: how the names of its figures begin.
         read: decodes it, as an upright RGB image.
-        truth, predicted: classes of its true and of its predicted labels; empty where they are not known.
+        truth: classes of its true labels; empty where they are not known.
     """
 
     name: str
     stem: str
     read: Callable[[], Image]
     truth: tuple[int, ...] = ()
-    predicted: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,10 +91,10 @@ def list_split_photos(
     return [describe_photo(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True)]
 
 
-def describe_photo(split: Split, photo: Photo, stem: str, predicted: tuple[int, ...] = ()) -> PhotoSource:
+def describe_photo(split: Split, photo: Photo, stem: str) -> PhotoSource:
     """A photo of a split, read when it is needed."""
     where = split.source.locate(photo.file)
-    return PhotoSource(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes, predicted)
+    return PhotoSource(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes)
 
 
 def load_batches(
@@ -119,37 +117,32 @@ def load_batches(
 
 def explain_batch(
     images: Tensor,
-    models: Sequence[tuple[nn.Module, Probabilities]],
+    models: Sequence[nn.Module],
     recipes: Sequence[CamRecipe],
-    wanted: Sequence[Sequence[int]] | None = None,
+    wanted: Sequence[Sequence[int]],
+    probabilities: Sequence[np.ndarray],
     views: Sequence[Callable[[Tensor], Tensor]] = (lambda x: x,),
 ) -> list[list[Explanation]]:
     """The explanations of each image, one per class; one pass per model and view serves all recipes.
 
     Args:
         images: `[B, 3, S, S]`, normalised.
-        wanted: classes to explain, one list per image; None takes the most probable class of the last model.
+        wanted: classes to explain, one list per image.
+        probabilities: `[B, num_classes]` per model, from its answers.
         views: see `tools.explain.cam.compute_heat_maps`.
     """
-    explained: list[list[Explanation]] = [[] for _ in images]
-    owners = [image for image, classes in enumerate(wanted or [[0]] * len(images)) for _ in classes]
-    images = images[owners].to(next(models[0][0].parameters()).device)
-    last_probabilities = models[-1][1]
-    classes: Sequence[int] | Callable[[np.ndarray], Sequence[int]] = (
-        (lambda logits: last_probabilities(logits).argmax(axis=1))
-        if wanted is None
-        else [index for group in wanted for index in group]
-    )
-    maps: list[np.ndarray] = []
-    probabilities: list[np.ndarray] = []
-    for model, to_probabilities in reversed(models):
-        heat = compute_heat_maps(model, images, recipes, classes, views)
-        classes = heat.classes
-        column = to_probabilities(heat.logits)[np.arange(len(classes)), classes]
-        maps, probabilities = heat.maps + maps, [column] * len(recipes) + probabilities
-    for row, owner in enumerate(owners):
-        shares = [float(column[row]) for column in probabilities]
-        explained[owner].append(Explanation(heat.classes[row], shares, [column[row] for column in maps]))
+    owners = [image for image, classes in enumerate(wanted) for _ in classes]
+    classes = [index for group in wanted for index in group]
+    images = images[owners].to(next(models[0].parameters()).device)
+    columns = [
+        (probability, maps)
+        for model, probability in zip(models, probabilities, strict=True)
+        for maps in compute_heat_maps(model, images, recipes, classes, views).maps
+    ]
+    explained: list[list[Explanation]] = [[] for _ in wanted]
+    for row, (owner, index) in enumerate(zip(owners, classes, strict=True)):
+        shares = [float(probability[owner, index]) for probability, _ in columns]
+        explained[owner].append(Explanation(index, shares, [maps[row] for _, maps in columns]))
     return explained
 
 

@@ -285,8 +285,8 @@ class Run:
 
 def validation_scores(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
     """`tools.evaluate.metrics.score` of `[n, num_classes]` logits by an unfitted rule, and `loss`."""
-    probability = rule.probabilities(logits)
-    scores = score(probability, rule.decide(probability), truth)
+    answers = rule.answer(logits)
+    scores = score(answers.probability, answers.decision, truth)
     return scores | {"loss": validation_loss(logits, truth, rule.targets, CRITERIA[rule.targets])}
 
 

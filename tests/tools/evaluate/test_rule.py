@@ -18,7 +18,7 @@ def rule(targets="multi", decide_by="threshold", healthy=None, combinations=SETS
 
 
 def decided(rule, logits=LOGITS):
-    return rule.decide(rule.probabilities(np.asarray(logits, float))).astype(int).tolist()
+    return rule.answer(np.asarray(logits, float)).decision.astype(int).tolist()
 
 
 def simulate(n, temperature=1.0, shift=0.0, seed=0):
@@ -143,9 +143,6 @@ def test_abstaining_by_hand():
     assert abstention(confidence, right, 0.2) == 0.6  # 1 wrong of 5
     assert abstention(confidence, right, 0.19) == 0.9  # 1 of 4 and 1 of 3 are too many; 0.8 comes as a pair
     assert abstention(confidence, ~right, 0.1) == float("inf")
-    assert rule().confidence(np.array([[0.9, 0.2, 0.5]]), np.array([[True, False, False]])) == pytest.approx(
-        [0.9 * 0.8 * 0.5]
-    )
 
 
 def test_a_powerset_learns_which_labels_go_together():
@@ -157,15 +154,37 @@ def test_a_powerset_learns_which_labels_go_together():
     fresh = rng.normal(0, 3, (2000, 3))
     wanted = np.where(fresh[:, 0] > 0, 0, np.where(fresh[:, 1] > fresh[:, 2], 1, 2))
     fitted = fit(rule(decide_by="powerset"), logits, truth)
-    probability = fitted.probabilities(fresh)
-    right = fitted.decide(probability)[np.arange(2000), wanted]
+    answers = fitted.answer(fresh)
+    right, confidence = answers.decision[np.arange(2000), wanted], answers.confidence
     product = fit(rule(decide_by="combination"), logits, truth)
     assert right.mean() > 0.9
-    assert (product.decide(product.probabilities(fresh)).sum(axis=1) == 1).mean() < 0.9
-    confidence = fitted.confidence(probability, fitted.decide(probability))
+    assert (product.answer(fresh).decision.sum(axis=1) == 1).mean() < 0.9
     assert confidence[right].mean() > 0.2 + confidence[~right].mean(), "wrong decisions must have a lower confidence"
     assert fitted.unfit().powerset is None
     assert decided(fitted.unfit()) == decided(rule(decide_by="combination"))
+
+
+@pytest.mark.parametrize("targets", ["single", "multi"])
+@pytest.mark.parametrize("decide_by", ["threshold", "argmax", "combination", "powerset"])
+def test_confidence_and_probabilities_are_those_of_one_joint_distribution(targets, decide_by):
+    """Against the probabilities of all label sets: a powerset's own, one label per photo, or independent labels."""
+    logits, truth = simulate(500)
+    fitted = fit(rule(targets, decide_by), logits, truth)
+    answers = fitted.answer(logits)
+    sets = np.array(list(np.ndindex(2, 2, 2)), bool)
+    if targets == "multi" and decide_by == "powerset":
+        sets, joint = fitted.powerset.sets, fitted.powerset.probabilities(fitted.probabilities(logits))
+    elif targets == "single":
+        sets, joint = np.eye(3, dtype=bool), fitted.probabilities(logits)
+    else:
+        p = fitted.probabilities(logits)[:, None]
+        joint = np.where(sets, p, 1 - p).prod(axis=2)
+    assert joint.sum(axis=1) == pytest.approx(np.ones(500))
+    for row, members in enumerate(answers.decision):
+        assert answers.confidence[row] == pytest.approx(joint[row][(sets == members).all(axis=1)].sum())
+        assert answers.probability[row] == pytest.approx(joint[row] @ sets)
+        assert answers.confidence[row] <= answers.probability[row][members].min() + 1e-12
+    assert ((answers.probability >= 0) & (answers.probability <= 1)).all()
 
 
 @pytest.mark.parametrize("sets", [1, 2, 3])
