@@ -7,7 +7,7 @@ from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import UsageError
-from tools.base.files import check_output, write_bytes
+from tools.base.files import check_output_folder, write_bytes
 from tools.base.log import progress, say
 from tools.base.tables import format_csv, format_table
 from tools.base.threads import batches, in_threads
@@ -202,7 +202,7 @@ def find_predictors(loaded, args, run):
         if len(paths) == 1:
             raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOT_EPOCHS keeps some in training")
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
-    check_output("--to", folder, photos=config.DATA.DATA_PATH)
+    check_output_folder("--to", folder, config.DATA.DATA_PATH)
     rule, tta = loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA")
     return [load_predictor([each], device, args.weights, rule, tta) for each in paths], folder, why
 

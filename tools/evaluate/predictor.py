@@ -1,5 +1,6 @@
 """Trained models from checkpoints, one or several averaged, and their pass over the images of a split."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -95,6 +96,11 @@ class Predictor:
     def labels(self) -> list[str]:
         """Names of the classes."""
         return self.members[0].labels
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits for the checkpoints, the rule and the views: equal digits, equal answers."""
+        parts = [*(member.sha256 for member in self.members), self.rule.decide_by, self.tta]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 
     def inputs(self, image: Image.Image) -> list[Tensor]:
         """The input of each member, `[3, S, S]`, from an upright RGB image."""
