@@ -27,7 +27,6 @@ from tools.checkpoint.find import checkpoint_at
 from tools.evaluate.predictions import Prediction, predictions_of
 from tools.evaluate.predictor import Predictor, load_predictor
 from tools.runtime.distributed import Ranks, choose_device
-from tools.runtime.precision import choose_precision
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
 
@@ -70,13 +69,11 @@ class ImageClassifier:
             str(image) if isinstance(image, str | PathLike) else f"image number {number}"
             for number, image in enumerate(images, 1)
         ]
-        amp = self.config.AMP
-        precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, self.device)
         found = []
         for batch in batches(zip(images, names, strict=True), self.config.DATA.BATCH_SIZE):
             inputs = [self.predictor.inputs(_read(image, name)) for image, name in batch]
             members = [torch.stack(member) for member in zip(*inputs, strict=True)]
-            answers = self.predictor.answer(members, [name for _, name in batch], precision)
+            answers = self.predictor.answer(members, [name for _, name in batch], self.config.AMP)
             found += predictions_of(answers, self.labels)
         return found
 

@@ -138,10 +138,10 @@ def find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
             photos += [each for each in inside if is_photo(each.name)]
             others += [str(each) for each in inside if not is_photo(each.name)]
         if not photos:
-            there = f"holds no photo{f', only {listing(others)}' if others else ''}"
+            why = f"it holds only {listing(others)}" if others else "it holds none"
             if not paths:
-                there = "matches no photo" if any(sign in name for sign in "*?[") else "does not exist"
-            raise DataError(f"{name} {there}; photos are files of {', '.join(EXTENSIONS)}")
+                why = "nothing matches" if any(sign in name for sign in "*?[") else "it does not exist"
+            raise DataError(f"{name} leads to no photo: {why}; photos are files of {', '.join(EXTENSIONS)}")
         found |= dict.fromkeys(photos)
         ignored += others
     return list(found), ignored
@@ -192,7 +192,7 @@ def _check_folders(
         if code not in classes:
             raise DataError(f"{where}/{code} is not a class of this model or training split{nearest(code, classes)}")
         if not names and code not in may_be_empty:
-            raise DataError(f"{where}/{code} holds no photos; add some, or remove the folder")
+            raise DataError(f"{where}/{code} is empty, or holds no photos; add some, or remove the folder")
 
 
 def _group_copies(source, found: dict[str, list[str]], classes: tuple[str, ...]) -> list[Photo]:

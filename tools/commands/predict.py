@@ -81,7 +81,7 @@ def predict(loaded, args) -> int:
         print(why)
     summary = Summary(predictor.labels)
     record(predictor, found[args.shard], summary, loaded.config, args)
-    if len(summary.errors) > args.max_bad:
+    if len(summary.errors) > args.max_bad or not summary.num_predicted:
         raise DataError(
             f"{listing(summary.errors, '; ', 3)} ({len(summary.errors)} unreadable photos; "
             f"--max-bad {len(summary.errors)} accepts that)"
@@ -97,7 +97,7 @@ def record(predictor, photos, summary, config, args) -> None:
 
     from tools.base.log import progress, say
     from tools.base.tables import to_utf8
-    from tools.evaluate.prediction_files import CsvFormat, Format, JsonFormat, open_predictions
+    from tools.evaluate.prediction_files import CsvFormat, Format, JsonFormat, PredictionFile
 
     names = {to_utf8(str(photo)): photo for photo in photos}
     made_by = f"{predictor.fingerprint()}-{args.abstain_at:g}"
@@ -106,7 +106,7 @@ def record(predictor, photos, summary, config, args) -> None:
         (args.json, JsonFormat(predictor.labels, made_by)),
     ]
     with ExitStack() as stack:
-        files = [stack.enter_context(open_predictions(to, form, args.overwrite)) for to, form in forms if to]
+        files = [stack.enter_context(PredictionFile(to, form, args.overwrite)) for to, form in forms if to]
         todo = []
         for name, photo in names.items():
             if files and all(name in file.known for file in files):
@@ -114,13 +114,17 @@ def record(predictor, photos, summary, config, args) -> None:
             else:
                 todo.append(photo)
         rows = predict_photos(predictor, todo, args.abstain_at, config)
+        waiting = []  # until a photo is predicted: where none can be, no file is made
         for row in progress(rows, "predicting", len(todo), "photo"):
-            for file in files:
-                file.write(row)
             summary.add(row)
+            waiting.append(row)
+            while waiting and summary.num_predicted:
+                first = waiting.pop(0)
+                for file in files:
+                    file.write(first)
             if not files and not row.error:
                 say(cli.printable(f"{row.image}: {row.prediction}{'  unsure' if row.unsure else ''}"))
-    if files and "-" not in (args.csv, args.json):
+    if files and summary.num_predicted and "-" not in (args.csv, args.json):
         print("\n".join([*summary.lines(), f"written: {', '.join(file.path for file in files)}"]))
 
 
@@ -134,7 +138,6 @@ def predict_photos(predictor, photos, risk: float, config):
     from tools.evaluate.prediction_files import Row
     from tools.evaluate.predictions import predictions_of
     from tools.evaluate.result import confidence_cut
-    from tools.runtime.precision import choose_precision
 
     def read(path):
         try:
@@ -143,8 +146,6 @@ def predict_photos(predictor, photos, risk: float, config):
             return path, None, str(error)
 
     cut = confidence_cut(predictor.rule, predictor.validation, risk)
-    device = next(predictor.members[0].model.parameters()).device
-    precision, _ = choose_precision(config.AMP.OPT_LEVEL, "native", config.AMP.DTYPE, device)
     size, threads = config.DATA.BATCH_SIZE, num_workers(config.DATA.NUM_WORKERS) or 1
     for batch in batches(in_threads(read, photos, threads, 2 * size), size):
         readable = [(path, inputs) for path, inputs, error in batch if not error]
@@ -152,7 +153,7 @@ def predict_photos(predictor, photos, risk: float, config):
         if readable:
             good, inputs = zip(*readable, strict=True)
             images = [torch.stack(member) for member in zip(*inputs, strict=True)]
-            predictions = predictions_of(predictor.answer(images, good, precision), predictor.labels)[::-1]
+            predictions = predictions_of(predictor.answer(images, good, config.AMP), predictor.labels)[::-1]
         for path, _, error in batch:
             found = None if error else predictions.pop()
             yield Row(str(path), found, bool(found and found.confidence < cut), error)
@@ -165,6 +166,7 @@ class Summary:
         self.columns = ("photos", *labels, "unsure", "unreadable")
         self.counts: dict[str, dict[str, int]] = {}
         self.errors: list[str] = []
+        self.num_predicted = 0
 
     def add(self, row) -> None:
         """Counts one `Row`."""
@@ -174,6 +176,7 @@ class Summary:
             counts["unreadable"] += 1
             self.errors.append(row.error)
             return
+        self.num_predicted += 1
         counts["unsure"] += row.unsure
         for label in row.prediction.labels:
             counts[label] += 1

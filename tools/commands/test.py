@@ -3,7 +3,7 @@
 from functools import partial
 
 from configs.flags import add_config_flags, overrides
-from configs.load import load
+from configs.load import check_acting, load
 from tools.base import cli
 from tools.commands import hint_config_key
 
@@ -20,6 +20,11 @@ examples
 FLAGS = (
     *("--batch-size", "--data-path", "--zip", "--follow-links", "--amp-opt-level"),
     *("--output", "--tag", "--tta", "--decide"),
+)
+ACTING = (  # config keys that are not the checkpoint's
+    *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.FOLLOW_LINKS", "DATA.BATCH_SIZE", "DATA.NUM_WORKERS"),
+    *("AMP.OPT_LEVEL", "AMP.DTYPE", "MODEL.RESUME", "OUTPUT", "TAG", "TEST.TTA", "TEST.DECIDE_BY"),
+    *("DIST.BACKEND", "DIST.TIMEOUT_SECONDS"),
 )
 MAX_MISTAKES = 24  # shown in the report
 
@@ -40,6 +45,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--verbose", action="store_true", help="print one line per label copy")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
+    check_acting(args.opts, ACTING)
     loaded = load(args.cfg, args.opts, overrides(args))
     run = loaded.named_run(args.cfg)
 

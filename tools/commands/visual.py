@@ -125,17 +125,13 @@ def explain_photos(sources, predictors, recipes, args, loaded, threads: int):
     from tools.evaluate.inference import VIEWS
     from tools.evaluate.predictions import predictions_of
     from tools.explain.photos import explain_batch, load_batches
-    from tools.runtime.distributed import choose_device, ranks_from_environment
-    from tools.runtime.precision import choose_precision
 
     config, best, models = loaded.config, predictors[-1], [predictor.members[0] for predictor in predictors]
     views = VIEWS[loaded.given("TEST.TTA") or "none"]
-    amp, device = config.AMP, choose_device(ranks_from_environment())
-    precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
     target = None if args.target == "predicted" else models[-1].class_index(args.target)
     for batch, photos, images in load_batches(sources, models[-1].preprocess, config.DATA.BATCH_SIZE, threads):
         names = [source.name for source in batch]
-        answers = [predictor.answer([images], names, precision) for predictor in predictors]
+        answers = [predictor.answer([images], names, config.AMP) for predictor in predictors]
         wanted = []
         for source, decision, probability in zip(batch, answers[-1].decision, answers[-1].probability, strict=True):
             predicted = decision.nonzero()[0].tolist()

@@ -7,8 +7,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -137,64 +137,68 @@ class JsonFormat:
         return Prediction(tuple(entry["labels"]), float(entry["confidence"]), shares)
 
 
-@dataclass
-class PredictionFile:
-    """A file that rows are appended to; `known` holds those that were in it. `-` stands for stdout."""
+class PredictionFile(contextlib.ExitStack):
+    """A file that rows are appended to, locked while this context lasts; `-` stands for stdout.
 
-    form: Format
-    path: str
-    file: IO[bytes]
-    known: dict[str, Row] = field(default_factory=dict)
-    _empty: bool = True
+    A file that does not exist yet is made for its first row.
 
-    def write(self, row: Row) -> None:
-        """Appends a row, unless the file has one of its photo. Raises ResourceError when the disk refuses."""
-        if to_utf8(row.image) not in self.known:
-            self._append((b"" if self._empty else self.form.between) + self.form.encode(row))
-            self._empty = False
-
-    def _append(self, content: bytes) -> None:
-        try:
-            self.file.write(content)
-            self.file.flush()
-        except BrokenPipeError:
-            raise
-        except OSError as error:
-            raise ResourceError(f"{self.path} cannot be written: {error.strerror}") from None
-
-
-@contextlib.contextmanager
-def open_predictions(target: str, form: Format, overwrite: bool) -> Iterator[PredictionFile]:
-    """The file `target`, gone on with if it holds rows of the same model, and locked.
+    Attributes:
+        path: its name.
+        known: the rows that were in it, by photo.
 
     Args:
         overwrite: begin again, whatever it holds.
 
     Raises:
-        UsageError: when it holds something else.
+        UsageError: when it holds something else, or rows of another model.
         ResourceError: for a link or another thing that is no regular file, and when it cannot be written.
         BusyError: when another process writes it.
     """
-    if target == "-":
-        out = PredictionFile(form, target, sys.stdout.buffer)
-        out._append(form.start)
-        yield out
-        out._append(form.end)
-        return
-    path = Path(target)
-    with locked(path), open_own(path) as file:
-        out = PredictionFile(form, target, file)
-        raw = b"" if overwrite else read_regular(path, "file", MAX_BYTES)
-        try:
-            rows, stop = form.decode(raw, path) if raw else ([], 0)
-        except DataError as error:
-            raise UsageError(f"{error}; choose another name, or add --overwrite") from None
-        os.ftruncate(file.fileno(), stop)
-        file.seek(stop)
-        out.known, out._empty = {row.image: row for row in rows}, not rows
+
+    def __init__(self, path: str, form: Format, overwrite: bool):
+        super().__init__()
+        self.path, self.form, self.known = path, form, dict[str, Row]()
+        self._file: IO[bytes] | None = None
+        self._empty = True
+        if path != "-" and os.path.lexists(path):
+            self._open(overwrite)
+
+    def write(self, row: Row) -> None:
+        """Appends a row, unless the file has one of its photo. Raises ResourceError when the disk refuses."""
+        if to_utf8(row.image) not in self.known:
+            if self._file is None:
+                self._open(overwrite=True)
+            self._append((b"" if self._empty else self.form.between) + self.form.encode(row))
+            self._empty = False
+
+    def _open(self, overwrite: bool) -> None:
+        """Opens the file, reads what it holds, and goes to the end of its last whole row."""
+        stop = 0
+        if self.path == "-":
+            self._file = sys.stdout.buffer
+        else:
+            path = Path(self.path)
+            self.enter_context(locked(path))
+            self._file = self.enter_context(open_own(path))
+            if not overwrite and (raw := read_regular(path, "file", MAX_BYTES)):
+                try:
+                    rows, stop = self.form.decode(raw, path)
+                except DataError as error:
+                    self.close()
+                    raise UsageError(f"{error}; choose another name, or add --overwrite") from None
+                self.known, self._empty = {row.image: row for row in rows}, not rows
+            os.ftruncate(self._file.fileno(), stop)
+            self._file.seek(stop)
         if not stop:
-            out._append(form.start)
+            self._append(self.form.start)
+        self.callback(self._append, self.form.end)
+
+    def _append(self, content: bytes) -> None:
+        assert self._file is not None
         try:
-            yield out
-        finally:
-            out._append(form.end)
+            self._file.write(content)
+            self._file.flush()
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            raise ResourceError(f"{self.path} cannot be written: {error.strerror}") from None

@@ -107,19 +107,21 @@ class Predictor:
         return [member.preprocess.transform()(image) for member in self.members]
 
     @torch.no_grad()
-    def answer(self, images: Sequence[Tensor], names: Sequence[object], precision) -> Answers:
+    def answer(self, images: Sequence[Tensor], names: Sequence[object], amp) -> Answers:
         """The answers for B photos.
 
         Args:
             images: `[B, 3, S, S]` per member, from `inputs`.
             names: of the photos, for the error.
+            amp: config node that sets the precision.
 
         Raises:
             NumericsError: naming a photo for which the model's output is not finite.
         """
         logits = np.zeros((len(names), len(self.classes)), np.float32)
+        device = next(self.members[0].model.parameters()).device
+        precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
         for member, batch in zip(self.members, images, strict=True):
-            device = next(member.model.parameters()).device
             seen = average_views(member.model, batch.to(device), VIEWS[self.tta], precision)
             logits += seen.cpu().numpy() / len(self.members)
         check_finite(logits, names)
