@@ -24,6 +24,8 @@ NAME_OF = {
 }
 CODE_OF = {name: code for code, name in NAME_OF.items()}
 SPLITS = ("train", "val", "test")
+IMAGE_COLUMNS = ("images", "image", "image_id", "file")  # names of the first column of a table
+_YES, _NO = ("1", "1.0", "yes", "true"), ("0", "0.0", "no", "false")  # in a one-hot column, in any case
 ONE_HOT_HEADER = ("images", *(f"label_{name}" for name in sorted(CODE_OF)))
 MAX_BYTES = 256_000_000
 BALANCE_KINDS = ("flip", "bright", "turn")  # of the copies that process_dataset.py --balance makes
@@ -33,6 +35,15 @@ _BALANCED_NAME = re.compile(rf"(?P<stem>.+)\.made-({'|'.join(BALANCE_KINDS)})(?P
 def label_name(code: str) -> str:
     """The label of a class folder; a folder that is not one of the six codes is its own label."""
     return NAME_OF.get(code, code)
+
+
+def class_name_fault(name: str) -> str:
+    """Why a class cannot have this name, which becomes part of file names and CSV fields, or the empty string."""
+    if not name or name.startswith(".") or not name.isprintable():
+        return "is empty, hidden, or holds characters that cannot be printed"
+    if forbidden := sorted(set(name) & set('/\\<>:"|?*')):
+        return f"holds {' '.join(forbidden)}"
+    return "is longer than 100 bytes" if len(name.encode(errors="replace")) > 100 else ""
 
 
 def healthy_index(classes: Sequence[str]) -> int | None:
@@ -61,8 +72,10 @@ class LabelFile:
 def read_labels(path: Path) -> LabelFile:
     """Reads `images,labels` (names separated by spaces) or the one-hot columns `images,label_<name>,...` (0 or 1).
 
+    Excel's ways of writing both are read too: see `tools.base.tables.read_csv`; and 1.0, yes, no, true, false.
+
     Raises:
-        DataError: for any other content, such as another separator, an unknown label, a value that is not 0 or 1, a
+        DataError: for any other content, such as an unknown label, a value that is not 0 or 1, a
             photo name with a folder in it, or one photo with two different label sets; errors in a row name the row.
     """
     raw = read_regular(path, "label file", MAX_BYTES)
@@ -112,12 +125,12 @@ def _parse(raw: bytes, path: Path) -> Iterator[LabelRow]:
     columns, rows = read_csv(raw, path)
     if not columns:
         raise DataError(f"label file {path} is empty")
-    if columns[0] not in ("images", "image"):
+    if columns[0] not in IMAGE_COLUMNS:
         raise DataError(f"{path}: the first column is {columns[0]!r}, not 'images'")
     names = columns[1:]
     if names == ["labels"]:
         labels_of: Callable[[list[str], list[str], str], tuple[str, ...]] = _named_labels
-    elif set(columns) == set(ONE_HOT_HEADER) or set(names) == set(CODE_OF):
+    elif set(names) in (set(ONE_HOT_HEADER[1:]), set(CODE_OF)):
         labels_of = _one_hot_labels
     else:
         raise DataError(
@@ -137,7 +150,10 @@ def _named_labels(_columns: list[str], values: list[str], where: str) -> tuple[s
     labels = _split_names(values[0])
     for name in labels:
         if name not in CODE_OF:
-            raise DataError(f"{where}, column labels: unknown label {name!r}{nearest(name, CODE_OF)}")
+            hint = nearest(name.lower(), CODE_OF)
+            if re.search("[,;|/+]", values[0]):
+                hint = "; separate labels with spaces"
+            raise DataError(f"{where}, column labels: unknown label {name!r}{hint}")
     return labels
 
 
@@ -145,9 +161,9 @@ def _one_hot_labels(columns: list[str], values: list[str], where: str) -> tuple[
     """The labels of the columns that hold 1."""
     given = []
     for column, value in zip(columns, values, strict=True):
-        if value.strip() not in ("0", "1"):
-            raise DataError(f"{where}, column {column}: {value!r} is not 0 or 1")
-        if value.strip() == "1":
+        if value.strip().lower() not in _YES + _NO:
+            raise DataError(f"{where}, column {column}: {value!r} is not 0 or 1 (nor yes or no)")
+        if value.strip().lower() in _YES:
             given.append(column.removeprefix("label_"))
     return _split_names(" ".join(given))
 

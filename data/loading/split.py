@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.images import EXTENSIONS, is_foreign_folder, is_photo, note_ignored
-from data.labels import NAME_OF, is_balanced_copy, label_name, origin_name
+from data.labels import NAME_OF, class_name_fault, is_balanced_copy, label_name, origin_name
 from data.loading.sources import FolderSource, ZipSource
 from data.manifest import MANIFEST, read_manifest
 from tools.base.errors import DataError, listing, nearest
@@ -140,7 +140,7 @@ def find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
         if not photos:
             why = f"it holds only {listing(others)}" if others else "it holds none"
             if not paths:
-                why = "nothing matches" if any(sign in name for sign in "*?[") else "it does not exist"
+                why = "nothing matches" if any(sign in name for sign in "*?[") else f"{name} does not exist"
             raise DataError(f"{name} leads to no photo: {why}; photos are files of {', '.join(EXTENSIONS)}")
         found |= dict.fromkeys(photos)
         ignored += others
@@ -189,6 +189,8 @@ def _check_folders(
     if len({code.lower() for code in classes}) < len(classes):
         raise DataError(f"{where}: class folders differ only in upper and lower case")
     for code, names in found.items():
+        if fault := class_name_fault(code):
+            raise DataError(f"{where}: class folder {code!r} {fault}; rename it")
         if code not in classes:
             raise DataError(f"{where}/{code} is not a class of this model or training split{nearest(code, classes)}")
         if not names and code not in may_be_empty:

@@ -5,10 +5,14 @@ At the end one real process per kind of fault, whose exit code and whole stderr 
 
 import os
 import pickle
+import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 
+import numpy as np
+import pytest
 import torch
 from conftest import ROOT, snapshot, written
 from provoke import NO_FILES, PHOTO, encoded, faults, put, spoilt
@@ -17,7 +21,7 @@ import main
 import test as scoring
 import visual
 from tools.checkpoint.store import read
-from tools.commands import predict
+from tools.commands import predict, status
 
 
 class Payload:
@@ -73,12 +77,21 @@ def fixed(content):
     return lambda path, _content: put(path, content)
 
 
+def legacy_tar(path, _content):
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("storages"))
+
+
 HEAD = "head.weight"
 BROKEN = [
     *(("F4", fixed(make), "w.pth") for make in NO_FILES.values()),
     ("F4", fixed(""), "w.pth is"),
-    ("F4", fixed("<!DOCTYPE html>"), "w.pth is"),
-    ("F4", fixed("version https://git-lfs.github.com/spec/v1\n"), "w.pth is"),
+    ("F4", fixed("<!DOCTYPE html>"), "it is a web page"),
+    ("F4", fixed("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    ("F4", fixed(b"\x89HDF\r\n\x1a\n"), "it is an HDF5 file"),
+    ("F4", legacy_tar, "it is a tar archive"),
+    ("F4", with_weight("norm.weight", torch.ones(32).to(torch.float8_e4m3fn)), "torch.float8_e4m3fn"),
+    ("F13", changed(lambda content: content | {"args": np.array([Payload()], object)}, saved), "w.pth is damaged"),
     ("F4", fixed(bytes(range(256)) * 20), "w.pth is"),
     ("F4", fixed(b"PK\x05\x06" + bytes(18)), "w.pth is"),
     ("F4", changed(lambda _content: [1, 2], saved), "it holds a list"),
@@ -118,6 +131,14 @@ OURS = [
     ("F7", changed(lambda c: c | {"model": c["model"] | {HEAD: c["model"][HEAD][:5]}}), "wrong shape head.weight"),
     ("F7", changed(lambda content: content | {"classes": content["classes"][:5]}), "does not fit"),
     ("F8", changed(lambda content: content | {"classes": content["classes"][::-1]}), "a sorted list of names"),
+    *(
+        (
+            "F8",
+            changed(lambda content, name=name: content | {"classes": sorted([*content["classes"][1:], name])}),
+            "classes",
+        )
+        for name in ("../../../PWN", "a\x1b[2Jb", "a\nb", "a\0b", "<b>", "x" * 300, "", ".hidden", "a/b", "a|b")
+    ),
     ("F11", changed(lambda content: {k: v for k, v in content.items() if k != "thresholds"}), "lacks thresholds"),
     ("F13", with_part("config", "TRAIN: !!python/object/apply:os.system [touch owned]"), "is inconsistent"),
     ("F5", with_part("config", "TRAIN: {EPOCH: 1}"), "is inconsistent"),
@@ -237,3 +258,41 @@ def test_real_processes(tmp_path, command, files, code, words):
     assert result.stderr.count("\n") == 1, result.stderr
     assert words in result.stderr
     assert snapshot(tmp_path) == before
+
+
+def test_files_of_training_scripts_may_hold_their_arguments_and_numpy_numbers(tiny, dataset, trained, tmp_path):
+    import argparse
+
+    content = {"model": read(trained / "best.pth")["model"], "args": argparse.Namespace(lr=0.1)}
+    torch.save(content | {"best": np.float64(0.5), "step": np.int64(3)}, tmp_path / "w.pth")
+    argv = ["--cfg", tiny, "--pretrained", tmp_path / "w.pth", "--data-path", dataset, "--output", tmp_path / "o"]
+    assert main.main([str(a) for a in (*argv, "--opts", "TRAIN.MAX_STEPS", "1")]) == 0
+    assert read(tmp_path / "w.pth")["best"] == 0.5
+
+
+def test_run_folders_and_folders_of_photos_may_be_named(trained, dataset, tmp_path):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    assert scoring.main(["--resume", str(folder), "--data-path", str(dataset)]) == 0
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for photo in sorted((dataset / "test").glob("*/*.jpg"))[:2]:
+        shutil.copy(photo, photos)
+    assert visual.main(["--resume", str(folder), "--image", str(photos)]) == 0
+    assert len(list((folder / "heatmaps").glob("*_pair.png"))) == 2
+
+
+@pytest.mark.parametrize("name", ["status.json", "run.json", "metrics.csv"])
+def test_a_fifo_in_a_run_folder_is_not_waited_for(trained, dataset, tmp_path, fault, name):
+    folder = shutil.copytree(trained, tmp_path / "output" / "tiny" / "default")
+    (folder / name).unlink()
+    os.mkfifo(folder / name)
+    if name == "run.json":
+        fault(scoring.main, ["--data-path", dataset], 4, "no trained run")
+    else:
+        fault(status.main, [folder], 5, f"{name}")
+
+
+def test_a_deep_status_is_an_error_of_one_line(trained, tmp_path, fault):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    (folder / "status.json").write_text("[" * 100_000)
+    fault(status.main, [folder], 5, "status.json cannot be read")

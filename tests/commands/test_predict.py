@@ -188,7 +188,7 @@ def test_names_are_escaped_on_the_terminal_and_utf8_in_files(run, orchard, tmp_p
 
 def test_paths_that_lead_nowhere(refused, trained, tmp_path):
     model = ["--resume", trained / "best.pth"]
-    refused(predict.main, [tmp_path / "none.jpg", *model], 3, "none.jpg leads to no photo: it does not exist")
+    refused(predict.main, [tmp_path / "none.jpg", *model], 3, "none.jpg does not exist")
     (tmp_path / "empty").mkdir()
     refused(predict.main, [tmp_path / "empty", *model], 3, "empty leads to no photo: it holds none")
     (tmp_path / "empty" / "a.mov").touch()

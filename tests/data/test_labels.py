@@ -44,6 +44,9 @@ def test_codes_are_the_seeds_and_their_order_is_the_reverse_of_the_columns():
         "image,labels\na.jpg,scab frog_eye_leaf_spot\n\nb.jpg,healthy\nb.jpg,healthy\n",
         "images,label_complex,label_frog_eye_leaf_spot,label_healthy,label_powdery_mildew,label_rust,label_scab\n"
         "a.jpg,0,1,0,0,0,1\nb.jpg,0,0,1,0,0,0\n",
+        "image_id;complex;frog_eye_leaf_spot;healthy;powdery_mildew;rust;scab\n"
+        "a.jpg;no;Yes;no;no;no;yes\nb.jpg;0.0;0.0;1.0;0.0;0.0;0.0\n",
+        "images\tlabels\r\na.jpg\tscab frog_eye_leaf_spot\r\nb.jpg\thealthy\r\n".encode("utf-16"),
     ],
 )
 def test_good_files(tmp_path, text):
@@ -52,7 +55,7 @@ def test_good_files(tmp_path, text):
         ("a.jpg", {"scab", "frog_eye_leaf_spot"}),
         ("b.jpg", {"healthy"}),
     ]
-    assert labels.repeats == text.count("b.jpg") - 1
+    assert labels.repeats == (1 if isinstance(text, str) and text.count("b.jpg") == 2 else 0)
 
 
 def test_one_hot_round_trip(tmp_path):

@@ -1,6 +1,7 @@
 """The log of a run: short lines on the console, full ones in a file, and a progress bar on a terminal."""
 
 import logging
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -16,11 +17,17 @@ _FILE_FORMAT = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s 
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes through tqdm, so that a line does not break the bar under it."""
+    """Writes through tqdm, so that a line does not break the bar under it.
+
+    When the reader of a pipe has gone (`| head`), the run goes on without a console.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
-        sys.stdout.flush()
+        try:
+            say(self.format(record))
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class _ConsoleFormatter(logging.Formatter):

@@ -1,5 +1,6 @@
 """CSV files, read strictly and written in one way, and text tables for a terminal."""
 
+import codecs
 import csv
 import io
 from collections import Counter
@@ -13,30 +14,34 @@ from tools.base.errors import DataError
 def read_csv(raw: bytes, path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The header of a CSV file, and its rows as (line in the file, fields), read one at a time.
 
-    The file is UTF-8, with or without a byte order mark, and separated by commas. Names in the header lose the spaces
-    around them; the header of an empty file has no names. Empty lines are left out.
+    The file is UTF-8, or UTF-16 with a byte order mark, and separated by commas, or as Excel may write it, by `;` or
+    tabs. Names in the header lose the spaces around them; the header of an empty file has no names. Empty lines are
+    left out.
 
     Args:
         raw: the bytes of the file at `path`, which only the errors name.
 
     Raises:
-        DataError: naming the row, for any other encoding or separator, wrong quotes, a NUL character, a column name
+        DataError: naming the row, for another encoding or separator, wrong quotes, a NUL character, a column name
             that occurs twice, and a row with fewer or more fields than the header. Errors in a row are raised when
             that row is reached.
     """
+    encoding = "utf-16" if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
     try:
-        raw.decode("utf-8-sig")
+        raw.decode(encoding)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise DataError(f"{path}, row {line}: not UTF-8 at byte {error.start}") from None
     # decoded line by line: a StringIO would hold four bytes per character
-    lines = csv.reader(io.TextIOWrapper(io.BytesIO(raw), encoding="utf-8-sig", newline=""), strict=True)
-    rows = _read_rows(lines, path)
+    text = io.TextIOWrapper(io.BytesIO(raw), encoding=encoding, newline="")
+    first_line = text.readline()
+    text.seek(0)
+    separator = next((sign for sign in (",", ";", "\t") if sign in first_line), ",")
+    rows = _read_rows(csv.reader(text, delimiter=separator, strict=True), path)
     _, first = next(rows, (0, []))
     header = [name.strip() for name in first]
-    for separator in (";", "\t", "|"):
-        if len(header) == 1 and separator in header[0]:
-            raise DataError(f"{path}: found a {separator!r} separated header; separate with commas")
+    if len(header) == 1 and "|" in header[0]:
+        raise DataError(f"{path}: found a '|' separated header; separate with commas")
     if repeated := find_repeated(header):
         raise DataError(f"{path}: the header has {repeated!r} twice")
     return header, rows

@@ -7,7 +7,8 @@ from pathlib import Path
 from yacs.config import CfgNode
 
 from configs.load import from_text
-from tools.base.errors import CheckpointError, UsageError
+from tools.base.errors import CheckpointError, DataError, UsageError
+from tools.base.files import read_regular
 from tools.checkpoint import store
 from tools.checkpoint.store import BEST, RUN
 
@@ -21,8 +22,8 @@ def newest_run(output: Path) -> Path:
     found = []
     for record in output.glob(f"*/*/{RUN}"):
         try:
-            started = json.loads(record.read_text())["started"]
-        except (OSError, ValueError, KeyError, TypeError):
+            started = json.loads(read_regular(record, "record", 1_000_000))["started"]
+        except (DataError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if (record.parent / BEST).is_file():
             found.append((str(started), str(record.parent / BEST)))
@@ -48,10 +49,12 @@ def find_checkpoints(resume: Sequence[str], output: str, run: Path | None = None
     """The checkpoints a command is to use, and a line that says why.
 
     Args:
-        resume: the named files; when empty, the best.pth of `run` or of the newest run under `output` is used.
+        resume: the named files or run folders; when empty, the best.pth of `run` or of the newest run under `output`
+            is used.
     """
     if resume:
-        return [Path(name) for name in resume], f"checkpoint {', '.join(resume)}"
+        paths = [checkpoint_at(Path(name)) for name in resume]
+        return paths, f"checkpoint {', '.join(map(str, paths))}"
     if run is not None:
         return [run / store.BEST], f"checkpoint {run / store.BEST}"
     path = newest_run(Path(output))

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from data.labels import class_name_fault
+
 Schema = Mapping[str, tuple[Callable[[Any], bool], str]]
 
 
@@ -67,7 +69,10 @@ INFERENCE: Schema = {
     "step": (_whole(0), "a whole number from 0"),
     "epoch": (_whole(0), "a whole number from 0"),
     "config": (_text, "text"),
-    "classes": (lambda v: _list(_text, _CLASSES)(v) and sorted(set(v)) == v, "a sorted list of names"),
+    "classes": (
+        lambda v: _list(lambda name: _text(name) and not class_name_fault(name), _CLASSES)(v) and sorted(set(v)) == v,
+        "a sorted list of names that can be part of a file name",
+    ),
     "preprocess": (_preprocess, "size, crop, interpolation, mean and std within bounds"),
     "targets": (lambda v: _text(v) and v in ("single", "multi"), "single or multi"),
     "thresholds": (_list(_number(0, 1), _CLASSES), "a list of numbers between 0 and 1"),

@@ -4,6 +4,7 @@ A checkpoint holds tensors and plain values only. `last.pth` has everything a ru
 is the one before it; `best.pth` has the inference weights and what test.py and visual.py must know about them.
 """
 
+import argparse
 import collections
 import contextlib
 import io
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,6 +47,12 @@ class WeightFile:
     content: Content
     sha256: str
     sealed: bool
+
+
+_DTYPES = (  # of the tensors that a weight file may hold
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
 
 
 def save(path: Path, content: Content, previous: Path | None = None) -> None:
@@ -145,6 +153,8 @@ def read_file(path: Path) -> WeightFile:
         CheckpointError: for a missing file, a damaged one, or another kind of file.
     """
     raw = _read_bytes(path)
+    if foreign := describe_foreign(raw):
+        raise CheckpointError(f"{path} is not a checkpoint: it is {foreign}")
     sha256, sealed = read_digest(io.BytesIO(raw))
     try:
         content = _parse(path, raw, sealed)
@@ -156,12 +166,16 @@ def read_file(path: Path) -> WeightFile:
         ) from None
     except Exception as error:  # torch and safetensors raise many kinds for files of other programs
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if "weights_only" in reason:  # torch's advice to load it unsafely
+            reason = "torch does not read it safely"
         raise CheckpointError(f"{path} is not a checkpoint: {reason}") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     for name, tensor in named_tensors(content):
-        if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex():
-            raise CheckpointError(f"{path} is not a checkpoint: {name} is not a plain tensor of real numbers")
+        if tensor.layout is not torch.strided or tensor.is_meta or tensor.dtype not in _DTYPES:
+            raise CheckpointError(
+                f"{path} is not a checkpoint: {name} is not a plain tensor of real numbers ({tensor.dtype})"
+            )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # one number shown many times
             raise CheckpointError(f"{path} is not a checkpoint: {name} claims more numbers than the file holds")
     return WeightFile(path, content, sha256, sealed)
@@ -225,6 +239,40 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+def describe_foreign(raw: bytes) -> str:
+    """What the bytes are instead of a weight file, and what to do, where that is plain to see; else an empty string."""
+    start = raw[:200].lstrip().lower()
+    if not raw:
+        return "empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer; fetch the file itself with git lfs pull"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return "a web page, perhaps of a login or an error; download the file again"
+    if raw.startswith(b"\x89HDF"):
+        return "an HDF5 file, as Keras writes; convert it to .safetensors"
+    if raw[257:262] == b"ustar":
+        return "a tar archive, perhaps of a torch before 0.1.11; save it again with torch.save of a newer one"
+    if raw.startswith((b"\x1f\x8b", b"BZh", b"7z", b"Rar!")):
+        return "a compressed archive; unpack it first"
+    return ""
+
+
+def _number(dtype: np.dtype, raw: bytes) -> object:
+    """A numpy scalar from a pickle, as a plain number."""
+    if dtype.kind not in "biuf" or len(raw) != dtype.itemsize:
+        raise pickle.UnpicklingError("not a number")
+    return np.frombuffer(raw, dtype)[0].item()
+
+
+_ALLOWED: list[Any] = [  # what the files of the course project and of training scripts hold beside tensors
+    (collections.OrderedDict, "yacs.config.CfgNode"),
+    argparse.Namespace,
+    np.dtype,
+    *(type(np.dtype(name)) for name in ("bool", "int32", "int64", "float32", "float64")),
+    *((_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
+
+
 def _parse(path: Path, raw: bytes, sealed: bool) -> object:
     """What the bytes of the file at `path` hold."""
     if path.suffix == ".safetensors":
@@ -233,8 +281,7 @@ def _parse(path: Path, raw: bytes, sealed: bool) -> object:
         return load(raw)
     if zipfile.is_zipfile(io.BytesIO(raw)):
         _verify_archive(path, raw, sealed)
-    allowed: list[Any] = [(collections.OrderedDict, "yacs.config.CfgNode")]  # a class in the course project's files
-    with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+    with torch.serialization.safe_globals(_ALLOWED), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about old pickle protocols
         return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
 

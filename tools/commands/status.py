@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from tools.base import cli
-from tools.base.errors import CheckpointError, ResourceError
+from tools.base.errors import CheckpointError, DataError, ResourceError
 
 
 @cli.command
@@ -27,19 +27,19 @@ def read_status(folder: Path) -> dict:
         CheckpointError: when `folder` is not a run folder.
         ResourceError: when one of its files cannot be read.
     """
-    from tools.base.files import holder
+    from tools.base.files import holder, read_regular
     from tools.train.history import HISTORY, read_history
 
     path = folder / "status.json"
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"{folder} has no status.json; it is not a run folder, or its run has made no update yet")
     try:
-        status = json.loads(path.read_text())
+        status = json.loads(read_regular(path, "status", 1_000_000))
         age = (datetime.now(UTC) - datetime.fromisoformat(status["at"])).total_seconds()
         left = (status["total_steps"] - status["step"]) * status.get("seconds_per_update", 0.0)
         epoch = 1 + min(status["step"], status["total_steps"] - 1) // status["updates_per_epoch"]
         epochs = status["total_steps"] // status["updates_per_epoch"]
-    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+    except (DataError, ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
         raise ResourceError(f"{path} cannot be read: {type(error).__name__} {error}; train the run further") from None
     rows = read_history(folder / HISTORY)
     alive = holder(folder)

@@ -90,13 +90,13 @@ def score_split(loaded, args, run, ranks, device) -> int:
     if args.abstain_at is not None:
         cut = confidence_cut(predictor.rule, predictor.validation, args.abstain_at)
         abstaining = result.abstaining(args.abstain_at, cut)
+    write_results(folder, result, predictor, split, digest, abstaining)  # before `| head` can end the command
     print("\n".join([why, *split.notes, describe(split)]))
     if digest in {m.data_digest[0] for m in predictor.members}:
         print("these are the photos it was trained on: the figures say nothing about new ones")
     if args.verbose:
         print_copies(split, result)
     print_scores(result, predictor, abstaining)
-    write_results(folder, result, predictor, split, digest, abstaining)
     print(f"written: {folder}/metrics.json, predictions.csv, report.html and its pictures")
     return 0
 

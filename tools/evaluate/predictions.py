@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from data.labels import IMAGE_COLUMNS
 from tools.base.errors import DataError, nearest
 from tools.base.tables import find_repeated, format_csv, read_csv
 from tools.evaluate.rule import Answers
 
 MAX_BYTES = 256_000_000
-IMAGE_COLUMNS = ("images", "image", "image_id", "file")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from data.boxes import Box, on_input
 from data.images import decode, read_image
-from data.loading.split import Photo, Split
+from data.loading.split import Photo, Split, find_photos
 from data.loading.transforms import Preprocess
 from tools.base.errors import DataError
 from tools.base.threads import batches, in_threads
@@ -66,9 +66,10 @@ def number_repeated(stems: Iterable[str]) -> Iterator[str]:
 
 
 def list_named_photos(names: Sequence[str]) -> list[PhotoSource]:
-    """The photos at the paths that a user gives."""
-    stems = number_repeated(Path(name).stem for name in names)
-    return [PhotoSource(name, stem, partial(read_image, Path(name))) for name, stem in zip(names, stems, strict=True)]
+    """The photos in the files and folders, and of the patterns, that a user gives."""
+    paths, _ = find_photos(names)
+    stems = number_repeated(path.stem for path in paths)
+    return [PhotoSource(str(path), stem, partial(read_image, path)) for path, stem in zip(paths, stems, strict=True)]
 
 
 def list_split_photos(

@@ -4,10 +4,11 @@ import csv
 import io
 from pathlib import Path
 
-from tools.base.errors import ResourceError
-from tools.base.files import write_bytes
+from tools.base.errors import DataError, ResourceError
+from tools.base.files import read_regular, write_bytes
 
 HISTORY = "metrics.csv"
+MAX_BYTES = 256_000_000
 
 
 FIELDS = (
@@ -37,14 +38,14 @@ def read_history(path: Path) -> list[dict[str, str]]:
     if not path.exists():
         return []
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            header, *lines = list(csv.reader(file, strict=True)) or [[]]
+        text = io.StringIO(read_regular(path, "history", MAX_BYTES).decode(), newline="")
+        header, *lines = list(csv.reader(text, strict=True)) or [[]]
         if tuple(header) != FIELDS:
             raise ValueError(f"its header is not {','.join(FIELDS)}")
         rows = [dict(zip(FIELDS, line, strict=True)) for line in lines]
         for row in rows:
             int(row["epoch"]), *map(float, row.values())
-    except (OSError, ValueError, csv.Error) as error:
+    except (DataError, ValueError, csv.Error) as error:
         raise ResourceError(f"{path} cannot be continued: {error}; move it, or start again with --overwrite") from None
     return rows
 

@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from tools.base import files
 from tools.base.errors import BusyError, ResourceError
-from tools.base.files import locked, publish, replacing, staging, write_bytes
+from tools.base.files import holder, locked, publish, replacing, staging, write_bytes
 
 
 def fill(folder, text):
@@ -56,7 +56,7 @@ def test_a_second_writer_is_refused_and_a_killed_one_blocks_no_one(tmp_path):
             pass
         with locked(tmp_path / "e"):
             pass
-    hold = "import os, sys\nfrom pathlib import Path\nfrom tools.base.files import locked, staging\n"
+    hold = "import os, sys\nfrom pathlib import Path\nfrom tools.base.files import holder, locked, staging\n"
     hold += "with locked(Path(sys.argv[1])), staging(Path(sys.argv[1])):\n    os.kill(os.getpid(), 9)\n"
     process = subprocess.run([sys.executable, "-c", hold, target], cwd=ROOT)
     assert process.returncode == -9
@@ -105,3 +105,16 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
     assert path.read_bytes() == b"old"
     write_bytes(path, b"new")
     assert path.read_bytes() == b"new"
+
+
+def test_a_lock_is_not_opened_through_a_link(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / ".tree.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(ResourceError, match="it is a link"), locked(tmp_path / "tree"):
+        pass
+    assert holder(tmp_path / "tree") == ""
+    (tmp_path / ".tree.lock").unlink()
+    os.mkfifo(tmp_path / ".tree.lock")
+    with pytest.raises(ResourceError, match="not a regular file"), locked(tmp_path / "tree"):
+        pass
+    assert (tmp_path / "victim").read_text() == "precious"

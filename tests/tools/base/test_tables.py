@@ -19,11 +19,22 @@ def test_rows_come_with_their_line():
     assert read(b"a,b\n") == (["a", "b"], [])
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_files_as_excel_saves_them(encoding, separator):
+    text = (
+        f'\ufeffé{separator}b\n1{separator}"x,y;z"\n'
+        if encoding.endswith("e")
+        else f'é{separator}b\n1{separator}"x,y;z"\n'
+    )
+    assert read(text.encode(encoding)) == (["é", "b"], [(2, ["1", "x,y;z"])])
+
+
 @pytest.mark.parametrize(
     ("raw", "words"),
     [
         (b"a,b\n1,2\n3,\xff\n", "row 3: not UTF-8 at byte 10"),
-        (b"a;b\n1;2\n", "found a ';' separated header; separate with commas"),
+        (b"a|b\n1|2\n", r"found a '\|' separated header; separate with commas"),
         (b"a,b, a\n1,2,3\n", "the header has 'a' twice"),
         (b"a,b\n1,2\n3\n", "row 3: 1 fields where the header has 2"),
         (b"a,b\n1,2,3\n", "row 2: 3 fields where the header has 2"),
