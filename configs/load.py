@@ -3,7 +3,7 @@
 Precedence: defaults < BASE files < the file < `--opts` < flags. What is not given changes nothing.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +84,15 @@ def load(
     check_combinations(config)
     config.freeze()
     return Loaded(config, sources)
+
+
+def check_acting(opts: Sequence[str] | None, acting: Collection[str]) -> None:
+    """Raises UsageError for a key in `--opts` that a command which scores a checkpoint does not look at."""
+    for key in (opts or ())[::2]:
+        if key in KEYS and key not in acting:
+            raise UsageError(
+                f"--opts {key} changes nothing here, where the checkpoint decides; keys that count: {', '.join(acting)}"
+            )
 
 
 def from_text(text: str, where: str) -> CfgNode:

@@ -3,8 +3,10 @@
 import os
 import re
 import resource
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,6 +21,8 @@ from data.loading.split import Photo, Split, samples_of, scan_split
 from data.loading.transforms import Preprocess, train_transform
 from tools.base.errors import ResourceError, UsageError, UserError
 
+SHARED_MEMORY = Path("/dev/shm")  # where loader processes leave their batches
+AHEAD = 2  # batches that a loader process prepares, torch's own default
 TIMEOUT_SECONDS = 300  # for one batch from a loader process: then the file system no longer answers
 
 
@@ -54,6 +58,7 @@ def build_train_loader(
     weights = balancing_weights(samples) if balanced else None
     batches = TrainBatches(len(samples), data.BATCH_SIZE, shard, seed, weights)
     workers = num_workers(data.NUM_WORKERS, shard.world_size)
+    _check_workers(workers, data.BATCH_SIZE * 3 * data.IMG_SIZE**2, shard.world_size)
     return _loader(dataset, batches, workers, data.PIN_MEMORY and torch.cuda.is_available(), worker_init)
 
 
@@ -69,7 +74,9 @@ def build_eval_loader(
     """Loader of every photo of `split` once over all ranks, to be read with `batches_of`."""
     dataset = LeafDataset(split, split.photos, preprocess.view, Normalize(preprocess.mean, preprocess.std))
     batches = EvalBatches(len(split.photos), batch_size, shard)
-    return _loader(dataset, batches, min(workers, len(batches)), pin=False, worker_init=worker_init)
+    workers = min(workers, len(batches))
+    _check_workers(workers, batch_size * 3 * preprocess.size**2, shard.world_size)
+    return _loader(dataset, batches, workers, pin=False, worker_init=worker_init)
 
 
 def balancing_weights(samples: Sequence[Photo]) -> list[float]:
@@ -123,14 +130,17 @@ def build_preprocess(data, test, mean, std) -> Preprocess:
 
 def num_workers(setting: int, world_size: int = 1) -> int:
     """Loader processes of this rank: the setting, or for -1 this rank's share of the cores, at most 8."""
-    if setting >= 0:
-        return setting
+    return setting if setting >= 0 else max(1, min(8, len(os.sched_getaffinity(0)) // _ranks_here(world_size)))
+
+
+def _ranks_here(world_size: int) -> int:
+    """How many ranks run on this machine."""
     local = os.environ.get("LOCAL_WORLD_SIZE", str(world_size))
     if not re.fullmatch("[1-9][0-9]{0,5}", local):
         raise UsageError(
             f"the environment has LOCAL_WORLD_SIZE={local}; it must be a whole number, start with torchrun"
         )
-    return max(1, min(8, len(os.sched_getaffinity(0)) // int(local)))
+    return int(local)
 
 
 def batches_of(loader: DataLoader, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
@@ -154,13 +164,35 @@ def resume_batches(
     return batches_of(loader, device)
 
 
-def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=None) -> DataLoader:
+def _check_workers(workers: int, batch_bytes: int, world_size: int) -> None:
+    """Raises ResourceError when this machine lacks the open files or the shared memory that loader processes need."""
     allowed, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if workers > 0 and allowed < (needed := 32 + 8 * workers):  # 4 per worker, in training and in validation
         raise ResourceError(
             f"DATA.NUM_WORKERS {workers} needs about {needed} open files, and ulimit -n allows {allowed}; lower "
             "it, or raise the limit"
         )
+    if workers > 0 and SHARED_MEMORY.exists():
+        check_shared_memory(_ranks_here(world_size) * workers, batch_bytes, shutil.disk_usage(SHARED_MEMORY).free)
+
+
+def check_shared_memory(workers: int, batch_bytes: int, free: int) -> None:
+    """Raises ResourceError when the batches that loader processes pass on do not fit into `free` bytes of /dev/shm.
+
+    Args:
+        workers: loader processes on this machine.
+        batch_bytes: of a batch's pixels.
+    """
+    need = workers * AHEAD * batch_bytes
+    if need > free:
+        raise ResourceError(
+            f"no space at {SHARED_MEMORY}: {workers} loader processes need {need / 2**20:.1f} MB, and "
+            f"{free / 2**20:.1f} MB are free; lower DATA.NUM_WORKERS (0 needs none) or --batch-size, or raise a "
+            "container's --shm-size"
+        )
+
+
+def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=None) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batches,

@@ -12,7 +12,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ import simplejpeg
 from PIL import ExifTags, Image, UnidentifiedImageError
 from PIL.TiffImagePlugin import TiffImageFile
 
-from tools.base.errors import DataError
+from tools.base.errors import DataError, listing
 from tools.base.files import read_regular
 
 EXTENSIONS = (
@@ -30,6 +30,8 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")  # Pillow opens an MPO as a JPEG
+FOREIGN = ("__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin", "system volume information")
+_WRITTEN_AS = {"HEIF": "JPEG", "AVIF": "JPEG", "GIF": "PNG"}  # formats that are only read, or that would lose colours
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
 MAX_BYTES = 200_000_000
@@ -56,6 +58,16 @@ with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff, 
 def is_photo(name: str) -> bool:
     """Whether a file with this name counts as a photo: it has one of EXTENSIONS and is not hidden."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
+
+
+def is_foreign_folder(name: str) -> bool:
+    """Whether a folder with this name belongs to a program and holds no photos of the user: hidden, or in FOREIGN."""
+    return name.startswith(".") or name.lower() in FOREIGN
+
+
+def note_ignored(where: object, names: Sequence[str]) -> list[str]:
+    """A line that counts and names the entries that were ignored among photos, or no line for none."""
+    return [f"{where}: {len(names)} hidden or foreign entries ignored ({listing(names)})"] if names else []
 
 
 def read_bytes(path: Path) -> bytes:
@@ -151,7 +163,10 @@ def _opened(raw: bytes, name: object) -> Iterator[Image.Image]:
         what = (
             "empty file" if not raw else f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}, or damaged at its start"
         )
-        raise DataError(f"image {name} cannot be decoded: {what}") from None
+        known = not os.path.splitext(str(name))[1] or is_photo(os.path.basename(str(name)))
+        raise DataError(
+            f"image {name} cannot be decoded: {what}" + ("" if known else "; convert it to JPEG or PNG")
+        ) from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"image {name} cannot be decoded: {str(error) or type(error).__name__}") from None
 
@@ -169,8 +184,13 @@ def thumbnail(image: Image.Image, side: int) -> bytes:
 
 
 def encode(image: Image.Image, name: str, quality: int) -> bytes:
-    """The image as a file of the format that the suffix of `name` stands for; `quality` is for lossy formats."""
-    kind = format_of(name)
+    """The image as a file of the format that the suffix of `name` stands for, or one that is written instead.
+
+    Args:
+        quality: of lossy formats.
+    """
+    kind = format_of(name) or ""
+    kind = _WRITTEN_AS.get(kind, kind)
     buffer = io.BytesIO()
     image.save(buffer, kind, **({"quality": quality} if kind in ("JPEG", "WEBP") else {}))
     return buffer.getvalue()

@@ -3,7 +3,7 @@
     from tools.api import load
 
     model = load("output/sample/default")  # a run folder, a checkpoint, or several to average
-    print(model.predict("leaf.jpg"))  # scab 93%, rust 61%
+    print(model.predict("leaf.jpg"))  # scab, rust (58.3%)
 
 The predictions are those of `python -m tools predict`. Every error is a `tools.base.errors.UserError`.
 """
@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -21,13 +20,12 @@ from PIL import Image, ImageOps
 from yacs.config import CfgNode
 
 from configs.load import load as load_config
-from data.images import read_bytes
-from data.loading.sources import FolderSource
-from data.loading.split import Photo, Split
+from data.images import decode, read_image
 from tools.base.errors import DataError, UsageError
+from tools.base.threads import batches
 from tools.checkpoint.find import checkpoint_at
 from tools.evaluate.predictions import Prediction, predictions_of
-from tools.evaluate.predictor import Predictor, load_predictor, predict_split
+from tools.evaluate.predictor import Predictor, load_predictor
 from tools.runtime.distributed import Ranks, choose_device
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
@@ -67,12 +65,17 @@ class ImageClassifier:
         return self._predict(images) if images else []
 
     def _predict(self, images: Sequence) -> list[Prediction]:
-        source = cast(FolderSource, _ImageSource(images))  # only its `read` and `locate` are called
-        photos = [Photo(str(number), str(number), ()) for number in range(len(images))]
-        split = Split("images", source, self.predictor.classes, photos)
-        config = self.config
-        logits, _ = predict_split(self.predictor, split, config.DATA, config.AMP, Ranks(), self.device)
-        return predictions_of(self.predictor.rule.answer(logits), self.labels)
+        names = [
+            str(image) if isinstance(image, str | PathLike) else f"image number {number}"
+            for number, image in enumerate(images, 1)
+        ]
+        found = []
+        for batch in batches(zip(images, names, strict=True), self.config.DATA.BATCH_SIZE):
+            inputs = [self.predictor.inputs(_read(image, name)) for image, name in batch]
+            members = [torch.stack(member) for member in zip(*inputs, strict=True)]
+            answers = self.predictor.answer(members, [name for _, name in batch], self.config.AMP)
+            found += predictions_of(answers, self.labels)
+        return found
 
 
 def load(
@@ -108,44 +111,31 @@ def load(
     return ImageClassifier(load_predictor(paths, device, decide_by=decide_by, tta=tta), device, config)
 
 
-class _ImageSource:
-    """The files of a split, for images that are named by their number.
+def _read(image, name: str) -> Image.Image:
+    """The upright RGB image of a path, a PIL image or an array; `name` stands for it in errors.
 
     An image in memory becomes the bytes of an uncompressed PNG, so that it passes the same checks and the same decoder
     as a file.
     """
+    if isinstance(image, str | PathLike):
+        return read_image(Path(image))
+    if isinstance(image, np.ndarray):
+        image = _from_array(image, name)
+    if not isinstance(image, Image.Image):
+        raise UsageError(f"{name} is of type {type(image).__name__}; give a path, image or array")
+    try:
+        upright = ImageOps.exif_transpose(image)
+        png = upright if upright.mode in _PNG_MODES else upright.convert("RGB")
+        buffer = io.BytesIO()
+        png.save(buffer, "PNG", compress_level=0)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{name} cannot be decoded: {error}") from None
+    return decode(buffer.getvalue(), name)
 
-    def __init__(self, images: Sequence):
-        self.images = images
 
-    def read(self, file: str) -> bytes:
-        """The bytes of an image file."""
-        image = self.images[int(file)]
-        if isinstance(image, str | PathLike):
-            return read_bytes(Path(image))
-        if isinstance(image, np.ndarray):
-            image = self._from_array(image, file)
-        if not isinstance(image, Image.Image):
-            raise UsageError(f"{self.locate(file)} is of type {type(image).__name__}; give a path, image or array")
-        try:
-            upright = ImageOps.exif_transpose(image)
-            png = upright if upright.mode in _PNG_MODES else upright.convert("RGB")
-            buffer = io.BytesIO()
-            png.save(buffer, "PNG", compress_level=0)
-        except (OSError, ValueError, SyntaxError) as error:
-            raise DataError(f"{self.locate(file)} cannot be decoded: {error}") from None
-        return buffer.getvalue()
-
-    def locate(self, file: str) -> str:
-        """What errors call the image: its path, or its number in the list."""
-        image = self.images[int(file)]
-        return str(image) if isinstance(image, str | PathLike) else f"image number {int(file) + 1}"
-
-    def _from_array(self, array: np.ndarray, file: str) -> Image.Image:
-        if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-            raise DataError(
-                f"{self.locate(file)} is an array {list(array.shape)} of {array.dtype}; give uint8 [H, W, 3] or [H, W]"
-            )
-        if not array.size:
-            raise DataError(f"{self.locate(file)} is an empty array {list(array.shape)}")
-        return Image.fromarray(array)
+def _from_array(array: np.ndarray, name: str) -> Image.Image:
+    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
+        raise DataError(f"{name} is an array {list(array.shape)} of {array.dtype}; give uint8 [H, W, 3] or [H, W]")
+    if not array.size:
+        raise DataError(f"{name} is an empty array {list(array.shape)}")
+    return Image.fromarray(array)

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from data.loading.transforms import View
-from tools.base.errors import UserError
+from tools.base.errors import ResourceError, UserError
 
 
 class Batch(NamedTuple):
@@ -28,19 +29,32 @@ class Batch(NamedTuple):
 
 
 def collate(items: list[tuple[View, Tensor] | UserError]) -> Batch | UserError:
-    """The stacked batch, or the first error in it."""
+    """The stacked batch, or the first error in it, or in a loader process the error that /dev/shm is full.
+
+    A loader process passes tensors on through shared memory. torch would move them there in a thread whose errors end
+    nothing, and the reader would wait.
+    """
     for item in items:
         if isinstance(item, UserError):
             return item
     views, targets = zip(*items, strict=True)
     patches = [(row, patch) for row, view in enumerate(views) for patch in view.patches]
     boxes = [(row, patch.top, patch.left, *patch.pixels.shape[1:]) for row, patch in patches]
-    return Batch(
+    batch = Batch(
         torch.stack([view.pixels for view in views]),
         torch.stack(targets),
         torch.tensor(boxes, dtype=torch.int64).reshape(-1, 5),
         torch.cat([torch.empty(0), *(patch.pixels.flatten() for _, patch in patches)]),
     )
+    if get_worker_info() is None:
+        return batch
+    try:
+        return Batch(*(part.share_memory_() for part in batch))
+    except RuntimeError as error:
+        return ResourceError(
+            f"a loader process found no room at /dev/shm: {error}; lower DATA.NUM_WORKERS (0 needs none) or "
+            "--batch-size, or raise a container's --shm-size"
+        )
 
 
 @dataclass(frozen=True)

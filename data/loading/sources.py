@@ -7,7 +7,7 @@ import zlib
 from pathlib import Path
 from typing import IO
 
-from data.images import MAX_BYTES, is_photo, read_bytes
+from data.images import MAX_BYTES, is_foreign_folder, is_photo, read_bytes
 from tools.base.errors import DataError
 from tools.base.files import leads_out
 
@@ -26,14 +26,14 @@ class FolderSource:
         """The folder."""
         return self.root
 
-    def list_files(self) -> tuple[dict[str, list[str]], int]:
-        """File names by class folder, both sorted, and how many entries were ignored (hidden, or not photos)."""
+    def list_files(self) -> tuple[dict[str, list[str]], list[str]]:
+        """File names by class folder, both sorted, and the entries that were ignored (hidden, or not photos)."""
         if not self.root.is_dir():
             raise DataError(f"{self.root} is not a folder; make it with process_dataset.py, or give --data-path")
-        found, ignored = {}, 0
+        found, ignored = {}, []
         for folder in sorted(os.scandir(self.root), key=lambda entry: entry.name):
-            if folder.name.startswith(".") or not (folder.is_symlink() or folder.is_dir()):
-                ignored += 1
+            if is_foreign_folder(folder.name) or not (folder.is_symlink() or folder.is_dir()):
+                ignored.append(folder.name)
                 continue
             self._check_link(folder, "class folder")
             if not os.path.isdir(folder):
@@ -45,7 +45,7 @@ class FolderSource:
                 if not (entry.is_file(follow_symlinks=False) or Path(entry).is_file()):
                     raise DataError(f"image {entry.path} is not a file, nor a link to one; remove it")
             found[folder.name] = [entry.name for entry in photos]
-            ignored += len(entries) - len(photos)
+            ignored += [f"{folder.name}/{entry.name}" for entry in entries if not is_photo(entry.name)]
         return found, ignored
 
     def _check_link(self, entry: os.DirEntry, what: str) -> None:
@@ -98,10 +98,10 @@ class ZipSource:
         """The archive."""
         return self.path
 
-    def list_files(self) -> tuple[dict[str, list[str]], int]:
+    def list_files(self) -> tuple[dict[str, list[str]], list[str]]:
         """As `FolderSource.list_files`; a leading folder named after the split is left out."""
         found: dict[str, list[str]] = {}
-        ignored = 0
+        ignored: list[str] = []
         seen: set[str] = set()
         for info in self._open().infolist():
             self._check_member(info, seen)
@@ -109,8 +109,8 @@ class ZipSource:
                 continue
             place, parts = info.filename[: len(self._inside)], info.filename[len(self._inside) :].split("/")
             foreign = place != self._inside or len(parts) != 2
-            if foreign or parts[0].startswith(".") or not is_photo(parts[1]):
-                ignored += 1
+            if foreign or is_foreign_folder(parts[0]) or not is_photo(parts[1]):
+                ignored.append(info.filename)
                 continue
             found.setdefault(parts[0], []).append(parts[1])
         return {code: sorted(found[code]) for code in sorted(found)}, ignored

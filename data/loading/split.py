@@ -9,15 +9,15 @@ label copy is a sample with one class; with targets "multi" the label copies of 
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.images import EXTENSIONS, is_photo
-from data.labels import is_balanced_copy, label_name, origin_name
+from data.images import EXTENSIONS, is_foreign_folder, is_photo, note_ignored
+from data.labels import NAME_OF, is_balanced_copy, label_name, origin_name
 from data.loading.sources import FolderSource, ZipSource
 from data.manifest import MANIFEST, read_manifest
-from tools.base.errors import DataError, nearest
+from tools.base.errors import DataError, listing, nearest
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,10 @@ def scan_split(
     manifest = read_manifest(root) if root.is_dir() else None
     source = ZipSource(root / f"{name}.zip") if zip_mode else FolderSource(root / name, follow)
     where = source.locate("").rstrip("/:")
-    found, num_ignored = source.list_files()
+    found, ignored = source.list_files()
     if not found:
         raise DataError(f"{where} holds no class folders")
-    notes = [f"{where}: {num_ignored} hidden or foreign entries ignored"] if num_ignored else []
+    notes = note_ignored(where, ignored)
     if manifest is None:
         notes.append(f"{root} has no {MANIFEST}: used as it is, not checked by process_dataset.py")
     else:
@@ -104,7 +104,7 @@ def scan_split(
         num_left_out = total - sum(map(len, found.values()))
         notes += [f"{where}: {num_left_out} files made by --balance left out"] if num_left_out else []
     ordered = tuple(classes) if classes is not None else tuple(found)
-    _check_folders(found, ordered, where, may_be_empty=manifest is not None)
+    _check_folders(found, ordered, where, may_be_empty=NAME_OF if manifest else ())
     photos = _group_copies(source, found, ordered)
     if not photos:
         raise DataError(f"{where} holds no photos")
@@ -117,23 +117,42 @@ def loose_photos(paths: Sequence[Path], classes: tuple[str, ...]) -> Split:
     return Split("photos", FolderSource(Path()), classes, photos)
 
 
-def find_photos(names: Sequence[str]) -> list[Path]:
-    """The photos that files, folders (searched recursively) and glob patterns name, each once, in order.
+def find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """(photos, ignored files): what files, folders (searched recursively) and glob patterns name, each once, in order.
+
+    A file that is named itself is taken whatever its extension; its content decides.
 
     Raises:
         DataError: for a name that leads to no photo.
     """
     found: dict[Path, None] = {}
+    ignored: list[str] = []
     for name in names:
         paths = [Path(name)] if os.path.lexists(name) else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
-        photos = []
+        photos, others = [], []
         for path in paths:
-            inside = (Path(base) / file for base, _, files in os.walk(path) for file in files)
-            photos += sorted(p for p in inside if is_photo(p.name)) if path.is_dir() else [path]
+            if not path.is_dir():
+                photos.append(path)
+                continue
+            inside = sorted(_walk(path))
+            photos += [each for each in inside if is_photo(each.name)]
+            others += [str(each) for each in inside if not is_photo(each.name)]
         if not photos:
-            raise DataError(f"{name} leads to no photo ({', '.join(EXTENSIONS)})")
+            why = f"it holds only {listing(others)}" if others else "it holds none"
+            if not paths:
+                why = "nothing matches" if any(sign in name for sign in "*?[") else "it does not exist"
+            raise DataError(f"{name} leads to no photo: {why}; photos are files of {', '.join(EXTENSIONS)}")
         found |= dict.fromkeys(photos)
-    return list(found)
+        ignored += others
+    return list(found), ignored
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files under a folder, and the folders in it that belong to a program, which are not searched."""
+    for base, folders, files in os.walk(folder):
+        foreign = [name for name in folders if is_foreign_folder(name)]
+        folders[:] = [name for name in folders if name not in foreign]
+        yield from (Path(base) / name for name in (*files, *foreign))
 
 
 def samples_of(split: Split, targets: str) -> list[Photo]:
@@ -163,15 +182,17 @@ def _check_unchanged(manifest: dict, split: str, found: dict[str, list[str]], so
         )
 
 
-def _check_folders(found: dict[str, list[str]], classes: tuple[str, ...], where: str, may_be_empty: bool) -> None:
+def _check_folders(
+    found: dict[str, list[str]], classes: tuple[str, ...], where: str, may_be_empty: Collection[str]
+) -> None:
     """Raises DataError for class folders that are unknown, empty, or equal but for upper and lower case."""
     if len({code.lower() for code in classes}) < len(classes):
         raise DataError(f"{where}: class folders differ only in upper and lower case")
     for code, names in found.items():
         if code not in classes:
             raise DataError(f"{where}/{code} is not a class of this model or training split{nearest(code, classes)}")
-        if not names and not may_be_empty:
-            raise DataError(f"{where}/{code} is empty; add photos, or remove the folder")
+        if not names and code not in may_be_empty:
+            raise DataError(f"{where}/{code} is empty, or holds no photos; add some, or remove the folder")
 
 
 def _group_copies(source, found: dict[str, list[str]], classes: tuple[str, ...]) -> list[Photo]:

@@ -5,10 +5,11 @@ SRC/train_images + train.csv                         one pool to be split, as Ka
 """
 
 import os
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.images import is_photo
+from data.images import EXTENSIONS, is_photo, note_ignored
 from data.labels import SPLITS, LabelRow, read_labels
 from tools.base.errors import DataError, listing
 from tools.base.files import leads_out
@@ -23,9 +24,9 @@ class RawSplit:
         images: the folder of the photos.
         rows: those of the CSV that have a file in `images`.
         repeats: how many rows repeat an earlier one.
-        missing: photos that have a row and no file.
+        missing: photos that have a row and no file, with the file that has nearly its name.
         unlabelled: photos that have a file and no row.
-        ignored: how many entries of `images` are hidden or not photos.
+        ignored: entries of `images` that are hidden or not photos.
     """
 
     name: str
@@ -36,14 +37,12 @@ class RawSplit:
     repeats: int
     missing: list[str]
     unlabelled: list[str]
-    ignored: int
+    ignored: list[str]
 
     def notes(self) -> list[str]:
         """Lines about rows and files that are always ignored."""
         notes = [f"{self.name}: {self.repeats} repeated row(s) ignored"] if self.repeats else []
-        if self.ignored:
-            notes.append(f"{self.name}: {self.ignored} hidden or foreign entries ignored among the photos")
-        return notes
+        return notes + note_ignored(self.name, self.ignored)
 
 
 def read_splits(src: Path, follow: bool = False) -> list[RawSplit]:
@@ -131,7 +130,15 @@ def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None
         raise DataError(f"image {min(out)} is a link out of {root}; remove it, or add --follow-links")
     present = {entry.name for entry in entries} - ({table.name} if table.parent == images else set())
     listed = {row.image for row in labels.rows}
+    for row in labels.rows:
+        if row.image in present and not is_photo(row.image):
+            raise DataError(
+                f"{table}, row {row.line}: {row.image} is not named like a photo ({', '.join(EXTENSIONS)}); "
+                "convert it to JPEG or PNG, and correct its name in the row"
+            )
     stray = sorted(name for name in present - listed if is_photo(name))
+    alike = {_plain_name(name): f" (there is {name})" for name in stray}
+    missing = [row.image for row in labels.rows if row.image not in present]
     return RawSplit(
         name=name,
         folder=folder,
@@ -139,10 +146,17 @@ def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None
         rows=[row for row in labels.rows if row.image in present],
         csv_sha256=labels.sha256,
         repeats=labels.repeats,
-        missing=[row.image for row in labels.rows if row.image not in present],
+        missing=[
+            f"{name} (there is {alike[key]})" if (key := _plain_name(name)) in alike else name for name in missing
+        ],
         unlabelled=stray,
-        ignored=len(present - listed) - len(stray),
+        ignored=sorted(name for name in present - listed if not is_photo(name)),
     )
+
+
+def _plain_name(name: str) -> str:
+    """The name without what two systems write differently: upper and lower case, and how accents are composed."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _check_folder(src: Path) -> None:

@@ -6,6 +6,7 @@ Rows carry the numbers of the project's list of faults. Every row goes through a
 import resource
 import time
 
+import pytest
 from provoke import NO_FILES, faults, large, put
 
 import main
@@ -230,3 +231,14 @@ def test_a_folder_for_results_that_may_not_be_written_i4(fault, tmp_path, tiny, 
     arguments = ["--cfg", tiny, "--data-path", dataset, "--output", "closed"]
     fault(main.main, arguments, 5, "closed/tiny", "Permission denied")
     fault(process_dataset.main, ["--src", raw, "--dst", "closed/d"], 5, "closed", "Permission denied")
+
+
+@pytest.mark.parametrize(
+    "option", [["DATA.IMG_SIZE", "224"], ["TEST.CROP", "true"], ["MODEL.NAME", "x"], ["TEST.IMG_SIZE", "128"]]
+)
+def test_a_key_that_scoring_does_not_look_at_is_refused(fault, trained, option):
+    fault(referee.main, ["--resume", trained / "best.pth", "--opts", *option], 2, option[0], "the checkpoint decides")
+
+
+def test_going_on_and_beginning_exclude_each_other(fault, tiny):
+    fault(main.main, ["--cfg", tiny, "--resume", "a.pth", "--pretrained", "b.pth"], 2, "give one of them")

@@ -103,3 +103,30 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, tiny, dataset, nu
     assert saved["step"] > 5
     assert "Traceback" not in out
     assert not list(tmp_path.rglob("*.tmp"))
+
+
+@pytest.mark.parametrize("size", ["64k", "104k"])
+def test_a_full_shared_memory_ends_the_run(dataset, tiny, tmp_path, size):
+    """In a /dev/shm of its own: seen at the start, or when a loader process finds no room for its batch."""
+    inside = ["unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o size={size} tmpfs /dev/shm && exec "$@"', "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a /dev/shm")
+    argv = [
+        "main.py",
+        "--cfg",
+        tiny,
+        "--data-path",
+        dataset,
+        "--output",
+        tmp_path / "o",
+        "--opts",
+        "DATA.NUM_WORKERS",
+        2,
+    ]
+    run = subprocess.run(
+        [*inside, sys.executable, *map(str, argv)], capture_output=True, text=True, cwd=ROOT, timeout=100
+    )
+    assert run.returncode == 5, run.stderr
+    assert len(run.stderr.strip().splitlines()) == 1
+    assert "/dev/shm" in run.stderr
+    assert "lower DATA.NUM_WORKERS" in run.stderr

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import main
+from data.build import check_shared_memory
 from tools.base.errors import ResourceError
 from tools.base.files import locked
 from tools.runtime import environment
@@ -194,6 +195,6 @@ def test_two_opencvs_and_missing_packages_are_reported_before_torch_is_needed(ar
 
 def test_shared_memory_holds_every_batch_that_waits():
     """Two processes with two batches each of 100 bytes."""
-    environment.check_shared_memory(2, 2, 100, free=400)
+    check_shared_memory(2, 100, free=400)
     with pytest.raises(ResourceError, match="2 loader processes"):
-        environment.check_shared_memory(2, 2, 100, free=399)
+        check_shared_memory(2, 100, free=399)

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import re
@@ -9,9 +10,11 @@ import secrets
 import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 from tools.base.errors import BusyError, DataError, ResourceError, UsageError
 
@@ -75,19 +78,44 @@ def write_bytes(path: Path, content: bytes, make_folder: bool = True) -> None:
         raise _refused(error, path) from None
 
 
-def check_output(flag: str, target: str | Path | None, inputs: Iterable[str | Path] = (), photos: str = "") -> None:
-    """Raises UsageError when writing to `target`, the value of `flag`, would damage the inputs.
-
-    Args:
-        inputs: files that `target` must not be.
-        photos: a folder that `target` must not lie in, because its next reader would take `target` for data.
-    """
-    if target is None:
+def check_output_file(flag: str, target: str | None, inputs: Iterable[str | Path] = ()) -> None:
+    """Raises UsageError when the file `target`, the value of `flag`, is one of the inputs, or its folder is missing."""
+    if target in (None, "-"):
         return
-    if photos and Path(target).resolve().is_relative_to(Path(photos).resolve()):
-        raise UsageError(f"{flag} {target} lies among the photos of {photos}; choose another place")
-    if os.path.exists(target) and any(os.path.exists(each) and os.path.samefile(target, each) for each in inputs):
+    path = Path(target)
+    if not path.parent.is_dir():
+        raise UsageError(f"{flag} {target}: the folder {path.parent} does not exist; make it first")
+    if path.exists() and any(os.path.exists(each) and os.path.samefile(path, each) for each in inputs):
         raise UsageError(f"{flag} {target} is one of the inputs; choose another name")
+
+
+def check_output_folder(flag: str, folder: Path, photos: str) -> None:
+    """Checks that results can be written into `folder`, which may not exist yet; leaves no trace.
+
+    Raises:
+        UsageError: when it lies in the folder `photos`, whose next reader would take the results for data.
+        ResourceError: when it cannot be written.
+    """
+    if folder.resolve().is_relative_to(Path(photos).resolve()):
+        raise UsageError(f"{flag} {folder} lies among the photos of {photos}; choose another place")
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryFile(dir=existing).close()
+    except OSError as error:
+        raise ResourceError(
+            f"{folder} cannot be written: {error.strerror}; choose another folder with {flag}"
+        ) from None
+
+
+@contextlib.contextmanager
+def open_own(path: Path) -> Iterator[IO[bytes]]:
+    """A file of ours, for reading and writing; made when it is missing.
+
+    Raises:
+        ResourceError: for a link, whose target may be somebody else's, and for anything but a regular file.
+    """
+    with os.fdopen(_open_regular(path), "r+b") as file:
+        yield file
 
 
 @contextlib.contextmanager
@@ -123,7 +151,8 @@ def locked(target: Path, wait: bool = False) -> Iterator[None]:
 def holder(target: Path) -> str:
     """The process that has the lock of `target`, as `process N on HOST since TIME`, or the empty string."""
     try:
-        with _lock_file(target).open() as file:
+        descriptor = os.open(_lock_file(target), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, errors="backslashreplace") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -147,7 +176,7 @@ def staging(target: Path) -> Iterator[Path]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise _refused(error, error.filename or target) from None
+        raise _refused(error, error.filename2 or error.filename or target) from None  # a copy's target, then its source
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -167,6 +196,20 @@ def _refused(error: OSError, path: Path | str) -> ResourceError:
     return ResourceError(f"{path} cannot be written: {error.strerror or error}")
 
 
+def _open_regular(path: Path) -> int:
+    """The descriptor of a file of ours, see `open_own`."""
+    try:
+        # O_NONBLOCK: opening a FIFO returns at once, and the check below refuses it
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise ResourceError(f"{path} cannot be written: {what}; remove it, or choose another name") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ResourceError(f"{path} cannot be written: it is not a regular file; remove it, or choose another name")
+    return descriptor
+
+
 def _lock_file(target: Path) -> Path:
     return target.parent / f".{target.name}.lock"
 
@@ -174,7 +217,7 @@ def _lock_file(target: Path) -> Path:
 def _lock(path: Path, target: Path, wait: bool) -> int:
     """The descriptor of the locked file, which now names this process."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = _open_regular(path)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -61,9 +61,12 @@ def create_logger(file: Path | None = None, rank: int = 0) -> logging.Logger:
     return logger
 
 
-def progress(items: Iterable[T], description: str, total: int | None = None) -> Iterator[T]:
-    """`items`, with a bar on stderr where that is a terminal; nothing is drawn into a file or a pipe."""
-    yield from tqdm(items, desc=description, total=total, disable=not sys.stderr.isatty(), leave=False)
+def progress(items: Iterable[T], description: str, total: int | None = None, unit: str = "it") -> Iterator[T]:
+    """`items`, with a bar on stderr where that is a terminal; nothing is drawn into a file or a pipe.
+
+    The bar shows how many of `total` there were, the `unit`s per second, and the time that is left.
+    """
+    yield from tqdm(items, description, total, leave=False, disable=not sys.stderr.isatty(), unit=f" {unit}")
 
 
 def say(line: str) -> None:

@@ -48,13 +48,15 @@ def find_repeated(names: Iterable[str]) -> str | None:
 
 
 def format_csv(rows: Iterable[Sequence[object]]) -> bytes:
-    """The CSV file of `rows`, of which the first is the header: UTF-8, commas, lines that end with LF.
-
-    Bytes that a file name holds and UTF-8 does not know are written as they are.
-    """
+    """The CSV file of `rows`, of which the first is the header: UTF-8 as `to_utf8` gives it, commas, lines with LF."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
-    return text.getvalue().encode(errors="surrogateescape")
+    return text.getvalue().encode(errors="backslashreplace")
+
+
+def to_utf8(name: str) -> str:
+    """The name with what UTF-8 cannot write as Python escapes it: the bytes of a file name in another encoding."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 def format_table(rows: Sequence[Sequence[object]], align: str = "<>") -> list[str]:

@@ -78,5 +78,5 @@ def likeness(image: Image.Image, other: Image.Image) -> float:
 def run_audit(paths: list[Path], folder: Path) -> None:
     """process_dataset.py's work on the photos at `paths`; the smaller ones go to `folder`."""
     rows = [LabelRow(path.name, ("scab",), 0) for path in paths]
-    raw = RawSplit("train", paths[0].parent, paths[0].parent, rows, "", 0, [], [], 0)
+    raw = RawSplit("train", paths[0].parent, paths[0].parent, rows, "", 0, [], [], [])
     audit([raw], Shrinking(SIDE, False, QUALITY, folder), compare=False, progress=lambda items, _total: items)

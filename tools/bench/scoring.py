@@ -34,7 +34,6 @@ from tools.explain.layers import choose_classic_layer, choose_default_layer, fin
 from tools.render.maps import draw_figure, overlay, write_picture
 from tools.runtime.distributed import Ranks
 from tools.runtime.memory import keep_freed_memory
-from tools.runtime.precision import choose_precision
 
 SHARE_BAR = 0.9  # the share of the pass that we want inside the model
 NUM_MAPS = 8  # images of which the maps alone are timed
@@ -81,7 +80,7 @@ def measure_cam(args, ensemble: Predictor, split: Split, folder: Path) -> list[R
     (predictor,) = ensemble.members
     model, labels, theirs = predictor.model, predictor.labels, folder / "theirs"
     recipe = CamRecipe("gradcam", choose_classic_layer(model))
-    precision, _ = choose_precision("auto", "native", "float16", peers.DEVICE)
+    amp = load().config.AMP
     sources = photos.list_split_photos([split], len(labels))
     transform, geometry = predictor.preprocess.transform(), predictor.preprocess.geometry()
     theirs.mkdir()
@@ -98,7 +97,7 @@ def measure_cam(args, ensemble: Predictor, split: Split, folder: Path) -> list[R
 
     def explain_sources() -> Iterator[tuple]:
         for loaded, images, inputs in photos.load_batches(sources, predictor.preprocess, args.batch_size, args.workers):
-            shares = ensemble.answer([inputs], [source.name for source in loaded], precision).probability
+            shares = ensemble.answer([inputs], [source.name for source in loaded], amp).probability
             top = [[int(row.argmax())] for row in shares]
             yield from zip(loaded, images, photos.explain_batch(inputs, [model], [recipe], top, [shares]), strict=True)
 

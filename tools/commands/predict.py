@@ -1,21 +1,33 @@
 """Names the diseases on photos of any size, given as files, folders or patterns."""
 
+import re
 import sys
-from functools import partial
+from argparse import ArgumentTypeError
 
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
-from tools.base.errors import DataError, UsageError
+from tools.base.errors import DataError, UsageError, listing
 
 EPILOG = """
 examples
   python -m tools predict orchard/ --csv orchard.csv          every photo under a folder, newest run
   python -m tools predict a.jpg 'b*.jpg' --json -             JSON to stdout
+  python -m tools predict orchard/ --csv part1.csv --shard 1/3   a third of them; join puts the parts together
+A file grows while the command runs. Started again, the command goes on with the photos that the file lacks. A photo
+that cannot be read has a row with the error.
 A photo is "unsure" when the model's confidence in its labels is below the one that kept the share of wrong answers in
 validation at --abstain-at.
 """
 FLAGS = ("--batch-size", "--amp-opt-level", "--output", "--tta", "--decide")
+
+
+def shard(text: str) -> slice:
+    """Type of --shard: `I/N`, the photos I, I + N, I + 2 N, ..."""
+    match = re.fullmatch(r"([1-9]\d{0,5})/([1-9]\d{0,5})", text)
+    if not match or int(match[1]) > int(match[2]):
+        raise ArgumentTypeError(f"{text} must be I/N with I from 1 to N, such as 1/3")
+    return slice(int(match[1]) - 1, None, int(match[2]))
 
 
 @cli.command
@@ -26,8 +38,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
         "--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints, averaged"
     )
-    parser.add_argument("--csv", metavar="FILE", help="write a CSV (- for stdout)")
-    parser.add_argument("--json", metavar="FILE", help="write JSON (- for stdout)")
+    parser.add_argument("--csv", metavar="FILE", help="write a CSV, or go on with it (- for stdout)")
+    parser.add_argument("--json", metavar="FILE", help="write JSON, or go on with it (- for stdout)")
+    parser.add_argument("--overwrite", action="store_true", help="begin --csv and --json again")
+    parser.add_argument("--shard", type=shard, default=slice(None), metavar="I/N", help="part I of N, for N machines")
     parser.add_argument(
         "--abstain-at",
         type=cli.share,
@@ -35,92 +49,147 @@ def main(argv: list[str]) -> int:
         metavar="RISK",
         help="share of wrong answers to allow (default 0.05)",
     )
-    parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="leave out up to N unreadable photos")
+    parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="succeed with up to N unreadable photos")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     if args.max_bad < 0:
         raise UsageError(f"--max-bad {args.max_bad} is below 0")
+    if args.csv and args.csv == args.json:
+        raise UsageError(f"--csv and --json both write to {args.csv}; give two names")
     return predict(load(None, None, overrides(args)), args)
 
 
 def predict(loaded, args) -> int:
-    """Predicts and outputs the results."""
-    import json
-
-    from data.loading.split import find_photos, loose_photos
-    from tools.base.files import check_output
-    from tools.base.log import progress
+    """Predicts photo by photo; prints a line for each, or writes a row and prints a summary at the end."""
+    from data.images import note_ignored
+    from data.loading.split import find_photos
+    from tools.base.files import check_output_file
     from tools.checkpoint.find import find_checkpoints
-    from tools.evaluate.predictions import predictions_of, to_csv
-    from tools.evaluate.predictor import load_predictor, predict_split
-    from tools.evaluate.result import confidence_cut
+    from tools.evaluate.predictor import load_predictor
     from tools.runtime.distributed import Ranks, choose_device
     from tools.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
-    config, device = loaded.config, choose_device(Ranks())
-    paths, why = find_checkpoints(args.resume, config.OUTPUT)
-    found = find_photos(args.photos)
+    paths, why = find_checkpoints(args.resume, loaded.config.OUTPUT)
+    found, ignored = find_photos(args.photos)
     for flag, target in (("--csv", args.csv), ("--json", args.json)):
-        check_output(flag, target, [*paths, *found])
-    photos, bad = select_readable(found, args.max_bad)
-    predictor = load_predictor(paths, device, decide_by=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
-    split = loose_photos(photos, predictor.classes)
-    watch = partial(progress, description="predicting")
-    logits, _ = predict_split(predictor, split, config.DATA, config.AMP, Ranks(), device, watch)
-    answers = predictor.rule.answer(logits)
-    unsure = answers.confidence < confidence_cut(predictor.rule, predictor.validation, args.abstain_at)
-    names, predictions = [str(path) for path in photos], predictions_of(answers, predictor.labels)
-    if args.csv:
-        write_output(args.csv, to_csv(names, predictor.labels, answers, unsure=unsure))
-    if args.json:
-        entries = [to_json(*row) for row in zip(names, predictions, unsure, strict=True)]
-        write_output(args.json, (json.dumps(entries, indent=1) + "\n").encode())
-    if "-" not in (args.csv, args.json):
+        check_output_file(flag, target, [*paths, *found])
+    predictor = load_predictor(
+        paths, choose_device(Ranks()), decide_by=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA")
+    )
+    if "-" not in (args.csv, args.json):  # else stdout is for the rows
         print(why)
-        for name, prediction, doubtful in zip(names, predictions, unsure, strict=True):
-            print(f"{name}: {prediction}" + (f"  (unsure: {100 * prediction.confidence:.0f}%)" if doubtful else ""))
-    for line in bad:
-        print(f"left out: {line}", file=sys.stderr)
+    summary = Summary(predictor.labels)
+    record(predictor, found[args.shard], summary, loaded.config, args)
+    if len(summary.errors) > args.max_bad or not summary.num_predicted:
+        raise DataError(
+            f"{listing(summary.errors, '; ', 3)} ({len(summary.errors)} unreadable photos; "
+            f"--max-bad {len(summary.errors)} accepts that)"
+        )
+    for line in (*(f"left out: {error}" for error in summary.errors), *note_ignored("photos", ignored)):
+        print(cli.printable(line), file=sys.stderr)
     return 0
 
 
-def select_readable(paths, max_bad: int):
-    """(photos that decode, the errors of the others). Raises DataError for more than `max_bad` errors."""
+def record(predictor, photos, summary, config, args) -> None:
+    """Adds to the files of --csv and --json what they lack of the photos; without these files, prints a line each."""
+    from contextlib import ExitStack
+
+    from tools.base.log import progress, say
+    from tools.base.tables import to_utf8
+    from tools.evaluate.prediction_files import CsvFormat, Format, JsonFormat, PredictionFile
+
+    names = {to_utf8(str(photo)): photo for photo in photos}
+    made_by = f"{predictor.fingerprint()}-{args.abstain_at:g}"
+    forms: list[tuple[str, Format]] = [
+        (args.csv, CsvFormat(predictor.labels, made_by)),
+        (args.json, JsonFormat(predictor.labels, made_by)),
+    ]
+    with ExitStack() as stack:
+        files = [stack.enter_context(PredictionFile(to, form, args.overwrite)) for to, form in forms if to]
+        todo = []
+        for name, photo in names.items():
+            if files and all(name in file.known for file in files):
+                summary.add(files[0].known[name])
+            else:
+                todo.append(photo)
+        rows = predict_photos(predictor, todo, args.abstain_at, config)
+        waiting = []  # until a photo is predicted: where none can be, no file is made
+        for row in progress(rows, "predicting", len(todo), "photo"):
+            summary.add(row)
+            waiting.append(row)
+            while waiting and summary.num_predicted:
+                first = waiting.pop(0)
+                for file in files:
+                    file.write(first)
+            if not files and not row.error:
+                say(cli.printable(f"{row.image}: {row.prediction}{'  unsure' if row.unsure else ''}"))
+    if files and summary.num_predicted and "-" not in (args.csv, args.json):
+        print("\n".join([*summary.lines(), f"written: {', '.join(file.path for file in files)}"]))
+
+
+def predict_photos(predictor, photos, risk: float, config):
+    """Yields a `Row` for every photo, in order. Threads read the next photos while the model runs."""
+    import torch
+
+    from data.build import num_workers
     from data.images import read_image
+    from tools.base.threads import batches, in_threads
+    from tools.evaluate.prediction_files import Row
+    from tools.evaluate.predictions import predictions_of
+    from tools.evaluate.result import confidence_cut
 
-    if max_bad == 0:  # the pass itself ends at the first unreadable photo, so none is read twice
-        return paths, []
-    good, bad = [], []
-    for path in paths:
+    def read(path):
         try:
-            read_image(path)
-            good.append(path)
+            return path, predictor.inputs(read_image(path)), ""
         except DataError as error:
-            bad.append(str(error))
-    if len(bad) > max_bad or not good:
-        raise DataError(f"{len(bad)} unreadable photos: {'; '.join(bad[:3])}; allow them with --max-bad {len(bad)}")
-    return good, bad
+            return path, None, str(error)
+
+    cut = confidence_cut(predictor.rule, predictor.validation, risk)
+    size, threads = config.DATA.BATCH_SIZE, num_workers(config.DATA.NUM_WORKERS) or 1
+    for batch in batches(in_threads(read, photos, threads, 2 * size), size):
+        readable = [(path, inputs) for path, inputs, error in batch if not error]
+        predictions: list = []
+        if readable:
+            good, inputs = zip(*readable, strict=True)
+            images = [torch.stack(member) for member in zip(*inputs, strict=True)]
+            predictions = predictions_of(predictor.answer(images, good, config.AMP), predictor.labels)[::-1]
+        for path, _, error in batch:
+            found = None if error else predictions.pop()
+            yield Row(str(path), found, bool(found and found.confidence < cut), error)
 
 
-def write_output(target: str, content: bytes) -> None:
-    """Writes to a file, or to stdout for `-`."""
-    from pathlib import Path
+class Summary:
+    """Counts of photos by folder: all, with each label, unsure, unreadable."""
 
-    from tools.base.files import write_bytes
+    def __init__(self, labels):
+        self.columns = ("photos", *labels, "unsure", "unreadable")
+        self.counts: dict[str, dict[str, int]] = {}
+        self.errors: list[str] = []
+        self.num_predicted = 0
 
-    if target == "-":
-        sys.stdout.write(content.decode())
-    else:
-        write_bytes(Path(target), content)
+    def add(self, row) -> None:
+        """Counts one `Row`."""
+        counts = self.counts.setdefault(row.image.rpartition("/")[0] or ".", dict.fromkeys(self.columns, 0))
+        counts["photos"] += 1
+        if row.error:
+            counts["unreadable"] += 1
+            self.errors.append(row.error)
+            return
+        self.num_predicted += 1
+        counts["unsure"] += row.unsure
+        for label in row.prediction.labels:
+            counts[label] += 1
 
+    def lines(self, most: int = 40) -> list[str]:
+        """A table with a line per folder, at most `most`, and one for all."""
+        from tools.base.tables import format_table
 
-def to_json(name: str, prediction, unsure) -> dict:
-    """The JSON object of one photo."""
-    return {
-        "image": name,
-        "labels": list(prediction.labels),
-        "probabilities": {label: round(p, 6) for label, p in prediction.probabilities.items()},
-        "confidence": round(prediction.confidence, 6),
-        "unsure": bool(unsure),
-    }
+        shown = sorted(self.counts.items())
+        rows = [(cli.printable(folder), *counts.values()) for folder, counts in shown[:most]]
+        if len(shown) > most:
+            rows.append((f"... and {len(shown) - most} more", *("" for _ in self.columns)))
+        if len(shown) != 1:
+            totals = (sum(counts[column] for counts in self.counts.values()) for column in self.columns)
+            rows.append(("all", *totals))
+        return format_table([("folder", *self.columns), *rows])

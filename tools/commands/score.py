@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     import numpy as np
 
     from data.labels import NAME_OF, read_labels
-    from tools.base.files import check_output, read_regular, write_bytes
+    from tools.base.files import check_output_file, read_regular, write_bytes
     from tools.base.tables import format_table
     from tools.evaluate.metrics import OVERALL, PER_CLASS
     from tools.evaluate.predictions import MAX_BYTES, aligned, read_predictions
@@ -34,7 +34,7 @@ def main(argv: list[str]) -> int:
     labels = list(NAME_OF.values())
     rows = read_labels(Path(args.labels)).rows
     path = Path(args.predictions)
-    check_output("--json", args.json, [path, args.labels])
+    check_output_file("--json", args.json, [path, args.labels])
     everything = read_predictions(read_regular(path, "predictions", MAX_BYTES), path, labels)
     table = aligned(everything, [row.image for row in rows], path)
     truth = np.array([[label in row.labels for label in labels] for row in rows])

@@ -3,7 +3,7 @@
 from functools import partial
 
 from configs.flags import add_config_flags, overrides
-from configs.load import load
+from configs.load import check_acting, load
 from tools.base import cli
 from tools.commands import hint_config_key
 
@@ -20,6 +20,11 @@ examples
 FLAGS = (
     *("--batch-size", "--data-path", "--zip", "--follow-links", "--amp-opt-level"),
     *("--output", "--tag", "--tta", "--decide"),
+)
+ACTING = (  # config keys that are not the checkpoint's
+    *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.FOLLOW_LINKS", "DATA.BATCH_SIZE", "DATA.NUM_WORKERS"),
+    *("AMP.OPT_LEVEL", "AMP.DTYPE", "MODEL.RESUME", "OUTPUT", "TAG", "TEST.TTA", "TEST.DECIDE_BY"),
+    *("DIST.BACKEND", "DIST.TIMEOUT_SECONDS"),
 )
 MAX_MISTAKES = 24  # shown in the report
 
@@ -40,6 +45,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--verbose", action="store_true", help="print one line per label copy")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
+    check_acting(args.opts, ACTING)
     loaded = load(args.cfg, args.opts, overrides(args))
     run = loaded.named_run(args.cfg)
 
@@ -60,7 +66,7 @@ def score_split(loaded, args, run, ranks, device) -> int:
 
     from data.build import build_split
     from data.loading.split import describe
-    from tools.base.files import check_output
+    from tools.base.files import check_output_folder
     from tools.base.log import progress
     from tools.checkpoint.find import find_checkpoints
     from tools.evaluate.predictor import load_predictor, predict_split
@@ -70,7 +76,7 @@ def score_split(loaded, args, run, ranks, device) -> int:
     resume = args.resume or ([config.MODEL.RESUME] if config.MODEL.RESUME else [])
     paths, why = find_checkpoints(resume, config.OUTPUT, run)
     folder = Path(args.to) if args.to else paths[0].parent / args.split
-    check_output("--to", folder, photos=config.DATA.DATA_PATH)
+    check_output_folder("--to", folder, config.DATA.DATA_PATH)
     predictor = load_predictor(paths, device, args.weights, loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA"))
     split = build_split(config.DATA, args.split, predictor.classes)
     watch = partial(progress, description="scoring")
@@ -170,7 +176,7 @@ def worst_mistakes(result, split, labels) -> list:
     for row in wrong[:MAX_MISTAKES]:
         photo = split.photos[row]
         image = decode(split.source.read(photo.file), split.source.locate(photo.file))
-        truth, answer = (names(labels, members[row], ", ") for members in (result.truth, result.decision))
+        truth, answer = (", ".join(names(labels, members[row])) for members in (result.truth, result.decision))
         caption = f"{photo.name}\ntrue: {truth}\ngiven: {answer} ({100 * result.confidence[row]:.1f}%)"
         pictures.append(Picture(thumbnail(image, 168), caption))
     return pictures

@@ -37,6 +37,8 @@ def parse(argv: list[str]):
     add_config_flags(parser)
     args = parser.parse_args(argv)
     loaded = load(args.cfg, args.opts, overrides(args))
+    if loaded.sources["MODEL.RESUME"] == "--resume" and loaded.sources["MODEL.PRETRAINED"] == "--pretrained":
+        raise UsageError("--resume goes on with a run, --pretrained begins one; give one of them")
     for key in args.allow_change:
         if key not in loaded.sources:
             raise UsageError(f"--allow-change {key}: is not a config key{nearest(key, loaded.sources)}")

@@ -7,7 +7,7 @@ from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import UsageError
-from tools.base.files import check_output, write_bytes
+from tools.base.files import check_output_folder, write_bytes
 from tools.base.log import progress, say
 from tools.base.tables import format_csv, format_table
 from tools.base.threads import batches, in_threads
@@ -125,17 +125,13 @@ def explain_photos(sources, predictors, recipes, args, loaded, threads: int):
     from tools.evaluate.inference import VIEWS
     from tools.evaluate.predictions import predictions_of
     from tools.explain.photos import explain_batch, load_batches
-    from tools.runtime.distributed import choose_device, ranks_from_environment
-    from tools.runtime.precision import choose_precision
 
     config, best, models = loaded.config, predictors[-1], [predictor.members[0] for predictor in predictors]
     views = VIEWS[loaded.given("TEST.TTA") or "none"]
-    amp, device = config.AMP, choose_device(ranks_from_environment())
-    precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
     target = None if args.target == "predicted" else models[-1].class_index(args.target)
     for batch, photos, images in load_batches(sources, models[-1].preprocess, config.DATA.BATCH_SIZE, threads):
         names = [source.name for source in batch]
-        answers = [predictor.answer([images], names, precision) for predictor in predictors]
+        answers = [predictor.answer([images], names, config.AMP) for predictor in predictors]
         wanted = []
         for source, decision, probability in zip(batch, answers[-1].decision, answers[-1].probability, strict=True):
             predicted = decision.nonzero()[0].tolist()
@@ -202,7 +198,7 @@ def find_predictors(loaded, args, run):
         if len(paths) == 1:
             raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOT_EPOCHS keeps some in training")
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
-    check_output("--to", folder, photos=config.DATA.DATA_PATH)
+    check_output_folder("--to", folder, config.DATA.DATA_PATH)
     rule, tta = loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA")
     return [load_predictor([each], device, args.weights, rule, tta) for each in paths], folder, why
 

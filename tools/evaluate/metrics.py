@@ -37,7 +37,7 @@ def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> d
         equals the truth), `hamming` (right photo-label pairs), F1 averaged over classes, pairs and photos, and so on;
         `ceiling` (the best accuracy possible) and `hamming_of_nothing` (Hamming when no label is ever given); counts
         `photos` and `copies`; and `per_class`, a list with `n`, `right` and the names of `PER_CLASS`, None where a
-        class has no photos (or, for `auc`, no others).
+        class has no photos (or, for `auc`, no others). A class without photos has no part in a mean over classes.
 
     Raises:
         NumericsError: for NaN or infinity, whose argmax is meaningless.
@@ -62,10 +62,18 @@ def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> d
 
 
 def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
-    """95 % intervals by bootstrap over photos: the names of `OVERALL`, and `per_class`, each `[low, high]` or None."""
+    """95 % intervals by bootstrap over photos: the names of `OVERALL`, and `per_class`, each `[low, high]` or None.
+
+    A calibration error is a sum of absolute values, which chance makes larger, in a draw once more than in the photos
+    themselves: percentiles of the draws would lie above the true value, and often above the measured one. Its interval
+    begins at the measured error less what chance alone comes to (97.5 % of the draws), by the triangle inequality.
+    """
     figures = measure_draws(probability, decision, truth, seed)
     per_class = [{key: interval(figures["class_" + key][:, c]) for key in PER_CLASS} for c in range(truth.shape[1])]
-    return {**{key: interval(figures[key]) for key in OVERALL}, "per_class": per_class}
+    bounds = {key: interval(figures[key]) for key in OVERALL}
+    error, chance = float(calibration_error(probability, truth)[0]), np.quantile(figures["ece_noise"], 0.975)
+    bounds["ece"] = [max(0.0, error - float(chance)), max(error, float(np.quantile(figures["ece"], 0.975)))]
+    return {**bounds, "per_class": per_class}
 
 
 def measure_draws(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
@@ -90,24 +98,30 @@ def measure(
     shared, named = (decision & truth).sum(axis=1), decision.sum(axis=1) + truth.sum(axis=1)
     ranked = [_ranking(probability[:, c], truth[:, c], weights) for c in range(truth.shape[1])]
     ap, auc = (np.stack([pair[i] for pair in ranked], axis=1) for i in range(2))
-    precision, recall, f1 = _share(both, given, 0), _share(both, copies, 0), _share(2 * both, given + copies, 0)
+    scored = np.where(copies > 0, 1.0, np.nan)  # a class without photos has no figures, and no part in a mean
+    precision, recall, f1 = (
+        scored * _share(both, given, 0),
+        _share(both, copies),
+        scored * _share(2 * both, given + copies),
+    )
     return {
         "accuracy": _share(right.sum(axis=1), copies.sum(axis=1)),
         "top2": _share(weights @ (hit.astype(float) + near), copies.sum(axis=1)),
         "hit1": _share(weights @ hit, total),
         "exact": _share(weights @ (decision == truth).all(axis=1), total),
         "hamming": _share(weights @ (decision == truth).mean(axis=1), total),
-        "macro_f1": f1.mean(axis=1),
+        "macro_f1": _mean_of_known(f1),
         "micro_f1": _share(2 * both.sum(axis=1), (given + copies).sum(axis=1), 0),
         "samples_f1": _share(weights @ _share(2 * shared, named, 0), total),
-        "macro_precision": precision.mean(axis=1),
-        "macro_recall": recall.mean(axis=1),
+        "macro_precision": _mean_of_known(precision),
+        "macro_recall": _mean_of_known(recall),
         "mean_ap": _mean_of_known(ap),
         "mean_auc": _mean_of_known(auc),
         "ece": calibration_error(probability, truth, weights),
+        "ece_noise": calibration_error(probability, truth, weights - 1),
         "class_accuracy": _share(right, copies),
         "class_precision": precision,
-        "class_recall": _share(both, copies),
+        "class_recall": recall,
         "class_f1": f1,
         "class_ap": ap,
         "class_auc": auc,
@@ -118,6 +132,9 @@ def calibration_error(probability: np.ndarray, truth: np.ndarray, weights: np.nd
     """Expected calibration error `[R]`: class-wise, then averaged (Kull et al., arXiv 1910.12656, section 2).
 
     Over `ECE_BINS` equal bins, the distance of the mean probability from the share of photos that have the label.
+
+    Args:
+        weights: `[R, n]`, how often each photo counts; less 1, they give how far a draw moves the means.
     """
     weights = np.ones((1, len(truth))) if weights is None else weights
     bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)  # [n, C]
@@ -125,7 +142,7 @@ def calibration_error(probability: np.ndarray, truth: np.ndarray, weights: np.nd
     error = np.zeros(len(weights))
     for b in range(ECE_BINS):
         error += np.abs(weights @ (gap * (bins == b))).sum(axis=1)  # |sum of (p - y)| = size x |mean p - share|
-    return error / (weights.sum(axis=1) * truth.shape[1])
+    return error / truth.size
 
 
 def confusion(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, targets: str) -> np.ndarray:

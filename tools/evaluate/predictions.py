@@ -58,7 +58,7 @@ def predictions_of(answers: Answers, labels: Sequence[str]) -> list[Prediction]:
     """One `Prediction` per image, in order."""
     return [
         Prediction(
-            labels=tuple(label for label, given in zip(labels, decision, strict=True) if given),
+            labels=tuple(names(labels, decision)),
             confidence=float(confidence),
             probabilities=dict(zip(labels, probability.tolist(), strict=True)),
         )
@@ -68,29 +68,26 @@ def predictions_of(answers: Answers, labels: Sequence[str]) -> list[Prediction]:
     ]
 
 
-def to_csv(
-    images: Sequence[str],
-    labels: Sequence[str],
-    answers: Answers,
-    truth: np.ndarray | None = None,
-    unsure: np.ndarray | None = None,
-) -> bytes:
-    """The file, UTF-8 with LF.
+def answer_columns(labels: Sequence[str]) -> list[str]:
+    """The names of the columns that `answer_fields` fills."""
+    return [*(f"p_{label}" for label in labels), "decision", "confidence"]
 
-    Args:
-        truth: `[n, C]` bool, adds a column of the true labels.
-        unsure: `[n]` bool, adds a last column of 0 and 1.
-    """
-    columns: list[tuple[str, Sequence]] = [("images", images)]
-    if truth is not None:
-        columns.append(("truth", [names(labels, row) for row in truth]))
-    for label, shares in zip(labels, answers.probability.T, strict=True):
-        columns.append((f"p_{label}", [f"{p:.6f}" for p in shares]))
-    columns.append(("decision", [names(labels, row) for row in answers.decision]))
-    columns.append(("confidence", [f"{value:.6f}" for value in answers.confidence]))
-    if unsure is not None:
-        columns.append(("unsure", unsure.astype(int).tolist()))
-    return format_csv([[name for name, _ in columns], *zip(*(column for _, column in columns), strict=True)])
+
+def answer_fields(prediction: Prediction) -> list[str]:
+    """A prediction in a row of a CSV: the probability of each label, the decided labels, the confidence."""
+    shares = [f"{p:.6f}" for p in prediction.probabilities.values()]
+    return [*shares, join_labels(prediction.labels, [*prediction.probabilities]), f"{prediction.confidence:.6f}"]
+
+
+def to_csv(images: Sequence[str], labels: Sequence[str], answers: Answers, truth: np.ndarray) -> bytes:
+    """The file of test.py; `truth` is `[n, C]` bool."""
+    rows = zip(images, truth, predictions_of(answers, labels), strict=True)
+    return format_csv(
+        [
+            ["images", "truth", *answer_columns(labels)],
+            *([image, join_labels(names(labels, true), labels), *answer_fields(found)] for image, true, found in rows),
+        ]
+    )
 
 
 def aligned(table: PredictionTable, images: Sequence[str], where: object) -> PredictionTable:
@@ -108,9 +105,21 @@ def aligned(table: PredictionTable, images: Sequence[str], where: object) -> Pre
     return PredictionTable(list(images), table.labels, probability, table.decision[rows], truth)
 
 
-def names(labels: Sequence[str], row: np.ndarray, separator: str = " ") -> str:
-    """The labels of a bool row in one string."""
-    return separator.join(label for label, given in zip(labels, row, strict=True) if given)
+def names(labels: Sequence[str], row: np.ndarray) -> list[str]:
+    """The labels of a bool row."""
+    return [label for label, given in zip(labels, row, strict=True) if given]
+
+
+def join_labels(given: Sequence[str], labels: Sequence[str]) -> str:
+    """Some of the `labels` in one field of a CSV, separated by spaces, or by `|` where a label holds a space."""
+    return ("|" if any(" " in label for label in labels) else " ").join(given)
+
+
+def split_labels(text: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """The inverse of `join_labels`; a name that is not among `labels` is returned too."""
+    if text in labels:
+        return (text,)
+    return tuple(name.strip() for name in text.split("|")) if "|" in text else tuple(text.split())
 
 
 def read_predictions(raw: bytes, path: Path, labels: Sequence[str]) -> PredictionTable:
@@ -174,11 +183,11 @@ def _read_probabilities(
 
 
 def _read_names(column: Sequence[str], labels: Sequence[str], path: Path, numbers: Sequence[int]) -> np.ndarray:
-    """`[n, C]` bool from names separated by spaces."""
+    """`[n, C]` bool from names, see `split_labels`."""
     index = {label: c for c, label in enumerate(labels)}
     given = np.zeros((len(column), len(labels)), bool)
     for row, text in enumerate(column):
-        for name in text.split():
+        for name in split_labels(text, labels):
             if name not in index:
                 raise DataError(f"{path}, row {numbers[row]}: unknown label {name!r}{nearest(name, labels)}")
             given[row, index[name]] = True

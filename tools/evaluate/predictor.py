@@ -1,5 +1,6 @@
 """Trained models from checkpoints, one or several averaged, and their pass over the images of a split."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -96,24 +97,31 @@ class Predictor:
         """Names of the classes."""
         return self.members[0].labels
 
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits for the checkpoints, the rule and the views: equal digits, equal answers."""
+        parts = [*(member.sha256 for member in self.members), self.rule.decide_by, self.tta]
+        return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
+
     def inputs(self, image: Image.Image) -> list[Tensor]:
         """The input of each member, `[3, S, S]`, from an upright RGB image."""
         return [member.preprocess.transform()(image) for member in self.members]
 
     @torch.no_grad()
-    def answer(self, images: Sequence[Tensor], names: Sequence[object], precision) -> Answers:
+    def answer(self, images: Sequence[Tensor], names: Sequence[object], amp) -> Answers:
         """The answers for B photos.
 
         Args:
             images: `[B, 3, S, S]` per member, from `inputs`.
             names: of the photos, for the error.
+            amp: config node that sets the precision.
 
         Raises:
             NumericsError: naming a photo for which the model's output is not finite.
         """
         logits = np.zeros((len(names), len(self.classes)), np.float32)
+        device = next(self.members[0].model.parameters()).device
+        precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
         for member, batch in zip(self.members, images, strict=True):
-            device = next(member.model.parameters()).device
             seen = average_views(member.model, batch.to(device), VIEWS[self.tta], precision)
             logits += seen.cpu().numpy() / len(self.members)
         check_finite(logits, names)

@@ -59,21 +59,6 @@ def check_architecture(name: str, capability: tuple[int, int], built_for: Sequen
     )
 
 
-def check_shared_memory(workers: int, ahead: int, batch_bytes: int, free: int) -> None:
-    """Raises ResourceError when the batches that loader processes pass on do not fit into `free` bytes of /dev/shm.
-
-    Args:
-        workers: loader processes on this machine.
-        ahead: batches that each of them prepares.
-    """
-    need = workers * ahead * batch_bytes
-    if need > free:
-        raise ResourceError(
-            f"no space at /dev/shm: {workers} loader processes need {need / 2**20:.0f} MB, and "
-            f"{free / 2**20:.0f} MB are free; lower DATA.NUM_WORKERS or --batch-size, or raise a container's --shm-size"
-        )
-
-
 def _version(name: str) -> str:
     """The installed version of a distribution; the empty string when there is none."""
     try:

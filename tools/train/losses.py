@@ -9,7 +9,6 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from timm.loss import AsymmetricLossMultiLabel
 from torch import Tensor
 
 
@@ -24,6 +23,33 @@ def binary_cross_entropy(
     """Sigmoid cross-entropy for any number of classes per sample."""
     targets = targets * (1 - smoothing) + smoothing / 2
     return F.binary_cross_entropy_with_logits(logits.float(), targets, weight=weights)
+
+
+def asymmetric(
+    logits: Tensor,
+    targets: Tensor,
+    smoothing: float = 0.0,
+    weights: Tensor | None = None,
+    *,
+    gamma_neg: float,
+    gamma_pos: float,
+    clip: float,
+) -> Tensor:
+    """Asymmetric loss for any number of classes per sample; a focal loss where both gammas are equal and `clip` is 0.
+
+    Powers are taken in log space: timm's AsymmetricLossMultiLabel gives NaN gradients for a gamma below 1 and a
+    probability of 0 or 1.
+    """
+    targets = targets * (1 - smoothing) + smoothing / 2
+    log_present, log_absent = F.logsigmoid(logits.float()), F.logsigmoid(-logits.float())
+    present = (gamma_pos * log_absent).exp() * log_present
+    if clip:
+        shifted = (log_present.exp() - clip).clamp(min=1e-12)
+        absent = shifted**gamma_neg * torch.log1p(-shifted)
+    else:
+        absent = (gamma_neg * log_present).exp() * log_absent
+    loss = -(targets * present + (1 - targets) * absent)
+    return (loss if weights is None else loss * weights).mean()
 
 
 CRITERIA = {"single": cross_entropy, "multi": binary_cross_entropy}  # validation reports these for every training loss
@@ -50,9 +76,8 @@ def build_criterion(
     if name == "focal":
         gamma_neg, gamma_pos, clip = gamma, gamma, 0.0
     if name in ("focal", "asymmetric"):
-        return AsymmetricLossMultiLabel(
-            gamma_neg, gamma_pos, clip, smoothing=smoothing, reduction="mean", weight=weights
-        )
+        focus = partial(asymmetric, gamma_neg=gamma_neg, gamma_pos=gamma_pos, clip=clip)
+        return partial(focus, smoothing=smoothing, weights=weights)
     criterion = {"auto": CRITERIA[targets], "ce": cross_entropy, "bce": binary_cross_entropy}[name]
     return partial(criterion, smoothing=smoothing, weights=weights)
 

@@ -3,8 +3,6 @@
 It writes nothing. What cannot work is raised as a run would raise it.
 """
 
-import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -24,7 +22,7 @@ from tools.base.log import create_logger
 from tools.checkpoint import store
 from tools.evaluate.inference import predict
 from tools.runtime.distributed import Ranks, on_first_rank
-from tools.runtime.environment import check_architecture, check_packages, check_shared_memory
+from tools.runtime.environment import check_architecture, check_packages
 from tools.runtime.memory import peak_memory
 from tools.runtime.precision import choose_precision
 from tools.train.loop import Progress, Update, train_one_epoch
@@ -34,8 +32,6 @@ from tools.train.run import Plan
 from tools.train.setup import PreparedRun, check_apart, prepare_run
 
 UPDATES = 2  # tried: the first warms up, the last is what an update takes
-AHEAD = 2  # batches that a loader process prepares, torch's own default
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True)
@@ -127,12 +123,6 @@ def _environment(config, ranks: Ranks, device: torch.device) -> tuple[str, list[
         check_architecture(name, torch.cuda.get_device_capability(device), torch.cuda.get_arch_list())
     precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
     workers = num_workers(config.DATA.NUM_WORKERS, ranks.world_size)
-    if workers and SHARED_MEMORY.exists():
-        local = os.environ.get("LOCAL_WORLD_SIZE", "")
-        ranks_here = int(local) if local.isdecimal() else ranks.world_size
-        side = max(config.DATA.IMG_SIZE, config.TEST.IMG_SIZE)
-        batch_bytes = config.DATA.BATCH_SIZE * 3 * side**2 * torch.float32.itemsize
-        check_shared_memory(ranks_here * workers, AHEAD, batch_bytes, shutil.disk_usage(SHARED_MEMORY).free)
     how = f"{precision} on {name}, {ranks.world_size} rank(s) with {workers} loader process(es) each"
     return f"{packages}; {how}", [notice] if notice else []
 

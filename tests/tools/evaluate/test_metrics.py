@@ -64,9 +64,10 @@ def test_every_overall_figure_is_scikit_learns(n):
         "exact": sk.accuracy_score(truth, decision),
         "hamming": 1 - sk.hamming_loss(truth, decision),
         "mean_ap": np.mean([sk.average_precision_score(truth[:, c], probability[:, c]) for c in present]),
-        "macro_precision": sk.precision_score(truth, decision, average="macro", zero_division=0),
-        "macro_recall": sk.recall_score(truth, decision, average="macro", zero_division=0),
-        **{f"{how}_f1": sk.f1_score(truth, decision, average=how, zero_division=0) for how in ("macro", "micro")},
+        "macro_precision": sk.precision_score(truth, decision, average="macro", labels=present, zero_division=0),
+        "macro_recall": sk.recall_score(truth, decision, average="macro", labels=present, zero_division=0),
+        "macro_f1": sk.f1_score(truth, decision, average="macro", labels=present, zero_division=0),
+        "micro_f1": sk.f1_score(truth, decision, average="micro", zero_division=0),
         "samples_f1": sk.f1_score(truth, decision, average="samples", zero_division=0),
     }
     for key, value in wanted.items():
@@ -77,8 +78,10 @@ def test_every_overall_figure_is_scikit_learns(n):
     else:
         assert got["mean_auc"] is None
     for c, entry in enumerate(got["per_class"]):
-        assert entry["f1"] == pytest.approx(sk.f1_score(truth[:, c], decision[:, c], zero_division=0))
-        assert (entry["ap"] is None) == (c not in present)
+        if c in present:
+            assert entry["f1"] == pytest.approx(sk.f1_score(truth[:, c], decision[:, c], zero_division=0))
+        for key in ("accuracy", "precision", "recall", "f1", "ap"):
+            assert (entry[key] is None) == (c not in present)
         assert (entry["auc"] is None) == (c not in mixed)
 
 
@@ -139,6 +142,33 @@ def test_intervals_hold_the_figure_and_narrow_with_the_root_of_the_photos():
     assert widths[1] == pytest.approx(2 * 1.96 * (p * (1 - p) / 1600) ** 0.5, rel=0.15)  # the normal approximation
     assert intervals(*draw(100)) == few
     assert interval(np.array([np.nan, np.nan])) is None
+
+
+def test_perfect_answers_are_perfect_whatever_classes_there_are():
+    truth = np.tile([[True, False, False, False, False, False]], (20, 1))
+    got = score(np.where(truth, 0.9, 0.1), truth, truth)
+    assert [got[key] for key in ("macro_f1", "macro_precision", "macro_recall", "mean_ap", "exact")] == [1.0] * 5
+
+
+@pytest.mark.parametrize("slope", [1.0, 0.4])
+def test_the_interval_of_the_calibration_error_covers_the_true_one(slope):
+    """40 simulated sets of 200 photos: calibrated ones, whose true error is 0, and over-confident ones."""
+    rng = np.random.default_rng(0)
+
+    def draw_set(n):
+        probability = rng.random((n, 6)) ** 3
+        truth = rng.random((n, 6)) < 0.5 + slope * (probability - 0.5)
+        return probability, truth
+
+    true_error = 0.0 if slope == 1 else calibration_error(*draw_set(400_000))[0]
+    covered = 0
+    for _ in range(40):
+        probability, truth = draw_set(200)
+        error = calibration_error(probability, truth)[0]
+        low, high = intervals(probability, probability >= 0.5, truth)["ece"]
+        assert low <= error <= high
+        covered += low <= true_error <= high
+    assert covered >= 37
 
 
 def test_confusion_and_combinations_by_hand():

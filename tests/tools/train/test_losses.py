@@ -31,6 +31,24 @@ def test_asymmetric_is_the_papers_equation(gamma_neg, gamma_pos, clip):
     assert float(criterion(LOGITS, TARGETS)) == pytest.approx(wanted, rel=1e-5)
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.5, 1.0, 3.0])
+@pytest.mark.parametrize("clip", [0.0, 0.05])
+def test_sure_logits_have_the_loss_and_the_gradient_of_float64(gamma, clip):
+    """Against the formula and autograd in float64, where probabilities are neither 0 nor 1 yet."""
+    logits = torch.tensor([[20.0, -20, 30, -30, 3, -3]]).repeat(2, 1)
+    targets = torch.tensor([[1.0] * 6, [0.0] * 6])
+    exact, ours = logits.double().requires_grad_(), logits.requires_grad_()
+    p = exact.sigmoid()
+    shifted = (p - clip).clamp(min=0)
+    absent = torch.where(p > clip, shifted, 1) ** gamma * torch.log((-exact).sigmoid() if clip == 0 else 1 - shifted)
+    terms = targets * (-exact).sigmoid() ** gamma * torch.log(p) + (1 - targets) * absent
+    (-terms.mean()).backward()
+    loss = build_criterion("asymmetric", "multi", gamma_neg=gamma, gamma_pos=gamma, clip=clip)(ours, targets)
+    loss.backward()
+    assert float(loss) == pytest.approx(-float(terms.mean()), rel=1e-4)
+    assert ours.grad.numpy() == pytest.approx(exact.grad.numpy(), rel=1e-3, abs=1e-9)
+
+
 @pytest.mark.parametrize("name", ["bce", "focal", "asymmetric"])
 def test_weights_and_smoothing_mean_the_same_everywhere(name):
     """Linear in the weights; smoothed targets are t (1 - s) + s / 2; large logits stay finite."""
