@@ -130,3 +130,19 @@ def test_a_full_shared_memory_ends_the_run(dataset, tiny, tmp_path, size):
     assert len(run.stderr.strip().splitlines()) == 1
     assert "/dev/shm" in run.stderr
     assert "lower DATA.NUM_WORKERS" in run.stderr
+
+
+def test_a_pipe_whose_reader_has_gone(trained, dataset, tiny, tmp_path):
+    """`| head -1`: test.py has written its results before it prints, and a run goes on without its console."""
+    data = ["--data-path", dataset]
+    for argv, code, result in (
+        (["test.py", "--resume", trained / "best.pth", *data, "--to", tmp_path / "to"], 141, "to/report.html"),
+        (["main.py", "--cfg", tiny, *data, "--output", tmp_path / "o"], 0, "o/tiny/default/best.pth"),
+    ):
+        process = subprocess.Popen(
+            [sys.executable, *map(str, argv)], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=ENV
+        )
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == code
+        assert (tmp_path / result).is_file()

@@ -22,11 +22,8 @@ def test_rows_come_with_their_line():
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_files_as_excel_saves_them(encoding, separator):
-    text = (
-        f'\ufeffé{separator}b\n1{separator}"x,y;z"\n'
-        if encoding.endswith("e")
-        else f'é{separator}b\n1{separator}"x,y;z"\n'
-    )
+    mark = "\ufeff" if encoding.endswith("e") else ""  # the other encodings write their own
+    text = f'{mark}é{separator}b\n1{separator}"x,y;z"\n'
     assert read(text.encode(encoding)) == (["é", "b"], [(2, ["1", "x,y;z"])])
 
 
