@@ -146,9 +146,7 @@ def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None
         rows=[row for row in labels.rows if row.image in present],
         csv_sha256=labels.sha256,
         repeats=labels.repeats,
-        missing=[
-            f"{name} (there is {alike[key]})" if (key := _plain_name(name)) in alike else name for name in missing
-        ],
+        missing=[name + alike.get(_plain_name(name), "") for name in missing],
         unlabelled=stray,
         ignored=sorted(name for name in present - listed if not is_photo(name)),
     )

@@ -20,8 +20,10 @@ from provoke import NO_FILES, PHOTO, encoded, faults, put, spoilt
 import main
 import test as scoring
 import visual
+from tools.api import load
+from tools.base.errors import NumericsError
 from tools.checkpoint.store import read
-from tools.commands import predict, status
+from tools.commands import compare, predict, status
 
 
 class Payload:
@@ -157,11 +159,21 @@ def test_inconsistent_checkpoints_are_refused(fault, tmp_path, dataset, trained,
     assert not (tmp_path / "owned").exists()
 
 
-def test_logits_that_overflow_give_no_score_l4(fault, tmp_path, dataset, trained):
-    """Every weight is finite, but the logits are not."""
-    with_weight("norm.weight", torch.full((32,), 3e38))(tmp_path / "w.pth", read(trained / "best.pth"))
-    arguments = ["--resume", "w.pth", "--data-path", dataset, "--to", "to", "--opts", "DATA.NUM_WORKERS", "0"]
-    fault(scoring.main, arguments, 6, "not finite")
+@pytest.mark.parametrize("name", ["norm.weight", "head.weight"])
+def test_a_model_that_overflows_gives_no_answer_in_any_command(fault, tmp_path, dataset, trained, name):
+    """Every weight is finite, but the logits are not. The photo is named."""
+    weight = read(trained / "best.pth")["model"][name]
+    with_weight(name, torch.full_like(weight, 3e38))(tmp_path / "w.pth", read(trained / "best.pth"))
+    photo = next((dataset / "test").glob("*/*.jpg"))
+    data, no_workers = ["--data-path", dataset], ["--opts", "DATA.NUM_WORKERS", "0"]
+    words = ".jpg is not finite"
+    fault(scoring.main, ["--resume", "w.pth", *data, "--to", "to", *no_workers], 6, words)
+    fault(predict.main, [photo, "--resume", "w.pth", "--csv", "a.csv", "--json", "a.json"], 6, photo.name, words)
+    fault(visual.main, ["--resume", "w.pth", "--image", photo, "--to", "to"], 6, photo.name, words)
+    fault(visual.main, ["--resume", "w.pth", *data, "--mistakes", "1", "--to", "to"], 6, words)
+    fault(compare.main, ["w.pth", *data], 6, words)
+    with pytest.raises(NumericsError, match=words):
+        load(tmp_path / "w.pth").predict(photo)
 
 
 WEIGHTS = [

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from collections import Counter
 
 import numpy as np
@@ -16,8 +17,10 @@ import pytest
 from conftest import ROOT, SHARED
 from PIL import Image, ImageEnhance
 
+import main
 import process_dataset
 from configs.load import load
+from data.images import read_image
 from data.labels import CODE_OF, is_balanced_copy, origin_name
 from data.loading.split import scan_split
 from data.manifest import duplicate_groups, read_manifest
@@ -341,3 +344,82 @@ def test_of_two_at_once_one_wins(source, tmp_path, refused):
     assert 0 in codes <= {0, 7}
     assert len(scan_split(tmp_path / "d", "train").photos) == 42
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d", "plant_dataset"]
+
+
+# ---------------------------------------------------------------- photos of any origin
+
+
+def test_one_rule_says_what_a_photo_is(source, tmp_path, refused):
+    """What process_dataset.py takes, training and scoring list; another extension is refused, not left out."""
+    import pillow_heif
+
+    train = source / "train"
+    photo = Image.open(sorted((train / "images").iterdir())[0])
+    for name in ("a.jfif", "b.jpe", "c.gif", "d.avif", "e.HEIC", "f.tif"):
+        if name == "e.HEIC":
+            pillow_heif.from_pillow(photo).save(train / "images" / name)
+        else:
+            photo.transpose(Image.Transpose.ROTATE_90).resize((40 + ord(name[0]), 90)).save(train / "images" / name)
+        add_row(train, name, "rust")
+    assert run("--src", source, "--dst", tmp_path / "d", "--no-duplicates") == 0
+    listed = {photo.name for photo in scan_split(tmp_path / "d", "train").photos}
+    assert {"a.jfif", "b.jpe", "c.gif", "d.avif", "e.HEIC", "f.tif"} <= listed
+    assert run("--src", source, "--dst", tmp_path / "small", "--no-duplicates", "--size", 32, "--balance") == 0
+    for photo in scan_split(tmp_path / "small", "train", balanced_copies=True).photos:
+        assert min(read_image(tmp_path / "small" / "train" / photo.file).size) == 32
+    shutil.copy(train / "images" / "f.tif", train / "images" / "g.xyz")
+    add_row(train, "g.xyz", "rust")
+    argv = ["--src", source, "--dst", tmp_path / "e"]
+    refused(process_dataset.main, argv, 3, "g.xyz is not named like a photo", "convert it to JPEG or PNG")
+
+
+def test_folders_of_programs_are_no_classes(source, tmp_path, tiny, refused):
+    assert run("--src", source, "--dst", tmp_path / "d") == 0
+    train = tmp_path / "d" / "train"
+    photo = next((train / "000001").iterdir())
+    for name in (".ipynb_checkpoints", "@eaDir", "__MACOSX", "lost+found", ".thumbnails"):
+        (train / name).mkdir()
+        shutil.copy(photo, train / name / "x.jpg")
+    split = scan_split(tmp_path / "d", "train")
+    assert split.classes == tuple(sorted(CODE_OF.values()))
+    assert any("5 hidden or foreign entries ignored" in note and "@eaDir" in note for note in split.notes)
+    (train / "notes").mkdir()
+    argv = ["--cfg", tiny, "--data-path", tmp_path / "d", "--output", tmp_path / "o"]
+    refused(main.main, argv, 3, "train/notes is empty", "remove the folder")
+
+
+def test_a_name_that_differs_in_accents_or_case_only_is_named(source, tmp_path, refused):
+    images = source / "train" / "images"
+    shutil.copy(next(images.iterdir()), images / unicodedata.normalize("NFD", "café.jpg"))
+    shutil.copy(next(images.iterdir()), images / "upper.JPG")
+    add_row(source / "train", unicodedata.normalize("NFC", "café.jpg"), "rust")
+    add_row(source / "train", "upper.jpg", "rust")
+    argv = ["--src", source, "--dst", tmp_path / "d"]
+    refused(process_dataset.main, argv, 3, "2 rows without a photo", "upper.jpg (there is upper.JPG)", "(there is caf")
+
+
+def test_photos_whose_format_cannot_hold_colours_are_made_smaller(source, tmp_path):
+    """A fax TIFF's compression is for one-bit pixels, and a one-bit PNG's transparency is not for RGB."""
+    train = source / "train"
+    dots = Image.fromarray(np.random.default_rng(0).random((90, 120)) > 0.5)
+    for name, options in (("fax.tif", {"compression": "group4"}), ("bit.png", {"transparency": 0})):
+        dots.save(train / "images" / name, **options)
+        add_row(train, name, "rust")
+    assert run("--src", source, "--dst", tmp_path / "d", "--size", 64, "--no-duplicates") == 0
+    for name in ("fax.tif", "bit.png"):
+        small = read_image(tmp_path / "d" / "train" / CODE_OF["rust"] / name)
+        wanted = dots.convert("RGB").resize((85, 64), Image.Resampling.LANCZOS)
+        assert np.array_equal(np.asarray(small), np.asarray(wanted))
+
+
+def test_a_full_disk_is_named_by_the_file_that_did_not_fit(source, tmp_path):
+    """In a file system of its own, of 60 KB."""
+    (tmp_path / "small").mkdir()
+    script = f'mount -t tmpfs -o size=60k tmpfs {tmp_path / "small"} && exec "$@"'
+    inside = ["unshare", "--mount", "sh", "-c", script, "sh"]
+    if subprocess.run([*inside, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not mount a file system")
+    argv = ["--src", source, "--dst", tmp_path / "small" / "d", "--mode", "copy"]
+    made = subprocess.run([*inside, *COMMAND, *map(str, argv)], capture_output=True, text=True, check=False)
+    assert made.returncode == 5, made.stderr
+    assert re.fullmatch(rf"error: {tmp_path}/small/.* cannot be written: No space left on device\n", made.stderr)
