@@ -24,6 +24,7 @@ from tools.api import load
 from tools.base.errors import NumericsError
 from tools.checkpoint.store import read
 from tools.commands import compare, predict, status
+from tools.evaluate import predictor
 
 
 class Payload:
@@ -308,3 +309,14 @@ def test_a_deep_status_is_an_error_of_one_line(trained, tmp_path, fault):
     folder = shutil.copytree(trained, tmp_path / "run")
     (folder / "status.json").write_text("[" * 100_000)
     fault(status.main, [folder], 5, "status.json cannot be read")
+
+
+def test_results_that_cannot_be_written_are_refused_before_photos_are_scored(
+    trained, dataset, tmp_path, fault, monkeypatch
+):
+    folder = shutil.copytree(trained, tmp_path / "run")
+    folder.chmod(0o555)
+    monkeypatch.setattr(predictor, "predict_split", lambda *_: pytest.fail("photos were scored"))
+    fault(scoring.main, ["--resume", "run/best.pth", "--data-path", dataset], 5, "run/test cannot be written", "--to")
+    fault(visual.main, ["--resume", "run/best.pth", "--data-path", dataset, "--examples", "1"], 5, "cannot be written")
+    folder.chmod(0o755)

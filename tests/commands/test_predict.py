@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
+import visual
 from tools.commands import predict
 from tools.evaluate.predictor import Predictor
 
@@ -171,12 +172,16 @@ def test_nothing_is_written_through_a_link_nor_into_a_missing_folder(orchard, tr
     assert not (tmp_path / "no").exists()
 
 
-def test_names_are_escaped_on_the_terminal_and_utf8_in_files(run, orchard, tmp_path):
+def test_names_are_escaped_on_the_terminal_and_utf8_in_files(run, orchard, trained, tmp_path, capsys):
     source = orchard / "row 0" / "0.jpg"
     shutil.copy(source, orchard / "row 0" / "a\x1b[2J\nfalse: healthy.jpg")
     shutil.copy(source, os.fsencode(orchard / "row 0") + b"/caf\xe9.jpg")
     _, out, _ = run("--max-bad", "1")
     assert r"a\x1b[2J\nfalse: healthy.jpg" in out
+    assert "\x1b" not in out
+    argv = ["--resume", trained / "best.pth", "--to", tmp_path / "maps", "--image", orchard / "row 0"]
+    assert visual.main([str(a) for a in argv]) == 0
+    assert r"a\x1b[2J\nfalse: healthy.jpg: " in (out := capsys.readouterr().out)
     assert "\x1b" not in out
     for _ in range(2):  # the second start finds all names
         run("--csv", tmp_path / "a.csv", "--json", tmp_path / "a.json", "--max-bad", "1")
