@@ -189,10 +189,10 @@ def _check_folders(
     if len({code.lower() for code in classes}) < len(classes):
         raise DataError(f"{where}: class folders differ only in upper and lower case")
     for code, names in found.items():
-        if fault := class_name_fault(code):
-            raise DataError(f"{where}: class folder {code!r} {fault}; rename it")
         if code not in classes:
             raise DataError(f"{where}/{code} is not a class of this model or training split{nearest(code, classes)}")
+        if fault := class_name_fault(code):
+            raise DataError(f"{where}: class folder {code!r} {fault}; rename it")
         if not names and code not in may_be_empty:
             raise DataError(f"{where}/{code} is empty, or holds no photos; add some, or remove the folder")
 
