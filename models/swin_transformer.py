@@ -198,11 +198,6 @@ class WindowAttention(nn.Module):
         bias = bias.view(-1, n, n)
         return bias if mask is None else bias + mask[:, None]
 
-    def flops(self, num_windows: int) -> int:
-        """Multiply-adds of `num_windows` windows: qkv and proj, then scores and weighted values (equation 2)."""
-        n, c = self.window_size**2, self.dim
-        return num_windows * (4 * n * c * c + 2 * n * n * c)
-
 
 class SwinTransformerBlock(nn.Module):
     """W-MSA (shift_size 0) or SW-MSA, then an MLP, each pre-normed and with a residual (equation 3)."""
@@ -250,12 +245,6 @@ class SwinTransformerBlock(nn.Module):
     def _mix(self, x: Tensor) -> Tensor:
         return self.mlp(self.norm2(x))
 
-    def flops(self) -> int:
-        """Multiply-adds and the two norms per image."""
-        tokens = self.resolution**2
-        hidden = self.mlp.fc1.out_features
-        return self.attn.flops(tokens // self.window_size**2) + 2 * tokens * self.dim * hidden + 2 * tokens * self.dim
-
 
 class PatchMerging(nn.Module):
     """Joins each 2x2 group of tokens to 4C channels and projects them to 2C: `[B, L, C]` -> `[B, L/4, 2C]`."""
@@ -272,10 +261,6 @@ class PatchMerging(nn.Module):
         x = x.view(b, side // 2, 2, side // 2, 2, self.dim).permute(0, 1, 3, 4, 2, 5)
         x = x.reshape(b, side * side // 4, 4 * self.dim)
         return self.reduction(self.norm(x))
-
-    def flops(self) -> int:
-        """Multiply-adds and the norm per image."""
-        return self.resolution**2 * self.dim + self.resolution**2 // 4 * 4 * self.dim * 2 * self.dim
 
 
 class BasicLayer(nn.Module):
@@ -313,11 +298,6 @@ class PatchEmbed(nn.Module):
         if x.shape[-2:] != (self.img_size, self.img_size):
             raise ValueError(f"images of {tuple(x.shape[-2:])} pixels; the model was built for {self.img_size}")
         return self.norm(self.proj(x).flatten(2).transpose(1, 2))
-
-    def flops(self) -> int:
-        """Multiply-adds and the norm per image."""
-        norm = self.proj.out_channels if isinstance(self.norm, nn.LayerNorm) else 0
-        return self.patches**2 * (self.proj.weight.numel() + norm)
 
 
 class SwinTransformer(nn.Module):
@@ -393,12 +373,10 @@ class SwinTransformer(nn.Module):
         if self.absolute_pos_embed is not None:
             x = x + self.absolute_pos_embed
         x = self.pos_drop(x)
-        start = 0
-        for layer in self.layers:
-            stop = start + len(layer.blocks)
-            recompute = self.use_checkpoint and self.training and torch.is_grad_enabled()
-            x = layer(x, None if keep is None else keep[start:stop], recompute)
-            start = stop
+        recompute = self.use_checkpoint and self.training and torch.is_grad_enabled()
+        keeps = [None] * len(self.layers) if keep is None else keep.split([len(layer.blocks) for layer in self.layers])
+        for layer, kept in zip(self.layers, keeps, strict=True):
+            x = layer(x, kept, recompute)
         return self.norm(x)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -428,11 +406,16 @@ class SwinTransformer(nn.Module):
 
     def flops(self) -> int:
         """Multiply-adds per image, counted as in Microsoft's code (4.5 G for Swin-T at 224 pixels, Table 1)."""
-        total = self.patch_embed.flops()
+        embed = self.patch_embed
+        norm = embed.proj.out_channels if isinstance(embed.norm, nn.LayerNorm) else 0
+        total = embed.patches**2 * (embed.proj.weight.numel() + norm)
         for layer in self.layers:
-            total += sum(block.flops() for block in layer.blocks)
-            total += layer.downsample.flops() if layer.downsample is not None else 0
-        tokens = self.layers[-1].blocks[-1].resolution ** 2
+            for block in layer.blocks:
+                tokens, window, dim = block.resolution**2, block.window_size**2, block.dim
+                total += tokens * (4 * dim * dim + 2 * window * dim)  # qkv, proj; scores, weighted values (equation 2)
+                total += 2 * tokens * dim * (block.mlp.fc1.out_features + 1)  # the MLP and two norms
+            if layer.downsample is not None:
+                total += tokens * dim * (2 * dim + 1)  # reduction and norm
         return total + tokens * self.num_features + self.num_features * self.num_classes
 
 
@@ -441,18 +424,3 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def interpolate_bias_table(table: Tensor, rows: int) -> Tensor:
-    """A relative position bias table `[(2M-1)^2, heads]`, resized bicubically to `[rows, heads]` for another window."""
-    old, new = int(table.shape[0] ** 0.5), int(rows**0.5)
-    grid = table.T.view(1, -1, old, old)
-    return F.interpolate(grid, (new, new), mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
-
-
-def interpolate_positions(embedding: Tensor, tokens: int) -> Tensor:
-    """An absolute position embedding `[1, L, C]`, resized bicubically to `[1, tokens, C]`."""
-    old, new = int(embedding.shape[1] ** 0.5), int(tokens**0.5)
-    grid = embedding.transpose(1, 2).unflatten(2, (old, old))
-    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
-    return grid.flatten(2).transpose(1, 2).contiguous()
