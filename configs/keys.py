@@ -58,9 +58,7 @@ KEYS: dict[str, Key] = {
     # data
     "DATA.DATA_PATH": Key("dataset", "folder that process_dataset.py wrote", PATH, flag="--data-path", may_change=True),
     "DATA.TARGETS": Key(
-        "single",
-        "single: one class per label copy; multi: one multi-hot target per photo",
-        one_of("single", "multi"),
+        "single", "single: one class per label copy; multi: one multi-hot target per photo", one_of("single", "multi")
     ),
     "DATA.NUM_FOLDS": Key(
         0,
@@ -200,9 +198,7 @@ KEYS: dict[str, Key] = {
     "AUG.MIXUP": Key(0.8, "alpha of Mixup; 0: off", _ALPHA),
     "AUG.CUTMIX": Key(1.0, "alpha of CutMix; 0: off", _ALPHA),
     "AUG.CUTMIX_MINMAX": Key(
-        None,
-        "[smallest, largest] side of the cut as a share of the image's, instead of alpha",
-        null_or(SHARE_RANGE),
+        None, "[smallest, largest] side of the cut as a share of the image's, instead of alpha", null_or(SHARE_RANGE)
     ),
     "AUG.MIXUP_PROB": Key(1.0, "chance that an image is mixed at all", SHARE),
     "AUG.MIXUP_SWITCH_PROB": Key(0.5, "chance of CutMix where both are on", SHARE),
