@@ -6,9 +6,7 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import shutil
-import socket
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -54,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
     After an error `path` is as it was and the hidden file is gone.
     """
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    hidden = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         yield hidden
         hidden.replace(path)
@@ -107,15 +105,22 @@ def check_output_folder(flag: str, folder: Path, photos: str) -> None:
         ) from None
 
 
-@contextlib.contextmanager
-def open_own(path: Path) -> Iterator[IO[bytes]]:
-    """A file of ours, for reading and writing; made when it is missing.
+def open_own(path: Path) -> IO[bytes]:
+    """Opens a file of ours for reading and writing, and makes it when it is missing.
 
     Raises:
-        ResourceError: for a link, whose target may be somebody else's, and for anything but a regular file.
+        ResourceError: for a link, whose target may belong to another user, and for anything but a regular file.
     """
-    with os.fdopen(_open_regular(path), "r+b") as file:
-        yield file
+    try:
+        # O_NONBLOCK: opening a FIFO returns at once, and the check below refuses it
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise ResourceError(f"{path} cannot be written: {what}; remove it, or choose another name") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ResourceError(f"{path} cannot be written: it is not a regular file; remove it, or choose another name")
+    return os.fdopen(descriptor, "r+b")
 
 
 @contextlib.contextmanager
@@ -133,7 +138,7 @@ def locked(target: Path, wait: bool = False) -> Iterator[None]:
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path, target, wait)
+        file = _lock(path, target, wait)
     except OSError as error:
         raise _refused(error, error.filename or path) from None
     try:
@@ -141,8 +146,8 @@ def locked(target: Path, wait: bool = False) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # it is gone, or the folder has become read-only
             path.unlink()  # before the lock is released, while the file is still ours
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # after closing alone, processes forked in between would keep the lock
-        os.close(descriptor)
+        fcntl.flock(file, fcntl.LOCK_UN)  # after closing alone, processes forked in between would keep the lock
+        file.close()
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: it holds `target` now
                 folder.rmdir()
@@ -196,40 +201,27 @@ def _refused(error: OSError, path: Path | str) -> ResourceError:
     return ResourceError(f"{path} cannot be written: {error.strerror or error}")
 
 
-def _open_regular(path: Path) -> int:
-    """The descriptor of a file of ours, see `open_own`."""
-    try:
-        # O_NONBLOCK: opening a FIFO returns at once, and the check below refuses it
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise ResourceError(f"{path} cannot be written: {what}; remove it, or choose another name") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ResourceError(f"{path} cannot be written: it is not a regular file; remove it, or choose another name")
-    return descriptor
-
-
 def _lock_file(target: Path) -> Path:
     return target.parent / f".{target.name}.lock"
 
 
-def _lock(path: Path, target: Path, wait: bool) -> int:
-    """The descriptor of the locked file, which now names this process."""
+def _lock(path: Path, target: Path, wait: bool) -> IO[bytes]:
+    """The locked file, which now names this process."""
     while True:
-        descriptor = _open_regular(path)
+        file = open_own(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            os.close(descriptor)
+            file.close()
             raise BusyError(f"{target} is in use by {holder(target)}; wait for it, or choose another name") from None
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.ftruncate(descriptor, 0)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                file.truncate(0)
                 now = datetime.now(UTC).isoformat(" ", "seconds")
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
-                return descriptor
-        os.close(descriptor)  # its last owner removed the file after this process had opened it
+                file.write(f"process {os.getpid()} on {os.uname().nodename} since {now}".encode())
+                file.flush()
+                return file
+        file.close()  # its last owner removed the file after this process had opened it
 
 
 def _sweep(target: Path) -> None:
