@@ -46,34 +46,23 @@ def leads_out(entry: os.DirEntry[str], root: Path) -> bool:
     return entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(root))
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Inside, a hidden name beside `path` to write to; on the way out the file there gets the name `path`.
-
-    After an error `path` is as it was and the hidden file is gone.
-    """
-    hidden = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
-    try:
-        yield hidden
-        hidden.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # its folder is gone or belongs to another user: nothing is left to remove
-            hidden.unlink(missing_ok=True)
-
-
 def write_bytes(path: Path, content: bytes, make_folder: bool = True) -> None:
     """Writes a file whole or not at all. Raises ResourceError when the disk refuses.
 
     Args:
         make_folder: make the folder of `path` when it is missing; False makes that an error.
     """
+    hidden = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as hidden:
-            hidden.write_bytes(content)
+        hidden.write_bytes(content)
+        hidden.replace(path)
     except OSError as error:
         raise _refused(error, path) from None
+    finally:
+        with contextlib.suppress(OSError):  # its folder is gone or belongs to another user: nothing is left to remove
+            hidden.unlink(missing_ok=True)
 
 
 def check_output_file(flag: str, target: str | None, inputs: Iterable[str | Path] = ()) -> None:
