@@ -114,7 +114,7 @@ def _resize_tables(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> str
             continue
         *_, tokens, channels = wanted = own[key].shape
         fits = value.ndim == len(wanted) and value.shape[-1] == channels and value.is_floating_point()
-        if fits and value.shape != wanted and _is_square(value.shape[-2]):
+        if fits and value.shape != wanted and value.numel() and math.isqrt(value.shape[-2]) ** 2 == value.shape[-2]:
             resized[key] = resize_table(value, tokens)
     tensors |= resized
     return f"{len(resized)} position tables resized" if resized else ""
@@ -126,10 +126,6 @@ def resize_table(table: Tensor, tokens: int) -> Tensor:
     grid = table.reshape(-1, *table.shape[-2:]).transpose(1, 2).unflatten(2, (old, old))
     grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
     return grid.flatten(2).transpose(1, 2).reshape(*table.shape[:-2], tokens, -1).contiguous()
-
-
-def _is_square(number: int) -> bool:
-    return number > 0 and math.isqrt(number) ** 2 == number
 
 
 def _replace_head(tensors: dict[str, Tensor], own: Mapping[str, Tensor], head: str) -> str:
