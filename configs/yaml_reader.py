@@ -6,6 +6,7 @@ are refused, and so are tags (`!!int x`). A config has at most 32,000 characters
 """
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -38,11 +39,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _add(tag: str, pattern: str, first: str) -> None:
+def _add(tag: str, pattern: str, first: Iterable[str]) -> None:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
 
 
-_add("null", r"~|null|Null|NULL|None|", "~nN\0")
+_add("null", r"~|null|Null|NULL|None|", ["", *"~nN"])  # the empty scalar is null
 _add("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
 _add("int", r"[-+]?(?:0|[1-9][0-9]{0,17})", "-+0123456789")  # longer ones are no number that anybody means
 _add(
@@ -51,7 +52,6 @@ _add(
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     "-+.0123456789",
 )
-_Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0")  # the empty scalar is null
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
