@@ -58,9 +58,7 @@ KEYS: dict[str, Key] = {
     # data
     "DATA.DATA_PATH": Key("dataset", "folder that process_dataset.py wrote", PATH, flag="--data-path", may_change=True),
     "DATA.TARGETS": Key(
-        "single",
-        "single: one class per label copy; multi: one multi-hot target per photo",
-        one_of("single", "multi"),
+        "single", "single: one class per label copy; multi: one multi-hot target per photo", one_of("single", "multi")
     ),
     "DATA.NUM_FOLDS": Key(
         0,
@@ -76,10 +74,7 @@ KEYS: dict[str, Key] = {
     "DATA.STD": Key([], "standard deviation of RGB in [0, 1]; empty: the model's own", channels(1e-3)),
     "DATA.ZIP_MODE": Key(False, "read <data path>/<split>.zip instead of the folders", flag="--zip", may_change=True),
     "DATA.FOLLOW_LINKS": Key(
-        False,
-        "accept photos and class folders that are links out of their split",
-        flag="--follow-links",
-        may_change=True,
+        False, "accept photos and class folders that link out of their split", flag="--follow-links", may_change=True
     ),
     "DATA.CACHE_MODE": Key(
         "no",
@@ -90,10 +85,7 @@ KEYS: dict[str, Key] = {
     ),
     "DATA.PIN_MEMORY": Key(True, "copy batches to a GPU from pinned memory", may_change=True),
     "DATA.NUM_WORKERS": Key(
-        -1,
-        "loader processes per rank; -1: one per core that the rank may use, at most 8",
-        between(-1, 256),
-        may_change=True,
+        -1, "loader processes per rank; -1: one per core of the rank, at most 8", between(-1, 256), may_change=True
     ),
     # model
     "MODEL.TYPE": Key("swin", "swin: the Swin of this project; timm: any timm name", one_of("swin", "timm")),
@@ -125,9 +117,7 @@ KEYS: dict[str, Key] = {
     # training
     "TRAIN.EPOCHS": Key(300, "epochs of the whole run", between(1, 100_000)),
     "TRAIN.WARMUP_EPOCHS": Key(20.0, "epochs of linear warm-up, part of EPOCHS; may be a fraction", RATE),
-    "TRAIN.BASE_LR": Key(
-        5e-4, "peak learning rate at 512 images per update; scaled with the images per update", _POSITIVE_LR
-    ),
+    "TRAIN.BASE_LR": Key(5e-4, "peak learning rate at 512 images per update, scaled with their number", _POSITIVE_LR),
     "TRAIN.WARMUP_LR": Key(5e-7, "learning rate at step 0, scaled likewise", RATE),
     "TRAIN.MIN_LR": Key(5e-6, "learning rate at the end of a cosine, scaled likewise", RATE),
     "TRAIN.HEAD_LR": Key(0.0, "BASE_LR of the head; 0: the same as the rest", RATE),
@@ -160,15 +150,9 @@ KEYS: dict[str, Key] = {
         "validation score that selects best.pth; auto: accuracy (single) or macro_f1 (multi)",
         one_of("auto", "accuracy", "hit1", "exact", "macro_f1"),
     ),
-    "TRAIN.MAX_STEPS": Key(
-        0, "stop after this many updates in all, resumable; 0: train every epoch", COUNT_OR_NONE, True
-    ),
-    "TRAIN.SAVE_EVERY_STEPS": Key(
-        0, "updates between writes of last.pth inside an epoch; 0: none", COUNT_OR_NONE, True
-    ),
-    "TRAIN.SAVE_EVERY_MINUTES": Key(
-        0.0, "minutes between writes of last.pth; 0: none", between(0, 10_080), may_change=True
-    ),
+    "TRAIN.MAX_STEPS": Key(0, "stop after this many updates in all, resumable; 0: every epoch", COUNT_OR_NONE, True),
+    "TRAIN.SAVE_EVERY_STEPS": Key(0, "updates between writes of last.pth in an epoch; 0: none", COUNT_OR_NONE, True),
+    "TRAIN.SAVE_EVERY_MINUTES": Key(0.0, "minutes between writes of last.pth; 0: none", between(0, 10_080), True),
     "TRAIN.DETERMINISTIC": Key(False, "bit-identical runs on a GPU as well, for some speed"),
     "TRAIN.LOSS.NAME": Key(
         "auto",
@@ -200,9 +184,7 @@ KEYS: dict[str, Key] = {
     "AUG.MIXUP": Key(0.8, "alpha of Mixup; 0: off", _ALPHA),
     "AUG.CUTMIX": Key(1.0, "alpha of CutMix; 0: off", _ALPHA),
     "AUG.CUTMIX_MINMAX": Key(
-        None,
-        "[smallest, largest] side of the cut as a share of the image's, instead of alpha",
-        null_or(SHARE_RANGE),
+        None, "[smallest, largest] side of the cut as a share of the image's, instead of alpha", null_or(SHARE_RANGE)
     ),
     "AUG.MIXUP_PROB": Key(1.0, "chance that an image is mixed at all", SHARE),
     "AUG.MIXUP_SWITCH_PROB": Key(0.5, "chance of CutMix where both are on", SHARE),
@@ -234,13 +216,9 @@ KEYS: dict[str, Key] = {
     "AMP.BACKEND": Key("native", "native (torch.amp) or apex (NVIDIA's)", one_of("native", "apex")),
     "AMP.DTYPE": Key("auto", "dtype of native; auto: bf16 where the card has it", one_of("auto", "bf16", "fp16")),
     "DIST.BACKEND": Key("auto", "auto: nccl on a GPU, else gloo", one_of("auto", "gloo", "nccl"), may_change=True),
-    "DIST.TIMEOUT_SECONDS": Key(
-        600, "a rank that is silent for so long is given up", between(1, 604_800), may_change=True
-    ),
+    "DIST.TIMEOUT_SECONDS": Key(600, "a rank that is silent for so long is given up", between(1, 604_800), True),
     "OUTPUT": Key("output", "folder of the run folders", PATH, flag="--output", may_change=True),
-    "TAG": Key(
-        "default", "name of this run: <output>/<MODEL.NAME>/<tag>", folder_name(64), flag="--tag", may_change=True
-    ),
+    "TAG": Key("default", "names the run: <output>/<MODEL.NAME>/<tag>", folder_name(64), flag="--tag", may_change=True),
     "SAVE_FREQ": Key(1, "epochs between writes of last.pth", COUNT, may_change=True),
     "PRINT_FREQ": Key(10, "updates between log lines", COUNT, may_change=True),
     "SEED": Key(0, "seed of everything random", between(0, 2**32 - 1)),

@@ -5,7 +5,7 @@ Precedence: defaults < BASE files < the file < `--opts` < flags. What is not giv
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from yacs.config import CfgNode
 
@@ -18,7 +18,7 @@ from tools.base.errors import UsageError, nearest
 MAX_FILES = 32  # of a BASE chain, each counted as often as it is named
 
 
-class Loaded:
+class Loaded(NamedTuple):
     """A checked, frozen config and where each of its values came from.
 
     Attributes:
@@ -26,9 +26,8 @@ class Loaded:
         sources: dotted key -> "default", a file, "--opts" or a flag.
     """
 
-    def __init__(self, config: CfgNode, sources: dict[str, str]):
-        self.config = config
-        self.sources = sources
+    config: CfgNode
+    sources: dict[str, str]
 
     def given(self, key: str) -> object:
         """The value of a dotted key, or None when no file, option or flag set it."""
@@ -108,12 +107,9 @@ def from_text(text: str, where: str) -> CfgNode:
     return config
 
 
-def flatten(node: CfgNode, prefix: str = "") -> dict[str, object]:
+def flatten(config: CfgNode) -> dict[str, object]:
     """Dotted key -> value for every leaf of the tree."""
-    flat: dict[str, object] = {}
-    for key, value in node.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else {prefix + key: value}
-    return flat
+    return dict(_leaves(config))
 
 
 def differences(ours: CfgNode, theirs: CfgNode, ignored: Iterable[str] = ()) -> list[str]:
@@ -135,8 +131,7 @@ def _chain(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[
     if len(read) > MAX_FILES:
         raise UsageError(f"config {path}: BASE leads to more than {MAX_FILES} files")
     bases = tree.pop("BASE", None) or []
-    if isinstance(bases, str):
-        bases = [bases]
+    bases = [bases] if isinstance(bases, str) else bases
     if not isinstance(bases, list) or not all(isinstance(b, str) for b in bases):
         raise UsageError(f"config {path}: BASE must be a file name or a list of them")
     chain = []

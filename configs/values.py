@@ -103,16 +103,16 @@ def check_value(key: str, value: object, check: Check, where: str) -> None:
         raise UsageError(f"{key} at {where}: {value} is not a finite number")
     if check.names and value not in check.names:
         raise UsageError(f"{key} at {where}: {value!r} is not {check.words}{nearest(str(value), check.names)}")
-    numeric = check is not ANYTHING and not any(isinstance(v, bool) for v in numbers)  # Python counts bools as 0 and 1
+    bools = check is not ANYTHING and any(isinstance(v, bool) for v in numbers)  # Python counts them as 0 and 1
     try:
-        good = check is ANYTHING or (numeric and check.holds(value))
+        good = not bools and check.holds(value)
     except (TypeError, ValueError, AttributeError):
         good = False
     if not good:
         raise UsageError(f"{key} at {where}: {value!r} must be {check.words}")
 
 
-def coerce(key: str, value: object, default: object, where: str, text: str | None = None) -> object:
+def coerce(key: str, value: Any, default: object, where: str, text: str | None = None) -> object:
     """`value` as the type of `default`, when nothing is lost by it; a default of None takes every type.
 
     Args:
@@ -121,20 +121,15 @@ def coerce(key: str, value: object, default: object, where: str, text: str | Non
     Raises:
         UsageError: for a value of another type.
     """
-    kind = type(default)
+    kind: Any = type(default)
+    given = type(value)
     if default is None:
         return value
-    if kind is str and not isinstance(value, str):
-        spelled = isinstance(value, int) and not isinstance(value, bool)
-        if text is not None and not isinstance(value, list | dict):
-            return text
-        if spelled:
-            return str(value)
-    if kind is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+    if kind is str and text is not None and given not in (str, list, dict):
+        return text
+    if (kind, given) in ((str, int), (float, int)) or (kind is int and given is float and value.is_integer()):
+        return kind(value)
+    if given is not kind:
         raise UsageError(f"{key} at {where}: {value!r} is not a {_TYPE_NAMES[kind]}")
     return value
 

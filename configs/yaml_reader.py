@@ -6,13 +6,13 @@ are refused, and so are tags (`!!int x`). A config has at most 32,000 characters
 """
 
 import re
-import stat
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tools.base.errors import UsageError
+from tools.base.errors import DataError, UsageError
 
 MAX_BYTES = 32_000
 MAX_DEPTH = 20
@@ -39,11 +39,11 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _add(tag: str, pattern: str, first: str) -> None:
+def _add(tag: str, pattern: str, first: Iterable[str]) -> None:
     _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(rf"^(?:{pattern})$"), list(first))
 
 
-_add("null", r"~|null|Null|NULL|None|", "~nN\0")
+_add("null", r"~|null|Null|NULL|None|", ["", *"~nN"])  # the empty scalar is null
 _add("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
 _add("int", r"[-+]?(?:0|[1-9][0-9]{0,17})", "-+0123456789")  # longer ones are no number that anybody means
 _add(
@@ -52,24 +52,22 @@ _add(
     r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
     "-+.0123456789",
 )
-_Loader.yaml_implicit_resolvers[""] = _Loader.yaml_implicit_resolvers.pop("\0")  # the empty scalar is null
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in the file at `path`. Raises UsageError for anything but a small, plain, UTF-8 YAML mapping."""
+    from tools.base.files import read_regular  # only here: --help does not need it
+
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise UsageError(f"config {path} is not a file")
-        with path.open("rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except FileNotFoundError:
-        raise UsageError(f"config {path} does not exist; the configs of this project are in configs/") from None
-    except (OSError, ValueError) as error:  # a NUL or a lone surrogate in the name is a ValueError
-        raise UsageError(f"config {path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        raw = read_regular(path, "config", MAX_BYTES)
+    except DataError as error:
+        absent = isinstance(error.__context__, FileNotFoundError)
+        hint = "; the configs of this project are in configs/" if absent else ""
+        raise UsageError(f"{error}{hint}") from None
+    except ValueError as error:  # a NUL or a lone surrogate in the name
+        raise UsageError(f"config {path} cannot be read: {error}") from None
     if path.suffix not in (".yaml", ".yml"):
         raise UsageError(f"config {path} is not a .yaml file")
-    if len(raw) > MAX_BYTES:
-        raise UsageError(f"config {path} is larger than {MAX_BYTES:,} bytes")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -32,14 +32,23 @@ def build_model(
     if node.TYPE == "swin":
         if test_size not in (0, img_size):
             raise UsageError(f"a Swin built for {img_size} pixels cannot take {test_size}")
-        return SwinTransformer(**swin_arguments(node, img_size, num_classes, use_checkpoint, selective_checkpoint))
+        return SwinTransformer(
+            img_size=img_size,
+            num_classes=num_classes,
+            drop_rate=node.DROP_RATE,
+            drop_path_rate=node.DROP_PATH_RATE,
+            use_checkpoint=use_checkpoint,
+            selective_checkpoint=selective_checkpoint,
+            **{name.lower(): value for name, value in node.SWIN.items()},
+        )
     if selective_checkpoint:
         raise UsageError(
             "TRAIN.SELECTIVE_CHECKPOINT works with MODEL.TYPE swin only; --use-checkpoint saves memory in every model"
         )
-    _check_timm_name(node.NAME)
+    _timm_entry(node.NAME)
+    options = {"num_classes": num_classes, "drop_rate": node.DROP_RATE, "drop_path_rate": node.DROP_PATH_RATE}
     try:
-        model: Any = timm.create_model(node.NAME, **timm_arguments(node, num_classes))
+        model: Any = timm.create_model(node.NAME, **options)
         if use_checkpoint:
             model.set_grad_checkpointing(True)
         head_name(model)
@@ -84,42 +93,11 @@ def compiled(
     return fast, ""
 
 
-def swin_arguments(
-    node, img_size: int, num_classes: int, use_checkpoint: bool, selective_checkpoint: bool = False
-) -> dict:
-    """Keyword arguments of `SwinTransformer`."""
-    swin = node.SWIN
-    return {
-        "img_size": img_size,
-        "patch_size": swin.PATCH_SIZE,
-        "num_classes": num_classes,
-        "embed_dim": swin.EMBED_DIM,
-        "depths": swin.DEPTHS,
-        "num_heads": swin.NUM_HEADS,
-        "window_size": swin.WINDOW_SIZE,
-        "mlp_ratio": swin.MLP_RATIO,
-        "qkv_bias": swin.QKV_BIAS,
-        "qk_scale": swin.QK_SCALE,
-        "drop_rate": node.DROP_RATE,
-        "drop_path_rate": node.DROP_PATH_RATE,
-        "ape": swin.APE,
-        "patch_norm": swin.PATCH_NORM,
-        "use_checkpoint": use_checkpoint,
-        "selective_checkpoint": selective_checkpoint,
-    }
-
-
-def timm_arguments(node, num_classes: int) -> dict:
-    """Keyword arguments of `timm.create_model`."""
-    return {"num_classes": num_classes, "drop_rate": node.DROP_RATE, "drop_path_rate": node.DROP_PATH_RATE}
-
-
 def normalization(node) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and std of RGB values in [0, 1] with which the pretrained weights of the model were trained."""
     if node.TYPE == "swin":
         return IMAGENET_MEAN, IMAGENET_STD
-    _check_timm_name(node.NAME)
-    entry = timm.get_pretrained_cfg(node.NAME)
+    entry = _timm_entry(node.NAME)
     return (tuple(entry.mean), tuple(entry.std)) if entry else (IMAGENET_MEAN, IMAGENET_STD)
 
 
@@ -162,10 +140,11 @@ def _check_forward(model: nn.Module, size: int, num_classes: int) -> None:
         raise ValueError(f"for one image of size {size} it gives {given}, not {num_classes} logits")
 
 
-def _check_timm_name(name: str) -> None:
+def _timm_entry(name: str) -> Any:
+    """What timm records of a model, or None when it has no entry. Raises UsageError for a name timm does not know."""
     if not timm.is_model(name):
         raise UsageError(f"MODEL.NAME {name!r} is not a model of timm{nearest(name, timm.list_models())}")
     try:
-        timm.get_pretrained_cfg(name)
+        return timm.get_pretrained_cfg(name)
     except RuntimeError as error:  # of the part after the dot
         raise UsageError(f"MODEL.NAME {name!r}: {error}") from None

@@ -1,7 +1,6 @@
 """Where the pretrained weights of a model are found: a file, the weights folder, or timm's hub."""
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 
 import timm
@@ -13,24 +12,18 @@ from tools.base.errors import CheckpointError
 HUB_SECONDS = 2  # per address of the hub, unless the user has set HF_HUB_ETAG_TIMEOUT
 
 
-@dataclass(frozen=True)
-class Hub:
-    """Pretrained weights on timm's hub; `state_dict()` downloads them."""
-
-    name: str
-
-    def state_dict(self) -> dict:
-        """The weights in timm's layout, from the cache or downloaded. Raises CheckpointError when that fails."""
-        try:
-            return timm.create_model(self.name, pretrained=True).state_dict()
-        except Exception as error:  # the clients of the hub raise many types
-            raise CheckpointError(
-                f"--pretrained auto: {self.name} could not be downloaded: {error}; give --pretrained FILE or none"
-            ) from None
+def download_weights(name: str) -> dict:
+    """The weights in timm's layout, from the cache or from its hub. Raises CheckpointError when that fails."""
+    try:
+        return timm.create_model(name, pretrained=True).state_dict()
+    except Exception as error:  # the clients of the hub raise many types
+        raise CheckpointError(
+            f"--pretrained auto: {name} could not be downloaded: {error}; give --pretrained FILE or none"
+        ) from None
 
 
-def find_pretrained(choice: str, name: str) -> Path | Hub | None:
-    """The source of the weights that `--pretrained` names: a file, timm's hub, or None for `none`.
+def find_pretrained(choice: str, name: str) -> Path | str | None:
+    """What `--pretrained` names: a file, as a Path; weights on timm's hub, by their name; or None for `none`.
 
     `auto` looks for <name>.safetensors and <name>.pth in the current folder and in weights/, then on the hub.
 
@@ -48,7 +41,7 @@ def find_pretrained(choice: str, name: str) -> Path | Hub | None:
             if (folder / (name + suffix)).is_file():
                 return folder / (name + suffix)
     _check_hub(name)
-    return Hub(name)
+    return name
 
 
 def _check_hub(name: str) -> None:

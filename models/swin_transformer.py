@@ -13,37 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-# Table 7 of the paper. The rest of a name (patch4_window7_224) is the input it is built for.
-VARIANTS: dict[str, dict] = {
-    "tiny": {"embed_dim": 96, "depths": (2, 2, 6, 2), "num_heads": (3, 6, 12, 24)},
-    "small": {"embed_dim": 96, "depths": (2, 2, 18, 2), "num_heads": (3, 6, 12, 24)},
-    "base": {"embed_dim": 128, "depths": (2, 2, 18, 2), "num_heads": (4, 8, 16, 32)},
-    "large": {"embed_dim": 192, "depths": (2, 2, 18, 2), "num_heads": (6, 12, 24, 48)},
-}
-
 
 def window_partition(x: Tensor, window_size: int) -> Tensor:
     """Cuts `[B, H, W, C]` into windows `[B*nW, M, M, C]`, raster order within each image."""
-    b, h, w, c = x.shape
-    m = window_size
+    (b, h, w, c), m = x.shape, window_size
     return x.view(b, h // m, m, w // m, m, c).transpose(2, 3).reshape(-1, m, m, c)
-
-
-def window_reverse(windows: Tensor, window_size: int, height: int, width: int) -> Tensor:
-    """Joins windows `[B*nW, M, M, C]` to `[B, H, W, C]`; the inverse of `window_partition`."""
-    m, c = window_size, windows.shape[-1]
-    x = windows.view(-1, height // m, width // m, m, m, c).transpose(2, 3)
-    return x.reshape(-1, height, width, c)
 
 
 def relative_position_index(window_size: int) -> Tensor:
     """The row in the bias table for every pair of tokens in a window: `[N, N]` int64 in [0, (2M-1)^2)."""
-    m = window_size
-    rows, columns = torch.meshgrid(torch.arange(m), torch.arange(m), indexing="ij")
-    y, x = rows.flatten(), columns.flatten()  # [N]
-    dy = y[:, None] - y[None, :] + m - 1  # [N, N] in [0, 2M-2]
-    dx = x[:, None] - x[None, :] + m - 1
-    return dy * (2 * m - 1) + dx
+    places = torch.cartesian_prod(torch.arange(window_size), torch.arange(window_size))  # [N, 2], row and column
+    dy, dx = (places[:, None] - places[None, :] + window_size - 1).unbind(-1)  # each [N, N] in [0, 2M-2]
+    return dy * (2 * window_size - 1) + dx
 
 
 def shifted_window_mask(height: int, width: int, window_size: int, shift_size: int) -> Tensor:
@@ -193,15 +174,9 @@ class WindowAttention(nn.Module):
 
     def _bias(self, mask: Tensor | None) -> Tensor:
         """The relative position bias of the attention scores: `[heads, N, N]`, or with a mask `[nW, heads, N, N]`."""
-        n = self.window_size**2
         bias = self.relative_position_bias_table.t().index_select(1, self.relative_position_index.flatten())
-        bias = bias.view(-1, n, n)
+        bias = bias.view(-1, *self.relative_position_index.shape)
         return bias if mask is None else bias + mask[:, None]
-
-    def flops(self, num_windows: int) -> int:
-        """Multiply-adds of `num_windows` windows: qkv and proj, then scores and weighted values (equation 2)."""
-        n, c = self.window_size**2, self.dim
-        return num_windows * (4 * n * c * c + 2 * n * n * c)
 
 
 class SwinTransformerBlock(nn.Module):
@@ -238,23 +213,13 @@ class SwinTransformerBlock(nn.Module):
         """`[B, L, C]` -> `[B, L, C]`. `keep`: `[2, B]`, stochastic depth of attention and of MLP, or None."""
         keep_attention, keep_mlp = (None, None) if keep is None else keep
         x = add_branch(x, self._attend, keep_attention)
-        return add_branch(x, self._mix, keep_mlp)
+        return add_branch(x, lambda tokens: self.mlp(self.norm2(tokens)), keep_mlp)
 
     def _attend(self, x: Tensor) -> Tensor:
         """Attention in (shifted) windows. One gather each way does what rolling and cutting do in two steps."""
-        shape = x.shape
-        x = Reorder.apply(self.norm1(x), self.window_order, self.raster_order)
-        windows = self.attn(x.view(-1, self.window_size**2, self.dim), self.attn_mask)
-        return Reorder.apply(windows.view(shape), self.raster_order, self.window_order)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        return self.mlp(self.norm2(x))
-
-    def flops(self) -> int:
-        """Multiply-adds and the two norms per image."""
-        tokens = self.resolution**2
-        hidden = self.mlp.fc1.out_features
-        return self.attn.flops(tokens // self.window_size**2) + 2 * tokens * self.dim * hidden + 2 * tokens * self.dim
+        tokens = Reorder.apply(self.norm1(x), self.window_order, self.raster_order)
+        windows = self.attn(tokens.view(-1, self.window_size**2, self.dim), self.attn_mask)
+        return Reorder.apply(windows.view(x.shape), self.raster_order, self.window_order)
 
 
 class PatchMerging(nn.Module):
@@ -272,10 +237,6 @@ class PatchMerging(nn.Module):
         x = x.view(b, side // 2, 2, side // 2, 2, self.dim).permute(0, 1, 3, 4, 2, 5)
         x = x.reshape(b, side * side // 4, 4 * self.dim)
         return self.reduction(self.norm(x))
-
-    def flops(self) -> int:
-        """Multiply-adds and the norm per image."""
-        return self.resolution**2 * self.dim + self.resolution**2 // 4 * 4 * self.dim * 2 * self.dim
 
 
 class BasicLayer(nn.Module):
@@ -314,11 +275,6 @@ class PatchEmbed(nn.Module):
             raise ValueError(f"images of {tuple(x.shape[-2:])} pixels; the model was built for {self.img_size}")
         return self.norm(self.proj(x).flatten(2).transpose(1, 2))
 
-    def flops(self) -> int:
-        """Multiply-adds and the norm per image."""
-        norm = self.proj.out_channels if isinstance(self.norm, nn.LayerNorm) else 0
-        return self.patches**2 * (self.proj.weight.numel() + norm)
-
 
 class SwinTransformer(nn.Module):
     """Swin for image classification: normalised images `[B, 3, img_size, img_size]` -> logits `[B, num_classes]`.
@@ -355,7 +311,6 @@ class SwinTransformer(nn.Module):
         selective_checkpoint: bool = False,
     ):
         super().__init__()
-        depths, num_heads = tuple(depths), tuple(num_heads)
         self.num_classes, self.use_checkpoint = num_classes, use_checkpoint
         self.num_features = embed_dim * 2 ** (len(depths) - 1)
         self.drop_path_rates = [drop_path_rate * i / max(1, sum(depths) - 1) for i in range(sum(depths))]  # per block
@@ -393,12 +348,10 @@ class SwinTransformer(nn.Module):
         if self.absolute_pos_embed is not None:
             x = x + self.absolute_pos_embed
         x = self.pos_drop(x)
-        start = 0
-        for layer in self.layers:
-            stop = start + len(layer.blocks)
-            recompute = self.use_checkpoint and self.training and torch.is_grad_enabled()
-            x = layer(x, None if keep is None else keep[start:stop], recompute)
-            start = stop
+        recompute = self.use_checkpoint and self.training and torch.is_grad_enabled()
+        keeps = [None] * len(self.layers) if keep is None else keep.split([len(layer.blocks) for layer in self.layers])
+        for layer, kept in zip(self.layers, keeps, strict=True):
+            x = layer(x, kept, recompute)
         return self.norm(x)
 
     def forward(self, x: Tensor, keep: Tensor | None = None) -> Tensor:
@@ -418,21 +371,25 @@ class SwinTransformer(nn.Module):
 
     def layer_index(self, name: str) -> int:
         """The depth of a parameter for layer-wise rates: 0 for the embedding, then 1 per block, then the head."""
-        blocks = len(self.drop_path_rates)
         parts = name.split(".")
         if parts[0] == "layers":
             before = sum(len(layer.blocks) for layer in self.layers[: int(parts[1])])
             inside = int(parts[3]) if parts[2] == "blocks" else len(self.layers[int(parts[1])].blocks) - 1
             return before + inside + 1
-        return 0 if parts[0] in ("patch_embed", "absolute_pos_embed") else blocks + 1
+        return 0 if parts[0] in ("patch_embed", "absolute_pos_embed") else len(self.drop_path_rates) + 1
 
     def flops(self) -> int:
         """Multiply-adds per image, counted as in Microsoft's code (4.5 G for Swin-T at 224 pixels, Table 1)."""
-        total = self.patch_embed.flops()
+        embed = self.patch_embed
+        norm = embed.proj.out_channels if isinstance(embed.norm, nn.LayerNorm) else 0
+        total = embed.patches**2 * (embed.proj.weight.numel() + norm)
         for layer in self.layers:
-            total += sum(block.flops() for block in layer.blocks)
-            total += layer.downsample.flops() if layer.downsample is not None else 0
-        tokens = self.layers[-1].blocks[-1].resolution ** 2
+            for block in layer.blocks:
+                tokens, window, dim = block.resolution**2, block.window_size**2, block.dim
+                total += tokens * (4 * dim * dim + 2 * window * dim)  # qkv, proj; scores, weighted values (equation 2)
+                total += 2 * tokens * dim * (block.mlp.fc1.out_features + 1)  # the MLP and two norms
+            if layer.downsample is not None:
+                total += tokens * dim * (2 * dim + 1)  # reduction and norm
         return total + tokens * self.num_features + self.num_features * self.num_classes
 
 
@@ -441,18 +398,3 @@ def _init_weights(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.weight, std=0.02)
         if module.bias is not None:
             nn.init.zeros_(module.bias)
-
-
-def interpolate_bias_table(table: Tensor, rows: int) -> Tensor:
-    """A relative position bias table `[(2M-1)^2, heads]`, resized bicubically to `[rows, heads]` for another window."""
-    old, new = int(table.shape[0] ** 0.5), int(rows**0.5)
-    grid = table.T.view(1, -1, old, old)
-    return F.interpolate(grid, (new, new), mode="bicubic", align_corners=False).flatten(2)[0].T.contiguous()
-
-
-def interpolate_positions(embedding: Tensor, tokens: int) -> Tensor:
-    """An absolute position embedding `[1, L, C]`, resized bicubically to `[1, tokens, C]`."""
-    old, new = int(embedding.shape[1] ** 0.5), int(tokens**0.5)
-    grid = embedding.transpose(1, 2).unflatten(2, (old, old))
-    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
-    return grid.flatten(2).transpose(1, 2).contiguous()

@@ -4,16 +4,15 @@ Known layouts: Microsoft's (`{'model': ...}`, which the course project also save
 bare state dict, and our own checkpoints. Weights that do not fit are an error: none keeps its initial value silently.
 """
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.swin_transformer import SwinTransformer, interpolate_bias_table, interpolate_positions
-from tools.base.errors import CheckpointError
+from models.swin_transformer import SwinTransformer
+from tools.base.errors import CheckpointError, listing
 
 _BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
 
@@ -47,19 +46,14 @@ def load_pretrained(model: nn.Module, content: object, where: str, head: str) ->
         CheckpointError: naming the first keys that are missing, left over, of the wrong shape or not finite.
     """
     tensors = find_state_dict(content, where)
-    layout = "its own"
+    own, layout, resized = model.state_dict(), "its own", ""
     if isinstance(model, SwinTransformer):
         layout, tensors = _to_microsoft(tensors)
-    own = model.state_dict()
+        resized = _resize_tables(tensors, own)
     tensors = {key: value for key, value in tensors.items() if key in own or not _BUFFERS.search(key)}
-    notes = []
-    if isinstance(model, SwinTransformer):
-        resized = _resize(tensors, own)
-        notes += [f"{resized} position tables resized"] if resized else []
-    replaced = _replace_head(tensors, own, head)
-    notes += [replaced] if replaced else []
+    changes = ", ".join(filter(None, (resized, _replace_head(tensors, own, head)))) or "none changed"
     load_strictly(model, tensors, where)
-    return f"pretrained: {where}, {layout} layout, {len(tensors)} tensors; {', '.join(notes) or 'none changed'}"
+    return f"pretrained: {where}, {layout} layout, {len(tensors)} tensors; {changes}"
 
 
 def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
@@ -83,9 +77,7 @@ def load_strictly(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -
     ]
     bad = [key for key, value in tensors.items() if value.is_floating_point() and not value.isfinite().all()]
     found = {"missing": missing, "unexpected": extra, "wrong shape": shapes, "wrong kind": kinds, "non-finite": bad}
-    problems = [
-        f"{problem} {', '.join(keys[:5])}{', ...' if len(keys) > 5 else ''}" for problem, keys in found.items() if keys
-    ]
+    problems = [f"{problem} {listing(keys)}" for problem, keys in found.items() if keys]
     if problems:
         raise CheckpointError(f"{where} does not fit the model: {'; '.join(problems)}")
     model.load_state_dict(tensors, strict=False)  # checked above; not strict because of computed buffers
@@ -114,26 +106,26 @@ def _from_torchvision(key: str) -> str:
     return key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
 
 
-def _resize(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> int:
-    """Resizes position tables in place to the shapes of `own`; returns how many."""
-    count = 0
+def _resize_tables(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Resizes position tables of another window or grid to the shapes of `own`; says how many."""
+    resized = {}
     for key, value in tensors.items():
-        if key not in own or value.shape == own[key].shape:
+        if key not in own or not key.endswith(("relative_position_bias_table", "absolute_pos_embed")):
             continue
-        wanted = own[key].shape
-        if value.ndim < 2 or not _is_square(value.shape[-2]) or not value.is_floating_point():
-            continue
-        if key.endswith("relative_position_bias_table") and value.ndim == 2 and value.shape[1] == wanted[1]:
-            tensors[key] = interpolate_bias_table(value, wanted[0])
-            count += 1
-        elif key == "absolute_pos_embed" and value.ndim == 3 and value.shape[2] == wanted[2]:
-            tensors[key] = interpolate_positions(value, wanted[1])
-            count += 1
-    return count
+        *_, tokens, channels = wanted = own[key].shape
+        fits = value.ndim == len(wanted) and value.shape[-1] == channels and value.is_floating_point()
+        if fits and value.shape != wanted and value.numel() and math.isqrt(value.shape[-2]) ** 2 == value.shape[-2]:
+            resized[key] = resize_table(value, tokens)
+    tensors |= resized
+    return f"{len(resized)} position tables resized" if resized else ""
 
 
-def _is_square(number: int) -> bool:
-    return number > 0 and math.isqrt(number) ** 2 == number
+def resize_table(table: Tensor, tokens: int) -> Tensor:
+    """A table for the positions of a square grid, `[..., L, C]`, resized bicubically to `[..., tokens, C]`."""
+    old, new = math.isqrt(table.shape[-2]), math.isqrt(tokens)
+    grid = table.reshape(-1, *table.shape[-2:]).transpose(1, 2).unflatten(2, (old, old))
+    grid = F.interpolate(grid, (new, new), mode="bicubic", align_corners=False)
+    return grid.flatten(2).transpose(1, 2).reshape(*table.shape[:-2], tokens, -1).contiguous()
 
 
 def _replace_head(tensors: dict[str, Tensor], own: Mapping[str, Tensor], head: str) -> str:
@@ -147,17 +139,3 @@ def _replace_head(tensors: dict[str, Tensor], own: Mapping[str, Tensor], head: s
     tensors |= {key: value.clone() for key, value in own.items() if key in (weight, f"{head}.bias")}
     given = "no head" if old is None else f"head of {old.shape[0]} classes"
     return f"{given}: replaced by a new one of {new.shape[0]}"
-
-
-def count_parameters(model: nn.Module) -> int:
-    """The number of parameters, frozen ones included."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def weights_digest(model: nn.Module) -> str:
-    """SHA-256 over the names and bytes of the state dict: equal digests mean equal weights."""
-    digest = hashlib.sha256()
-    for key, value in sorted(model.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()

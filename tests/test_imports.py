@@ -108,8 +108,10 @@ def test_every_torch_load_is_safe_and_explicit():
 def test_every_config_key_is_read_somewhere():
     from configs.keys import KEYS
 
+    # those of MODEL.SWIN are passed on as they are, see tests/models/test_build.py
+    keys = [key for key in KEYS if not key.startswith("MODEL.SWIN.")]
     source = "\n".join(p.read_text() for p in FILES if p.parent.name != "configs" or p.name == "load.py")
-    for key in KEYS:
+    for key in keys:
         name = key.rsplit(".", 1)[-1]
         assert f".{name}" in source, f"{key} does nothing"
 

@@ -11,7 +11,7 @@ from tools.commands import run, summaries
 def main(argv: list[str]) -> int:
     """Runs the command that `argv` begins with."""
     if argv[:1] == ["--version"]:
-        print(f"plantswin {cli.version()}")
+        print(cli.VERSION)
         return 0
     known = summaries()
     if not argv or argv[0] in ("-h", "--help"):

@@ -41,7 +41,6 @@ class ImageClassifier:
     """
 
     predictor: Predictor
-    device: torch.device
     config: CfgNode = field(repr=False)
 
     @property
@@ -60,22 +59,19 @@ class ImageClassifier:
             DataError: naming the image that cannot be read.
             UsageError: for something that is not an image.
         """
-        if not isinstance(images, list | tuple):
-            return self._predict([images])[0]
-        return self._predict(images) if images else []
-
-    def _predict(self, images: Sequence) -> list[Prediction]:
+        single = not isinstance(images, list | tuple)
+        images = [images] if single else images
         names = [
             str(image) if isinstance(image, str | PathLike) else f"image number {number}"
             for number, image in enumerate(images, 1)
         ]
-        found = []
+        found: list[Prediction] = []
         for batch in batches(zip(images, names, strict=True), self.config.DATA.BATCH_SIZE):
             inputs = [self.predictor.inputs(_read(image, name)) for image, name in batch]
             members = [torch.stack(member) for member in zip(*inputs, strict=True)]
             answers = self.predictor.answer(members, [name for _, name in batch], self.config.AMP)
             found += predictions_of(answers, self.labels)
-        return found
+        return found[0] if single else found
 
 
 def load(
@@ -97,18 +93,17 @@ def load(
         UsageError: for an unknown device, `decide_by` or `tta`.
     """
     asked = [("TEST.DECIDE_BY", decide_by, "decide_by"), ("TEST.TTA", tta, "tta")]
-    overrides = [("DATA.NUM_WORKERS", 0, "tools.api"), *(option for option in asked if option[1] is not None)]
-    config = load_config(overrides=overrides).config
+    config = load_config(overrides=[option for option in asked if option[1] is not None]).config
     try:
         device = choose_device(Ranks()) if device is None else torch.device(device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:  # an AssertionError of a torch without CUDA
         raise UsageError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from None
-    named = [checkpoints] if isinstance(checkpoints, str | PathLike) else checkpoints
-    paths = [checkpoint_at(Path(name)) for name in named]
+    names = [checkpoints] if isinstance(checkpoints, str | PathLike) else checkpoints
+    paths = [checkpoint_at(Path(name)) for name in names]
     if not paths:
         raise UsageError("no checkpoint was given; give a file or a run folder")
-    return ImageClassifier(load_predictor(paths, device, decide_by=decide_by, tta=tta), device, config)
+    return ImageClassifier(load_predictor(paths, device, decide_by=decide_by, tta=tta), config)
 
 
 def _read(image, name: str) -> Image.Image:
@@ -120,7 +115,12 @@ def _read(image, name: str) -> Image.Image:
     if isinstance(image, str | PathLike):
         return read_image(Path(image))
     if isinstance(image, np.ndarray):
-        image = _from_array(image, name)
+        shape, dtype = list(image.shape), image.dtype
+        if dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and shape[2] == 3)):
+            raise DataError(f"{name} is an array {shape} of {dtype}; give uint8 [H, W, 3] or [H, W]")
+        if not image.size:
+            raise DataError(f"{name} is an empty array {shape}")
+        image = Image.fromarray(image)
     if not isinstance(image, Image.Image):
         raise UsageError(f"{name} is of type {type(image).__name__}; give a path, image or array")
     try:
@@ -131,11 +131,3 @@ def _read(image, name: str) -> Image.Image:
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{name} cannot be decoded: {error}") from None
     return decode(buffer.getvalue(), name)
-
-
-def _from_array(array: np.ndarray, name: str) -> Image.Image:
-    if array.dtype != np.uint8 or not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] == 3)):
-        raise DataError(f"{name} is an array {list(array.shape)} of {array.dtype}; give uint8 [H, W, 3] or [H, W]")
-    if not array.size:
-        raise DataError(f"{name} is an empty array {list(array.shape)}")
-    return Image.fromarray(array)

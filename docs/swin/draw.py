@@ -33,9 +33,9 @@ def live_shapes() -> list[tuple[str, str]]:
     """(description, shape) of the tensors in a Swin-T for one photo, as forward hooks see them."""
     import torch
 
-    from models.swin_transformer import VARIANTS, SwinTransformer
+    from models.swin_transformer import SwinTransformer
 
-    model = SwinTransformer(num_classes=6, **VARIANTS["tiny"]).eval()
+    model = SwinTransformer(num_classes=6).eval()
     seen: dict[str, str] = {"photo": "1x3x224x224"}
     watched = {
         "patch_embed.proj": "`patch_embed.proj`: patches",
@@ -84,7 +84,7 @@ def windows(side: int = 14, window: int = 7) -> bytes:
     """The groups of tokens that attend to each other: in plain windows, in rolled ones, and under the mask."""
     import torch
 
-    from models.swin_transformer import shifted_window_mask, window_reverse
+    from models.swin_transformer import shifted_window_mask, window_order
 
     shift, count = window // 2, (side // window) ** 2
     window_of = torch.arange(count).view(-1, 1).expand(-1, window * window)  # [nW, N]
@@ -92,8 +92,7 @@ def windows(side: int = 14, window: int = 7) -> bytes:
     _, part_of = torch.unique(window_of * window * window + first, return_inverse=True)
 
     def places(owner, roll: int = 0):
-        laid = window_reverse(owner.reshape(-1, window, window, 1), window, side, side)[0, :, :, 0]
-        return torch.roll(laid, (roll, roll), (0, 1)).numpy()
+        return owner.flatten()[window_order(side, window, roll).argsort()].view(side, side).numpy()
 
     figure, axes = canvas(3)
     for one, title, owner in zip(

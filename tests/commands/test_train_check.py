@@ -132,9 +132,7 @@ def test_memory_that_a_batch_does_not_fit_into_is_noted(argv, monkeypatch, capsy
 
 
 def test_weights_of_the_hub_are_named_and_not_fetched(argv, monkeypatch, capsys):
-    from models.pretrained import Hub
-
-    monkeypatch.setattr(parts, "find_pretrained", lambda *_: Hub("tiny"))
+    monkeypatch.setattr(parts, "find_pretrained", lambda *_: "tiny")
     assert main.main([*argv, "--check", "--pretrained", "auto"]) == 0
     assert said(capsys)["weights"].startswith("a run would take tiny from timm's hub")
 

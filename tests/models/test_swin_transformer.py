@@ -8,7 +8,6 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.swin_transformer import (
-    VARIANTS,
     PatchMerging,
     Reorder,
     SwinTransformer,
@@ -18,7 +17,6 @@ from models.swin_transformer import (
     shifted_window_mask,
     window_order,
     window_partition,
-    window_reverse,
 )
 from models.weights import load_pretrained
 
@@ -79,13 +77,6 @@ def test_parameters_and_flops_are_those_of_the_paper():
     norms = 3136 * 96 + sum(b.resolution**2 * 2 * b.dim for stage in model.layers for b in stage.blocks)
     norms += sum(m.downsample.resolution**2 * m.downsample.dim for m in model.layers if m.downsample) + 49 * 768
     assert model.flops() - norms == counter.get_total_flops() / 2
-
-
-@pytest.mark.parametrize(("name", "millions"), [("tiny", 28.3), ("small", 49.6), ("base", 87.8), ("large", 196.5)])
-def test_variants_have_the_size_of_microsofts(name, millions):
-    with torch.device("meta"):
-        model = SwinTransformer(**VARIANTS[name])
-    assert round(sum(p.numel() for p in model.parameters()) / 1e6, 1) == millions
 
 
 def test_checkpointing_gives_the_same_gradients_with_stochastic_depth():
@@ -182,7 +173,7 @@ def test_windows_come_back_and_hold_neighbours():
     x = torch.arange(2 * 8 * 8 * 3).float().view(2, 8, 8, 3)
     windows = window_partition(x, 4)
     assert torch.equal(windows[1], x[0, :4, 4:]), "the second window is the top right one"
-    assert torch.equal(window_reverse(windows, 4, 8, 8), x)
+    assert torch.equal(windows.view(2, 64, 3)[:, window_order(8, 4, 0).argsort()], x.view(2, 64, 3))
 
 
 def test_shift_mask_separates_exactly_the_tokens_that_were_no_neighbours():

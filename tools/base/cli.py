@@ -11,11 +11,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
+from tools import __version__
 from tools.base.errors import Interrupted, UsageError, as_user_error, nearest
 
+VERSION = f"plantswin {__version__}"
 # How a number is written. Python itself would also take 1_0, " 4 " and the digits of other scripts.
 _PLAIN = {int: r"[-+]?[0-9]{1,18}", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?"}
 
@@ -34,20 +35,6 @@ def share(text: str) -> float:
     return value
 
 
-def version() -> str:
-    """The version of PlantSwin, from the pyproject.toml of this checkout: the program is never installed without it."""
-    import tomllib  # only here: no other command line needs it
-
-    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
-    return str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
-
-
-class _ShowVersion(argparse.Action):
-    def __call__(self, parser: argparse.ArgumentParser, *_unused: object) -> None:
-        print(f"plantswin {version()}")
-        parser.exit()
-
-
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that takes no abbreviations and answers a mistake with one line and the nearest flag.
 
@@ -61,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         for kind in _PLAIN:
             self.register("type", kind, functools.partial(_plain_number, kind))
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        self.add_argument("--version", action=_ShowVersion, nargs=0, help="show the version and leave")
+        self.add_argument("--version", action="version", version=VERSION, help="show the version and leave")
 
     def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """The values of `args`. Raises UsageError for a flag that does not exist."""

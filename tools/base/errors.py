@@ -83,11 +83,7 @@ def listing(names: Sequence[str], separator: str = ", ", most: int = 5) -> str:
 
 
 _OURS = ("configs", "models", "data", "tools", "main", "test", "visual", "process_dataset")
-
-
 _NO_MEMORY = ("allocate memory", "bad alloc", "could not create a primitive")  # torch on a CPU, C++, oneDNN
-
-
 _PEERS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # of torch.distributed
 
 
@@ -104,7 +100,10 @@ def as_user_error(error: Exception) -> UserError:
     if is_out_of_memory(error):
         return ResourceError(f"out of memory: {text or kind}; lower --batch-size, DATA.IMG_SIZE or DATA.NUM_WORKERS")
     if isinstance(error, OSError):
-        return _system_error(error)
+        where = f"{error.filename}: " if error.filename is not None else ""
+        if error.errno == errno.ENAMETOOLONG:
+            return UsageError(f"{where}the name is longer than this file system takes; give a shorter one")
+        return ResourceError(f"{where}the system refused: {error.strerror or error}; fix that and run it again")
     if text.startswith(("DataLoader worker", "DataLoader timed out")):
         return ResourceError(f"{text}; was it out of memory? Lower DATA.NUM_WORKERS or --batch-size and run it again")
     if text.startswith("Expected more than 1 value per channel"):
@@ -127,10 +126,3 @@ def is_out_of_memory(error: Exception) -> bool:
         or (isinstance(error, RuntimeError) and any(words in text for words in _NO_MEMORY))
         or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
     )
-
-
-def _system_error(error: OSError) -> UserError:
-    where = f"{error.filename}: " if error.filename is not None else ""
-    if error.errno == errno.ENAMETOOLONG:
-        return UsageError(f"{where}the name is longer than this file system takes; give a shorter one")
-    return ResourceError(f"{where}the system refused: {error.strerror or error}; fix that and run it again")

@@ -6,9 +6,7 @@ import errno
 import fcntl
 import os
 import re
-import secrets
 import shutil
-import socket
 import stat
 import tempfile
 from collections.abc import Iterable, Iterator
@@ -48,34 +46,23 @@ def leads_out(entry: os.DirEntry[str], root: Path) -> bool:
     return entry.is_symlink() and not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(root))
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Inside, a hidden name beside `path` to write to; on the way out the file there gets the name `path`.
-
-    After an error `path` is as it was and the hidden file is gone.
-    """
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
-    try:
-        yield hidden
-        hidden.replace(path)
-    finally:
-        with contextlib.suppress(OSError):  # its folder is gone or belongs to another user: nothing is left to remove
-            hidden.unlink(missing_ok=True)
-
-
 def write_bytes(path: Path, content: bytes, make_folder: bool = True) -> None:
     """Writes a file whole or not at all. Raises ResourceError when the disk refuses.
 
     Args:
         make_folder: make the folder of `path` when it is missing; False makes that an error.
     """
+    hidden = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as hidden:
-            hidden.write_bytes(content)
+        hidden.write_bytes(content)
+        hidden.replace(path)
     except OSError as error:
         raise _refused(error, path) from None
+    finally:
+        with contextlib.suppress(OSError):  # its folder is gone or belongs to another user: nothing is left to remove
+            hidden.unlink(missing_ok=True)
 
 
 def check_output_file(flag: str, target: str | None, inputs: Iterable[str | Path] = ()) -> None:
@@ -107,15 +94,22 @@ def check_output_folder(flag: str, folder: Path, photos: str) -> None:
         ) from None
 
 
-@contextlib.contextmanager
-def open_own(path: Path) -> Iterator[IO[bytes]]:
-    """A file of ours, for reading and writing; made when it is missing.
+def open_own(path: Path) -> IO[bytes]:
+    """Opens a file of ours for reading and writing, and makes it when it is missing.
 
     Raises:
-        ResourceError: for a link, whose target may be somebody else's, and for anything but a regular file.
+        ResourceError: for a link, whose target may belong to another user, and for anything but a regular file.
     """
-    with os.fdopen(_open_regular(path), "r+b") as file:
-        yield file
+    try:
+        # O_NONBLOCK: opening a FIFO returns at once, and the check below refuses it
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
+        raise ResourceError(f"{path} cannot be written: {what}; remove it, or choose another name") from None
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ResourceError(f"{path} cannot be written: it is not a regular file; remove it, or choose another name")
+    return os.fdopen(descriptor, "r+b")
 
 
 @contextlib.contextmanager
@@ -133,7 +127,7 @@ def locked(target: Path, wait: bool = False) -> Iterator[None]:
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(path, target, wait)
+        file = _lock(path, target, wait)
     except OSError as error:
         raise _refused(error, error.filename or path) from None
     try:
@@ -141,8 +135,8 @@ def locked(target: Path, wait: bool = False) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # it is gone, or the folder has become read-only
             path.unlink()  # before the lock is released, while the file is still ours
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # after closing alone, processes forked in between would keep the lock
-        os.close(descriptor)
+        fcntl.flock(file, fcntl.LOCK_UN)  # after closing alone, processes forked in between would keep the lock
+        file.close()
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: it holds `target` now
                 folder.rmdir()
@@ -196,40 +190,27 @@ def _refused(error: OSError, path: Path | str) -> ResourceError:
     return ResourceError(f"{path} cannot be written: {error.strerror or error}")
 
 
-def _open_regular(path: Path) -> int:
-    """The descriptor of a file of ours, see `open_own`."""
-    try:
-        # O_NONBLOCK: opening a FIFO returns at once, and the check below refuses it
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
-    except OSError as error:
-        what = "it is a link" if error.errno == errno.ELOOP else error.strerror
-        raise ResourceError(f"{path} cannot be written: {what}; remove it, or choose another name") from None
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ResourceError(f"{path} cannot be written: it is not a regular file; remove it, or choose another name")
-    return descriptor
-
-
 def _lock_file(target: Path) -> Path:
     return target.parent / f".{target.name}.lock"
 
 
-def _lock(path: Path, target: Path, wait: bool) -> int:
-    """The descriptor of the locked file, which now names this process."""
+def _lock(path: Path, target: Path, wait: bool) -> IO[bytes]:
+    """The locked file, which now names this process."""
     while True:
-        descriptor = _open_regular(path)
+        file = open_own(path)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
-            os.close(descriptor)
+            file.close()
             raise BusyError(f"{target} is in use by {holder(target)}; wait for it, or choose another name") from None
         with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
-                os.ftruncate(descriptor, 0)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                file.truncate(0)
                 now = datetime.now(UTC).isoformat(" ", "seconds")
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()} since {now}".encode())
-                return descriptor
-        os.close(descriptor)  # its last owner removed the file after this process had opened it
+                file.write(f"process {os.getpid()} on {os.uname().nodename} since {now}".encode())
+                file.flush()
+                return file
+        file.close()  # its last owner removed the file after this process had opened it
 
 
 def _sweep(target: Path) -> None:

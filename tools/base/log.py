@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NoReturn, TypeVar
@@ -17,26 +18,21 @@ _FILE_FORMAT = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s 
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes through tqdm, so that a line does not break the bar under it.
+    """Writes `13:05:12 message`, with the level before the message from WARNING on.
+
+    It writes through tqdm, so that a line does not break the bar under it.
 
     When the reader of a pipe has gone (`| head`), the run goes on without a console.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
+        clock = time.strftime("%H:%M:%S", time.localtime(record.created))
+        level = colored(f"{record.levelname} ", "yellow") if record.levelno >= logging.WARNING else ""
         try:
-            say(self.format(record))
+            say(f"{colored(clock, 'green')} {level}{record.getMessage()}")
             sys.stdout.flush()
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _ConsoleFormatter(logging.Formatter):
-    """`13:05:12 message`, with the level before the message from WARNING on."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        level = f"{record.levelname} " if record.levelno >= logging.WARNING else ""
-        time = colored(self.formatTime(record, "%H:%M:%S"), "green")
-        return f"{time} {colored(level, 'yellow') if level else ''}{record.getMessage()}"
 
 
 class _FileHandler(logging.FileHandler):
@@ -58,9 +54,7 @@ def create_logger(file: Path | None = None, rank: int = 0) -> logging.Logger:
         handler.close()
     logger.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     logger.propagate = False
-    console = _ConsoleHandler()
-    console.setFormatter(_ConsoleFormatter())
-    logger.addHandler(console)
+    logger.addHandler(_ConsoleHandler())
     if file is not None:
         log = _FileHandler(file, encoding="utf-8", errors="backslashreplace")
         log.setFormatter(logging.Formatter(_FILE_FORMAT, "%Y-%m-%d %H:%M:%S"))

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from timm.utils import ModelEmaV3
@@ -10,7 +11,7 @@ from torch import nn
 
 from data.build import build_mixer
 from models.build import compiled, head_name, layer_index, no_weight_decay
-from models.pretrained import Hub, find_pretrained
+from models.pretrained import download_weights, find_pretrained
 from models.swin_transformer import SwinTransformer
 from models.weights import load_pretrained
 from tools.base.errors import UsageError
@@ -79,11 +80,11 @@ def load_start_weights(model: nn.Module, config, *, download: bool = True) -> st
     source = find_pretrained(config.MODEL.PRETRAINED, config.MODEL.NAME)
     if source is None:
         return "fresh weights"
-    if not isinstance(source, Hub):
+    if isinstance(source, Path):
         return load_pretrained(model, store.read(source), str(source), head_name(model))
     if not download:
-        return f"a run would take {source.name} from timm's hub; tried here with fresh weights"
-    return load_pretrained(model, source.state_dict(), f"timm's hub, {source.name}", head_name(model))
+        return f"a run would take {source} from timm's hub; tried here with fresh weights"
+    return load_pretrained(model, download_weights(source), f"timm's hub, {source}", head_name(model))
 
 
 def make_train_state(model: nn.Module, config, precision, device: torch.device) -> TrainState:

@@ -18,7 +18,6 @@ from data.loading.seeds import INIT, seed_of
 from data.loading.split import describe
 from models.build import build_model
 from models.swin_transformer import SwinTransformer
-from models.weights import count_parameters
 from tools.base.errors import ResourceError, UsageError
 from tools.base.files import write_bytes
 from tools.base.log import create_logger
@@ -197,7 +196,8 @@ def log_start(logger: logging.Logger, loaded: Loaded, run: PreparedRun, ranks: R
     for line in (*run.notes, describe(run.data.train), describe(run.data.val), *count_table(run.data, config)):
         logger.info(line)
     flops = f", {model.flops() / 1e9:.2f} G multiply-adds per image" if isinstance(model, SwinTransformer) else ""
-    logger.info(f"{config.MODEL.NAME}: {count_parameters(model) / 1e6:.2f} M parameters{flops}")
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+    logger.info(f"{config.MODEL.NAME}: {num_parameters / 1e6:.2f} M parameters{flops}")
     logger.info(run.origin)
     logger.info(
         f"{run.state.precision} on {device}, {ranks.world_size} rank(s); {images} images per update, "

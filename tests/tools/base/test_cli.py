@@ -12,9 +12,9 @@ import torch
 from conftest import ROOT
 
 import main
+from tools import __version__
 from tools.__main__ import main as tools_main
 from tools.base import cli
-from tools.base.cli import version
 from tools.base.errors import ResourceError
 from tools.base.log import create_logger
 from tools.commands import summaries
@@ -85,7 +85,7 @@ def test_an_unknown_flag_is_answered_with_what_helps(capsys, flag, words):
 @pytest.mark.parametrize("name", [*summaries(), ""])
 def test_every_command_tells_its_version(capsys, name):
     assert tools_main([*filter(None, [name]), "--version"]) == 0
-    assert capsys.readouterr().out == f"plantswin {version()}\n"
+    assert capsys.readouterr().out == f"plantswin {__version__}\n"
 
 
 PROGRAM = """

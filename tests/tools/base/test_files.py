@@ -9,7 +9,7 @@ from conftest import ROOT
 
 from tools.base import files
 from tools.base.errors import BusyError, ResourceError
-from tools.base.files import holder, locked, publish, replacing, staging, write_bytes
+from tools.base.files import holder, locked, publish, staging, write_bytes
 
 
 def fill(folder, text):
@@ -88,17 +88,18 @@ def test_a_parent_that_is_a_file_is_one_error(tmp_path):
         pass
 
 
-def write_half(path):
-    with replacing(path) as hidden:
-        hidden.write_bytes(b"half")
-        raise RuntimeError("halfway")
+def write_half(path, _content):
+    path.write_text("half")
+    raise RuntimeError("halfway")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "a.txt"
     write_bytes(path, b"old")
-    with pytest.raises(RuntimeError, match="halfway"):
-        write_half(path)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "write_bytes", write_half)
+        with pytest.raises(RuntimeError, match="halfway"):
+            write_bytes(path, b"new")
     with pytest.raises(ResourceError, match=r"gone/a\.txt cannot be written: No such file"):
         write_bytes(tmp_path / "gone" / "a.txt", b"x", make_folder=False)
     assert [p.name for p in tmp_path.rglob("*")] == ["new", "a.txt"]
