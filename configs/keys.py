@@ -129,10 +129,12 @@ KEYS: dict[str, Key] = {
     "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm of an update; 0: no clipping", between(0, 1e9)),
     "TRAIN.ACCUMULATION_STEPS": Key(1, "batches per update", COUNT, flag="--accumulation-steps"),
     "TRAIN.USE_CHECKPOINT": Key(
-        False, "recompute all activations in backward: a tenth of the memory, more time", flag="--use-checkpoint"
+        False,
+        "recompute all activations in backward: about a tenth of their memory, more time",
+        flag="--use-checkpoint",
     ),
     "TRAIN.SELECTIVE_CHECKPOINT": Key(
-        False, "recompute GELU and attention scores only: two thirds of the memory for little time; Swin"
+        False, "recompute GELU and attention scores only: about two thirds of their memory; Swin"
     ),
     "TRAIN.COMPILE": Key(False, "torch.compile the forward pass of training, where torch can"),
     "TRAIN.AUTO_RESUME": Key(True, "resume from last.pth when the run folder has one", may_change=True),
@@ -163,7 +165,7 @@ KEYS: dict[str, Key] = {
     "TRAIN.LOSS.GAMMA_NEG": Key(4.0, "focusing exponent of asymmetric for absent labels", between(0, 100)),
     "TRAIN.LOSS.GAMMA_POS": Key(0.0, "focusing exponent of asymmetric for present labels", between(0, 100)),
     "TRAIN.LOSS.CLIP": Key(0.05, "probability that asymmetric subtracts from absent labels", BELOW_ONE),
-    "TRAIN.LR_SCHEDULER.NAME": Key("cosine", "course of the learning rate", one_of("cosine", "linear", "step")),
+    "TRAIN.LR_SCHEDULER.NAME": Key("cosine", "schedule of the learning rate", one_of("cosine", "linear", "step")),
     "TRAIN.LR_SCHEDULER.DECAY_EPOCHS": Key(30.0, "epochs between the drops of step", between(1e-6, 100_000)),
     "TRAIN.LR_SCHEDULER.DECAY_RATE": Key(0.1, "factor of each drop of step", between(1e-6, 1)),
     "TRAIN.OPTIMIZER.NAME": Key("adamw", "adamw, or sgd with Nesterov momentum", one_of("adamw", "sgd")),
@@ -173,12 +175,12 @@ KEYS: dict[str, Key] = {
     # augmentation
     "AUG.SCALE": Key([0.08, 1.0], "area of a random crop as a share of the photo's", SHARE_RANGE),
     "AUG.RATIO": Key([0.75, 1.3333333333333333], "width / height of a random crop", ordered_pair(0.01, 100)),
-    "AUG.HFLIP": Key(0.5, "chance of a left-right flip", SHARE),
-    "AUG.VFLIP": Key(0.0, "chance of an upside-down flip", SHARE),
-    "AUG.QUARTER_TURNS": Key(False, "turn by 0, 90, 180 or 270 degrees: a leaf has no upright"),
+    "AUG.HFLIP": Key(0.5, "probability of a left-right flip", SHARE),
+    "AUG.VFLIP": Key(0.0, "probability of an upside-down flip", SHARE),
+    "AUG.QUARTER_TURNS": Key(False, "turn by 0, 90, 180 or 270 degrees at random"),
     "AUG.COLOR_JITTER": Key(0.4, "strength of colour jitter, used when AUTO_AUGMENT is empty", between(0, 10)),
     "AUG.AUTO_AUGMENT": Key("rand-m9-mstd0.5-inc1", "policy in timm's notation; empty: none", POLICY),
-    "AUG.REPROB": Key(0.25, "chance of random erasing", SHARE),
+    "AUG.REPROB": Key(0.25, "probability of random erasing", SHARE),
     "AUG.REMODE": Key("pixel", "what random erasing fills in", one_of("const", "rand", "pixel")),
     "AUG.RECOUNT": Key(1, "rectangles per random erasing", between(1, 1000)),
     "AUG.MIXUP": Key(0.8, "alpha of Mixup; 0: off", _ALPHA),
@@ -186,8 +188,8 @@ KEYS: dict[str, Key] = {
     "AUG.CUTMIX_MINMAX": Key(
         None, "[smallest, largest] side of the cut as a share of the image's, instead of alpha", null_or(SHARE_RANGE)
     ),
-    "AUG.MIXUP_PROB": Key(1.0, "chance that an image is mixed at all", SHARE),
-    "AUG.MIXUP_SWITCH_PROB": Key(0.5, "chance of CutMix where both are on", SHARE),
+    "AUG.MIXUP_PROB": Key(1.0, "probability that an image is mixed at all", SHARE),
+    "AUG.MIXUP_SWITCH_PROB": Key(0.5, "probability of CutMix where both are on", SHARE),
     "AUG.MIXUP_MODE": Key("batch", "what shares one lambda", one_of("batch", "pair", "elem")),
     # scoring
     "TEST.CROP": Key(True, "resize to 256/224 of the size and crop the centre; false: squash the whole photo"),
@@ -216,7 +218,7 @@ KEYS: dict[str, Key] = {
     "AMP.BACKEND": Key("native", "native (torch.amp) or apex (NVIDIA's)", one_of("native", "apex")),
     "AMP.DTYPE": Key("auto", "dtype of native; auto: bf16 where the card has it", one_of("auto", "bf16", "fp16")),
     "DIST.BACKEND": Key("auto", "auto: nccl on a GPU, else gloo", one_of("auto", "gloo", "nccl"), may_change=True),
-    "DIST.TIMEOUT_SECONDS": Key(600, "a rank that is silent for so long is given up", between(1, 604_800), True),
+    "DIST.TIMEOUT_SECONDS": Key(600, "a rank that is silent for so long is treated as lost", between(1, 604_800), True),
     "OUTPUT": Key("output", "folder of the run folders", PATH, flag="--output", may_change=True),
     "TAG": Key("default", "names the run: <output>/<MODEL.NAME>/<tag>", folder_name(64), flag="--tag", may_change=True),
     "SAVE_FREQ": Key(1, "epochs between writes of last.pth", COUNT, may_change=True),

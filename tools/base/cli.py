@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
         for kind in _PLAIN:
             self.register("type", kind, functools.partial(_plain_number, kind))
         self.add_argument("--debug", action="store_true", help="show the traceback of an error")
-        self.add_argument("--version", action="version", version=VERSION, help="show the version and leave")
+        self.add_argument("--version", action="version", version=VERSION, help="show the version and exit")
 
     def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """The values of `args`. Raises UsageError for a flag that does not exist."""

@@ -28,7 +28,7 @@ def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, in
         Section("Left out", _left_out(manifest["left_out"])),
         Section("Settings and notes", _settings(manifest)),
     ]
-    return render("Know the data", f"{photos}.", sections)
+    return render("The data set", f"{photos}.", sections)
 
 
 def _counts(splits: dict) -> Table:
