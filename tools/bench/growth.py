@@ -26,11 +26,10 @@ def measure(args) -> list[Row]:
         for command, costs in zip(COMMANDS, zip(*rounds, strict=True), strict=True):
             seconds, peaks = zip(*costs, strict=True)
             per_photo, peak = statistics.median(seconds) / size, max(peaks)
-            speedups, savings, bar = [], [], None
-            if command in first:
-                speedups = [first[command][0] / (each / size) for each in seconds]
-                savings, bar = [first[command][1] / peak], BAR
-            first.setdefault(command, (per_photo, peak))
+            bar = BAR if command in first else None
+            first_per_photo, first_peak = first.setdefault(command, (per_photo, peak))
+            speedups = [first_per_photo / (each / size) for each in seconds] if bar else []
+            savings = [first_peak / peak] if bar else []
             name = f"{command}, {size} photos"
             rows.append(make_row(name, seconds, speedups, f"{1 / per_photo:.1f} photos per second", bar))
             rows.append(make_row(f"{name}: peak memory", (), savings, f"{peak / 2**20:.0f} MiB", bar))

@@ -9,6 +9,7 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from tools.bench import peers
 from tools.bench.rounds import Row, make_row
+from tools.runtime.precision import DTYPES, NativePrecision
 
 MODES = {"plain": {}, "selective": {"selective_checkpoint": True}, "checkpoint": {"use_checkpoint": True}}
 # The ratio we want of timm's bytes to ours; in bf16, because that is what GPUs train in.
@@ -49,7 +50,7 @@ def make_model(kind: str, mode: str, size: str) -> nn.Module:
 def compute_loss(model: nn.Module, size: str, dtype: str, num_images: int) -> Tensor:
     """The loss of a random batch."""
     images, targets = peers.random_batch(size, num_images)
-    with peers.autocast(dtype):
+    with NativePrecision(peers.DEVICE.type, DTYPES.get(dtype)).autocast():
         return nn.functional.binary_cross_entropy_with_logits(model(images), targets)
 
 

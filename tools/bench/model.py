@@ -11,7 +11,7 @@ from data.loading.mixup import Mixer
 from tools.bench import peers
 from tools.bench.rounds import Row, alternate, compare, interleave
 from tools.runtime.memory import keep_freed_memory
-from tools.runtime.precision import NativePrecision
+from tools.runtime.precision import DTYPES, NativePrecision
 from tools.train.draws import batch_draws
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.optim import build_optimizer
@@ -55,12 +55,12 @@ def make_step(args, kind: str, mode: str, batch_size: int, apart: bool) -> Calla
     model = peers.build_swin(kind, args.size).train(mode == "train")
     if args.compile:
         model.compile()
-    optimizer = build_adamw(model)
+    optimizer, precision = build_adamw(model), NativePrecision(peers.DEVICE.type, DTYPES.get(args.dtype))
     images, targets = peers.random_batch(args.size, batch_size)
     draw = getattr(model, "draw_drop_path", None)  # ours takes its stochastic depth, drawn beforehand
 
     def train() -> None:
-        with peers.autocast(args.dtype):
+        with precision.autocast():
             logits = model(images, draw(batch_size)) if draw else model(images)
             loss = binary_cross_entropy_with_logits(logits, targets)
         loss.backward()
@@ -68,7 +68,7 @@ def make_step(args, kind: str, mode: str, batch_size: int, apart: bool) -> Calla
         optimizer.zero_grad(set_to_none=True)
 
     def evaluate() -> None:
-        with torch.no_grad(), peers.autocast(args.dtype):
+        with torch.no_grad(), precision.autocast():
             model(images)
 
     return train if mode == "train" else evaluate

@@ -17,7 +17,6 @@ SIZES: dict[str, dict] = {
 }
 NUM_CLASSES = 6
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_swin(kind: str, size: str, drop_path_rate: float = 0.2, **options) -> Any:
@@ -31,11 +30,6 @@ def build_swin(kind: str, size: str, drop_path_rate: float = 0.2, **options) -> 
         library = models if kind == "ours" else timm.models
         model = library.swin_transformer.SwinTransformer(drop_path_rate=drop_path_rate, **shape, **options)
     return model.to(DEVICE)
-
-
-def autocast(dtype: str) -> torch.autocast:
-    """The context of a forward pass in one of `DTYPES`."""
-    return torch.autocast(DEVICE.type, DTYPES[dtype], enabled=dtype != "fp32")
 
 
 def random_batch(size: str, batch_size: int) -> tuple[Tensor, Tensor]:
