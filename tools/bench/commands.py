@@ -3,17 +3,17 @@
 Imports nothing heavy: a peak of memory is measured from a process that has this module only.
 """
 
-import multiprocessing
 import resource
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from tools.base.errors import ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
+# Flags of main.py for one epoch from fresh weights; they come last.
+ONE_EPOCH = ("--opts", "MODEL.PRETRAINED", "none", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0")
 
 
 def run(*words: object) -> tuple[float, int]:
@@ -34,21 +34,8 @@ def run(*words: object) -> tuple[float, int]:
     return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
 
 
-def run_from_small_process(*words: object) -> tuple[float, int]:
-    """Does the same from a new process, because Linux counts the memory of the parent into a child's peak."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(run, *words).result()
-
-
 def prepare_sample(folder: Path, *counts: int) -> Path:
     """Draws that many photos for train, val and test, and prepares them under `folder`; returns the data folder."""
     run("-m", "tools", "sample", "--dst", folder / "raw", "--counts", *counts)
     run("process_dataset.py", "--src", folder / "raw", "--dst", folder / "dataset", "--allow-leak")
     return folder / "dataset"
-
-
-def train_briefly(folder: Path, dataset: Path, cfg: str) -> Path:
-    """Trains a config's model for one epoch from fresh weights under `folder`; returns its checkpoint."""
-    words = ["MODEL.PRETRAINED", "none", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
-    run("main.py", "--cfg", cfg, "--data-path", dataset, "--output", folder / "output", "--opts", *words)
-    return next((folder / "output").glob("*/*/best.pth"))

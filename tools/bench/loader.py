@@ -2,10 +2,9 @@
 
 import itertools
 import shutil
-import tempfile
 import zipfile
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -25,12 +24,8 @@ from tools.runtime.memory import keep_freed_memory
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH_SIZE = 32
 PEER = "torchvision ImageFolder, timm's transform"
-MODES = {
-    "--cache-mode no": ["DATA.CACHE_MODE", "no"],
-    "--cache-mode part": ["DATA.CACHE_MODE", "part"],
-    "--cache-mode full": ["DATA.CACHE_MODE", "full"],
-    "--zip": ["DATA.ZIP_MODE", "True"],
-}
+MODES = {f"--cache-mode {mode}": ["DATA.CACHE_MODE", mode] for mode in ("no", "part", "full")}
+MODES["--zip"] = ["DATA.ZIP_MODE", "True"]
 BARS = {"--cache-mode no, one core": 1.3, "--cache-mode full, one core": 1.8}
 TIMM_NAMES = {"size": "input_size", "reprob": "re_prob", "remode": "re_mode", "recount": "re_count"}
 
@@ -39,63 +34,57 @@ def measure(args) -> list[Row]:
     """For each number of workers, rows of an epoch by the peer and by each of our modes."""
     keep_freed_memory()  # as main.py does; the peer, in the same process, profits too
     torch.set_num_threads(1)
-    num_photos = max(args.photos // BATCH_SIZE * BATCH_SIZE, min(BATCH_SIZE, args.photos))
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        root = Path(name)
-        copy_photos(root, args)
-        for workers in args.workers:
-            where = f"{workers} workers" if workers else "one core"
-            epochs = {f"{PEER}, {where}": make_peer_epoch(root, workers, args.photos)}
-            for mode, opts in MODES.items():
-                epochs[f"{mode}, {where}"] = make_epoch(root, workers, args.photos, opts)
-            rows += compare(interleave(epochs, args.rounds), BARS, num_photos=num_photos)
+    copy_photos(args)
+    batch_size, rows = min(BATCH_SIZE, args.photos), []
+    for workers in args.workers:
+        opts = ["DATA.NUM_WORKERS", str(workers), "DATA.BATCH_SIZE", str(batch_size)]
+        epochs = {PEER: make_peer_epoch(args.folder, opts)}
+        epochs |= {mode: make_epoch(args.folder, [*opts, *setting]) for mode, setting in MODES.items()}
+        where = f"{workers} workers" if workers else "one core"
+        taken = interleave({f"{name}, {where}": epoch for name, epoch in epochs.items()}, args.rounds)
+        rows += compare(taken, BARS, num_photos=args.photos // batch_size * batch_size)
     return rows
 
 
-def copy_photos(root: Path, args) -> None:
-    """Copies photos, given or drawn, to `root`/train/CODE/ID.jpg, and packs them into `root`/train.zip as well."""
-    dataset = Path(args.data_path or prepare_sample(root / "drawn", args.photos, 1, 1))
+def copy_photos(args) -> None:
+    """Copies photos, given or drawn, to `args.folder`/train/CODE/ID.jpg, and packs them into train.zip as well."""
+    dataset = Path(args.data_path or prepare_sample(args.folder / "drawn", args.photos, 1, 1))
     found = sorted(dataset.glob("train/*/*.jpg"))
     if len(found) < args.photos:
         raise UsageError(f"--data-path {args.data_path} holds {len(found)} training photos; lower --photos")
-    with zipfile.ZipFile(root / "train.zip", "w") as archive:
+    with zipfile.ZipFile(args.folder / "train.zip", "w") as archive:
         for path in found[:: len(found) // args.photos][: args.photos]:
-            (root / "train" / path.parent.name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, root / "train" / path.parent.name / path.name)
-            archive.write(path, f"{path.parent.name}/{path.name}")
+            copy = args.folder / path.relative_to(dataset)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
+            archive.write(path, path.relative_to(dataset / "train"))
 
 
-def make_peer_epoch(root: Path, workers: int, num_photos: int) -> Callable[[], object]:
+def make_peer_epoch(root: Path, opts: list[str]) -> Callable[[], object]:
     """An epoch as the course project loads it: the same policy and parameters, Pillow and float32 throughout."""
-    config, preprocess = load_config(workers, num_photos)
+    config, preprocess = load_config(opts)
     arguments = augmentation_arguments(config.DATA, config.AUG, preprocess)
     del arguments["quarter_turns"]  # which timm does not know; they are off
-    arguments = {TIMM_NAMES.get(name, name): value for name, value in arguments.items()}
-    transform = create_transform(is_training=True, **arguments)
-    keep_one_bit(ops_of(transform))  # without it some photos end the epoch
-    loader = DataLoader(
-        ImageFolder(str(root / "train"), transform),
-        config.DATA.BATCH_SIZE,
-        shuffle=True,
-        drop_last=True,
-        num_workers=workers,
-        persistent_workers=workers > 0,
+    transform = create_transform(
+        is_training=True, **{TIMM_NAMES.get(name, name): value for name, value in arguments.items()}
     )
+    keep_one_bit(ops_of(transform))  # without it some photos end the epoch
+    folder, workers = ImageFolder(str(root / "train"), transform), config.DATA.NUM_WORKERS
+    options = {"num_workers": workers, "persistent_workers": workers > 0}
+    loader = DataLoader(folder, config.DATA.BATCH_SIZE, shuffle=True, drop_last=True, **options)
     return lambda: deque(loader, maxlen=0)
 
 
-def make_epoch(root: Path, workers: int, num_photos: int, opts: list[str]) -> Callable[[], object]:
+def make_epoch(root: Path, opts: list[str]) -> Callable[[], object]:
     """An epoch of ours; every call is the next one, with other draws."""
-    config, preprocess = load_config(workers, num_photos, opts)
+    config, preprocess = load_config(opts)
     split = scan_split(root, "train", config.DATA.ZIP_MODE, follow=config.DATA.FOLLOW_LINKS)
     loader = build_train_loader(config.DATA, config.AUG, split, preprocess, seed=0)
     epochs = itertools.count()
     return lambda: deque(resume_batches(loader, next(epochs), 0), maxlen=0)
 
 
-def load_config(workers: int, num_photos: int, opts: Sequence[str] = ()) -> tuple:
-    """The default config with these workers, and its preprocessing."""
-    batch_size = str(min(BATCH_SIZE, num_photos))
-    config = load(None, ["DATA.NUM_WORKERS", str(workers), "DATA.BATCH_SIZE", batch_size, *opts]).config
+def load_config(opts: list[str]) -> tuple:
+    """The default config with `opts`, and its preprocessing."""
+    config = load(None, opts).config
     return config, build_preprocess(config.DATA, config.TEST, MEAN, STD)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +9,12 @@ from torch.distributed._tools.mem_tracker import MemTracker
 
 from tools.bench import peers
 from tools.bench.rounds import Row, make_row
+from tools.runtime.precision import DTYPES, NativePrecision
 
 MODES = {"plain": {}, "selective": {"selective_checkpoint": True}, "checkpoint": {"use_checkpoint": True}}
 # The ratio we want of timm's bytes to ours; in bf16, because that is what GPUs train in.
 BARS = {("selective", "bf16"): 1 / 0.75, ("checkpoint", "bf16"): 1.0}
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and AdamW's two moments
-MULTIPLE = 8  # a batch size is rounded down to a multiple of it, which fills matrix units
 
 
 def measure(args) -> list[Row]:
@@ -42,23 +41,22 @@ def compare_mode(args, mode: str, dtype: str) -> Row:
 
 def make_model(kind: str, mode: str, size: str) -> nn.Module:
     """A model in one of `MODES` without drop path; timm has no selective mode, its plain one stands in."""
-    model = peers.build_swin(kind, size, 0.0, **(MODES[mode] if kind == "ours" else {})).train()
+    model = peers.build_swin(kind, size, 0.0, **(MODES[mode] if kind == "ours" else {}))
     if kind == "timm" and mode == "checkpoint":
-        cast(Any, model).set_grad_checkpointing(True)  # a method of timm's models
-    return model
+        model.set_grad_checkpointing(True)
+    return model.train()
 
 
 def compute_loss(model: nn.Module, size: str, dtype: str, num_images: int) -> Tensor:
     """The loss of a random batch."""
     images, targets = peers.random_batch(size, num_images)
-    with peers.autocast(dtype):
+    with NativePrecision(peers.DEVICE.type, DTYPES.get(dtype)).autocast():
         return nn.functional.binary_cross_entropy_with_logits(model(images), targets)
 
 
 def kept_per_image(model: nn.Module, forward: Callable[[int], Tensor]) -> int:
     """Bytes by which one more image raises `kept_bytes` of `forward(num_images)`."""
-    one, two = (kept_bytes(model, partial(forward, num_images)) for num_images in (1, 2))
-    return two - one
+    return kept_bytes(model, lambda: forward(2)) - kept_bytes(model, lambda: forward(1))
 
 
 def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
@@ -82,11 +80,8 @@ def peak_per_image(forward: Callable[[int], Tensor]) -> float:
     """Bytes by which one more image raises the peak of a forward and a backward pass of `forward(num_images)`."""
     forward(1).backward()  # allocates the gradients, which later steps find
     few, many = 4, 8  # with fewer, gradients of weights are the larger part
-
-    def peak(num_images: int) -> int:
-        return peak_bytes(lambda: forward(num_images).backward())
-
-    return (peak(many) - peak(few)) / (many - few)
+    rise = peak_bytes(lambda: forward(many).backward()) - peak_bytes(lambda: forward(few).backward())
+    return rise / (many - few)
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
@@ -104,6 +99,9 @@ def peak_bytes(step: Callable[[], object]) -> int:
 
 
 def num_fitting(image_bytes: float, fixed_bytes: float, budget_bytes: float) -> int:
-    """Images that fit beside weights, gradients and the optimizer's state; from 8 on a multiple of 8."""
+    """Images that fit beside weights, gradients and the optimizer's state; from 8 on a multiple of 8.
+
+    Such batch sizes fill a GPU's matrix units.
+    """
     fitting = max(0, int((budget_bytes - fixed_bytes) // image_bytes))
-    return fitting // MULTIPLE * MULTIPLE or fitting
+    return fitting // 8 * 8 or fitting

@@ -1,7 +1,8 @@
 """Benchmark: training steps and forward passes of Swin-T, ours, timm's and torchvision's; the training loop's cost."""
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
@@ -10,7 +11,7 @@ from data.loading.mixup import Mixer
 from tools.bench import peers
 from tools.bench.rounds import Row, alternate, compare, interleave
 from tools.runtime.memory import keep_freed_memory
-from tools.runtime.precision import NativePrecision
+from tools.runtime.precision import DTYPES, NativePrecision
 from tools.train.draws import batch_draws
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.optim import build_optimizer
@@ -26,26 +27,24 @@ WARM_UP = 4  # rounds until a process has all the memory that its steps take
 def measure(args) -> list[Row]:
     """All rows. The loop comes last, for it turns on the program's allocator setting."""
     rows: list[Row] = []
-    for batch_size in args.batch:
-        for mode in ("train", "eval"):
-            if mode in args.only:
-                rows += measure_mode(args, mode, batch_size)
+    for batch_size, mode, apart in itertools.product(args.batch, ("train", "eval"), (False, True)):
+        if mode in args.only:
+            rows += measure_steps(args, mode, batch_size, apart)
     for batch_size in args.batch if "loop" in args.only else ():
         rows += measure_loop(args, batch_size)
     return rows
 
 
-def measure_mode(args, mode: str, batch_size: int) -> Iterator[Row]:
-    """The rows of one mode and batch size: in one process, then in one process each."""
-    for apart in (False, True):
-        name = f"{mode}, batch {batch_size}, {'own processes' if apart else 'one process'}"
-        makers = {f"{name}: {kind}": (make_step, args, kind, mode, batch_size, apart) for kind in peers.KINDS}
-        if apart:
-            taken = alternate(makers, args.rounds, WARM_UP)
-        else:
-            steps = {each: maker(*arguments) for each, (maker, *arguments) in makers.items()}
-            taken = interleave(steps, args.rounds, WARM_UP)
-        yield from compare(taken, {f"{name}: ours": BARS[mode, apart]})
+def measure_steps(args, mode: str, batch_size: int, apart: bool) -> list[Row]:
+    """The rows of one mode and batch size, in this process or in one process each."""
+    name = f"{mode}, batch {batch_size}, {'own processes' if apart else 'one process'}"
+    makers = {f"{name}: {kind}": (make_step, args, kind, mode, batch_size, apart) for kind in peers.KINDS}
+    if apart:
+        taken = alternate(makers, args.rounds, WARM_UP)
+    else:
+        steps = {each: maker(*arguments) for each, (maker, *arguments) in makers.items()}
+        taken = interleave(steps, args.rounds, WARM_UP)
+    return compare(taken, {f"{name}: ours": BARS[mode, apart]})
 
 
 def make_step(args, kind: str, mode: str, batch_size: int, apart: bool) -> Callable[[], None]:
@@ -56,12 +55,12 @@ def make_step(args, kind: str, mode: str, batch_size: int, apart: bool) -> Calla
     model = peers.build_swin(kind, args.size).train(mode == "train")
     if args.compile:
         model.compile()
-    optimizer = build_adamw(model)
+    optimizer, precision = build_adamw(model), NativePrecision(peers.DEVICE.type, DTYPES.get(args.dtype))
     images, targets = peers.random_batch(args.size, batch_size)
     draw = getattr(model, "draw_drop_path", None)  # ours takes its stochastic depth, drawn beforehand
 
     def train() -> None:
-        with peers.autocast(args.dtype):
+        with precision.autocast():
             logits = model(images, draw(batch_size)) if draw else model(images)
             loss = binary_cross_entropy_with_logits(logits, targets)
         loss.backward()
@@ -69,7 +68,7 @@ def make_step(args, kind: str, mode: str, batch_size: int, apart: bool) -> Calla
         optimizer.zero_grad(set_to_none=True)
 
     def evaluate() -> None:
-        with torch.no_grad(), peers.autocast(args.dtype):
+        with torch.no_grad(), precision.autocast():
             model(images)
 
     return train if mode == "train" else evaluate
@@ -79,19 +78,17 @@ def measure_loop(args, batch_size: int) -> list[Row]:
     """What `train_one_epoch` takes beside the same model's bare forward, backward and step."""
     keep_freed_memory()
     model = peers.build_swin("ours", args.size).train()
-    sizes = {"batch_size": batch_size, "accumulation_steps": 1, "rank": 0, "world_size": 1, "seed": 0}
-    draw = batch_draws(Mixer(mixup=0.0, cutmix=0.0), model, img_size=peers.SIZES[args.size]["img_size"], **sizes)
-    masks = [draw(step, 0).keep for step in range(NUM_UPDATES)]
     images, targets = peers.random_batch(args.size, batch_size)
-    optimizer, precision = build_adamw(model), NativePrecision(peers.DEVICE.type, None)
-    loss_function = binary_cross_entropy_with_logits
-    context = StepContext(
-        model, loss_function, optimizer, precision, peers.DEVICE, draw, lambda _step: 1e-5, batch_size, clip_grad=5.0
-    )
+    sizes = {"batch_size": batch_size, "accumulation_steps": 1, "rank": 0, "world_size": 1, "seed": 0}
+    draw = batch_draws(Mixer(mixup=0.0, cutmix=0.0), model, img_size=images.shape[-1], **sizes)
+    masks = [draw(step, 0).keep for step in range(NUM_UPDATES)]
+    optimizer, precision, schedule = build_adamw(model), NativePrecision(peers.DEVICE.type, None), lambda _step: 1e-5
+    loss_of = binary_cross_entropy_with_logits
+    context = StepContext(model, loss_of, optimizer, precision, peers.DEVICE, draw, schedule, batch_size, clip_grad=5.0)
 
     def step_bare() -> None:
         for keep in masks:
-            loss_function(model(images, keep), targets).backward()
+            loss_of(model(images, keep), targets).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

@@ -1,9 +1,11 @@
 """The Swins to compare: ours, timm's and torchvision's, of one size, and what they compute on."""
 
+from typing import Any
+
 import timm.models.swin_transformer
 import torch
 import torchvision.models
-from torch import Tensor, nn
+from torch import Tensor
 
 import models.swin_transformer
 
@@ -15,26 +17,19 @@ SIZES: dict[str, dict] = {
 }
 NUM_CLASSES = 6
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def build_swin(kind: str, size: str, drop_path_rate: float = 0.2, **options) -> nn.Module:
+def build_swin(kind: str, size: str, drop_path_rate: float = 0.2, **options) -> Any:
     """A Swin of one of `KINDS` and `SIZES` on the device, with fresh weights; `options` are our own model's."""
-    shape: dict = dict(SIZES[size], num_classes=NUM_CLASSES)
+    shape = dict(SIZES[size], num_classes=NUM_CLASSES)
     if kind == "torchvision":
-        del shape["img_size"]
         shape |= {"patch_size": [4, 4], "window_size": [shape["window_size"]] * 2}
-        shape |= {"depths": list(shape["depths"]), "num_heads": list(shape["num_heads"])}
+        del shape["img_size"]
         model = torchvision.models.SwinTransformer(stochastic_depth_prob=drop_path_rate, **shape)
     else:
         library = models if kind == "ours" else timm.models
         model = library.swin_transformer.SwinTransformer(drop_path_rate=drop_path_rate, **shape, **options)
     return model.to(DEVICE)
-
-
-def autocast(dtype: str) -> torch.autocast:
-    """The context of a forward pass in one of `DTYPES`."""
-    return torch.autocast(DEVICE.type, DTYPES[dtype], enabled=dtype != "fp32")
 
 
 def random_batch(size: str, batch_size: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,8 @@
 """Benchmark: originals of 4000x2672 pixels to photos with a short side of 256, against Pillow's full decode."""
 
 import io
-import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,29 +18,32 @@ from tools.base.errors import UsageError
 from tools.bench.rounds import Row, compare, interleave
 
 SIDE, QUALITY = 256, 95
-PEER = "Pillow: whole decode, Lanczos, JPEG; one thread"
-OURS = "process_dataset.py's steps, one thread"
-COMMAND = "process_dataset.py's audit, all cores"
 
 
 def measure(args) -> list[Row]:
     """Rows of the peer, of the same work on one core, and of the command's on all; a note has the likeness."""
-    with tempfile.TemporaryDirectory() as name:
-        originals = Path(args.data_path or name)
-        for seed in range(0 if args.data_path else args.photos):
-            (originals / f"{seed:06d}.jpg").write_bytes(encode(draw_photo(4000, 2672, seed), "drawn.jpg", 85))
-        paths = sorted(originals.glob("*.jpg"))[: args.photos]
-        if not paths:
-            raise UsageError(f"--data-path {args.data_path} holds no .jpg files")
-        raws = [path.read_bytes() for path in paths]
-        functions = {
-            PEER: lambda: [encode(shrink_whole(raw), "small.jpg", QUALITY) for raw in raws],
-            OURS: lambda: [encode(shrink_reduced(raw), "small.jpg", QUALITY) for raw in raws],
-            COMMAND: lambda: run_audit(paths, Path(name) / "smaller"),
-        }
-        taken = interleave(functions, args.rounds)
-    least = min(likeness(shrink_reduced(raw), shrink_whole(raw)) for raw in raws)
-    return compare(taken, {OURS: 3.0}, {OURS: f"{least:.1f} dB or better"}, len(raws))
+    originals = Path(args.data_path or args.folder)
+    for seed in range(0 if args.data_path else args.photos):
+        (originals / f"{seed:06d}.jpg").write_bytes(encode(draw_photo(4000, 2672, seed), "drawn.jpg", 85))
+    paths = sorted(originals.glob("*.jpg"))[: args.photos]
+    if not paths:
+        raise UsageError(f"--data-path {args.data_path} holds no .jpg files")
+    raws = [path.read_bytes() for path in paths]
+    split = RawSplit("train", originals, originals, [LabelRow(p.name, ("scab",), 0) for p in paths], "", 0, [], [], [])
+    shrinking = Shrinking(SIDE, False, QUALITY, args.folder / "smaller")
+    ours = "process_dataset.py's steps, one thread"
+
+    def shrink_all(shrink_one: Callable[[bytes], Image.Image]) -> None:
+        for raw in raws:
+            encode(shrink_one(raw), "small.jpg", QUALITY)
+
+    functions: dict[str, Callable] = {
+        "Pillow: whole decode, Lanczos, JPEG; one thread": partial(shrink_all, shrink_whole),
+        ours: partial(shrink_all, shrink_reduced),
+        "process_dataset.py's audit, all cores": partial(audit, [split], shrinking, False, lambda items, _total: items),
+    }
+    least = min(cv2.PSNR(np.asarray(shrink_reduced(raw)), np.asarray(shrink_whole(raw))) for raw in raws)
+    return compare(interleave(functions, args.rounds), {ours: 3.0}, {ours: f"{least:.1f} dB or better"}, len(raws))
 
 
 def draw_photo(width: int, height: int, seed: int) -> Image.Image:
@@ -67,16 +71,3 @@ def shrink_reduced(raw: bytes) -> Image.Image:
     """What process_dataset.py --size makes of it."""
     header, image = inspect(raw, "original", SIDE)
     return shrink(image, header.size, SIDE, squash=False) or image
-
-
-def likeness(image: Image.Image, other: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two images of one size, dB."""
-    error = np.asarray(image, float) - np.asarray(other, float)
-    return float(10 * np.log10(255**2 / np.mean(error**2)))
-
-
-def run_audit(paths: list[Path], folder: Path) -> None:
-    """process_dataset.py's work on the photos at `paths`; the smaller ones go to `folder`."""
-    rows = [LabelRow(path.name, ("scab",), 0) for path in paths]
-    raw = RawSplit("train", paths[0].parent, paths[0].parent, rows, "", 0, [], [], [])
-    audit([raw], Shrinking(SIDE, False, QUALITY, folder), compare=False, progress=lambda items, _total: items)

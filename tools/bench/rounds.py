@@ -5,49 +5,45 @@ by ours, so that above 1 ours is faster.
 """
 
 import contextlib
-import dataclasses
 import datetime
 import multiprocessing
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from functools import partial
+from pathlib import Path
+from typing import Any
 
 import torch
 
 Seconds = dict[str, list[float]]  # what was timed -> its seconds in every round
-
-
-@dataclasses.dataclass(frozen=True)
-class Row:
-    """One line of a benchmark's table.
-
-    Attributes:
-        seconds: median over the rounds; None for what is not timed.
-        ratio: median of the peer's time by this one, or what `note` says; None for the peer itself.
-        low, high: lowest and highest round of the ratio, or of the seconds where there is no ratio.
-        bar: the ratio we want at least.
-    """
-
-    name: str
-    seconds: float | None
-    ratio: float | None
-    low: float | None
-    high: float | None
-    note: str
-    bar: float | None
+Row = dict[str, Any]  # one line of a benchmark's table, see `make_row`
 
 
 def make_row(
     name: str, seconds: Sequence[float] = (), ratios: Sequence[float] = (), note: str = "", bar: float | None = None
 ) -> Row:
-    """The row of these rounds."""
-    median, ratio = (statistics.median(values) if values else None for values in (seconds, ratios))
+    """The arguments, with medians for `seconds` and `ratio`, and with the lowest and highest round of the ratio.
+
+    Args:
+        seconds: one per round; none for what is not timed.
+        ratios: one per round, the peer's time by this one or what `note` says. The peer itself has none, and then
+            `low` and `high` are those of the seconds.
+        bar: the ratio we want at least.
+    """
     spread = ratios or seconds
-    return Row(name, median, ratio, min(spread, default=None), max(spread, default=None), note, bar)
+    return {
+        "name": name,
+        "seconds": statistics.median(seconds) if seconds else None,
+        "ratio": statistics.median(ratios) if ratios else None,
+        "low": min(spread, default=None),
+        "high": max(spread, default=None),
+        "note": note,
+        "bar": bar,
+    }
 
 
 def time_call(function: Callable[[], object]) -> float:
@@ -59,34 +55,31 @@ def time_call(function: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def interleave(functions: Mapping[str, Callable[[], object]], num_rounds: int, warm_up: int = 1) -> Seconds:
-    """Times every function once per round, in this process; the first `warm_up` rounds do not count."""
-    return _take_turns({name: partial(time_call, each) for name, each in functions.items()}, num_rounds, warm_up)
+def interleave(
+    candidates: Mapping[str, Any], num_rounds: int, warm_up: int = 1, clock: Callable = time_call
+) -> Seconds:
+    """`clock(candidate)`, the seconds of one call, once per round; the first `warm_up` rounds do not count."""
+    taken: Seconds = {name: [] for name in candidates}
+    for number in range(warm_up + num_rounds):
+        for name in candidates if number % 2 == 0 else reversed(list(candidates)):
+            seconds = clock(candidates[name])
+            if number >= warm_up:
+                taken[name].append(seconds)
+    return taken
 
 
-def alternate(makers: Mapping[str, tuple], num_rounds: int, warm_up: int = 1) -> Seconds:
+def alternate(makers: Mapping[str, tuple], num_rounds: int, warm_up: int) -> Seconds:
     """Does the same with one process per function, so that each has its own allocator; the others wait meanwhile.
 
     Args:
         makers: name -> (maker, argument, ...), with which a process makes the function that it times.
     """
+    context = multiprocessing.get_context("spawn")
     with contextlib.ExitStack() as stack:
-        clocks = {}
-        for name, maker in makers.items():
-            context = multiprocessing.get_context("spawn")
-            pool = stack.enter_context(ProcessPoolExecutor(1, context, _make, maker))
-            clocks[name] = lambda pool=pool: pool.submit(_time_made).result()
-        return _take_turns(clocks, num_rounds, warm_up)
-
-
-def _take_turns(clocks: Mapping[str, Callable[[], float]], num_rounds: int, warm_up: int) -> Seconds:
-    taken: Seconds = {name: [] for name in clocks}
-    for number in range(warm_up + num_rounds):
-        for name in clocks if number % 2 == 0 else reversed(list(clocks)):
-            seconds = clocks[name]()
-            if number >= warm_up:
-                taken[name].append(seconds)
-    return taken
+        pools = {
+            name: stack.enter_context(ProcessPoolExecutor(1, context, _make, maker)) for name, maker in makers.items()
+        }
+        return interleave(pools, num_rounds, warm_up, clock=lambda pool: pool.submit(_time_made).result())
 
 
 _made: Callable[[], object]
@@ -107,10 +100,8 @@ def compare(
     """One row per name, against the first; with `num_photos` per call, the notes say how many that is per second."""
     peer, rows = next(iter(taken)), []
     for name, seconds in taken.items():
-        note = (notes or {}).get(name, "")
-        if num_photos:
-            rate = f"{num_photos / statistics.median(seconds):.1f} photos per second"
-            note = f"{rate}; {note}" if note else rate
+        rate = f"{num_photos / statistics.median(seconds):.1f} photos per second" if num_photos else ""
+        note = "; ".join(filter(None, [rate, (notes or {}).get(name)]))
         ratios = [theirs / ours for theirs, ours in zip(taken[peer], seconds, strict=True)]
         rows.append(make_row(name, seconds, () if name == peer else ratios, note, (bars or {}).get(name)))
     return rows
@@ -120,23 +111,25 @@ def format_markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
     lines = ["| what | time | ratio | lowest to highest | bar | note |", "|---|---|---|---|---|---|"]
     for row in rows:
-        value = _duration if row.ratio is None else "{:.3f}".format
-        time_ = "" if row.seconds is None else _duration(row.seconds)
-        ratio = "" if row.ratio is None else value(row.ratio)
-        spread = "" if row.low is None or row.high is None else f"{value(row.low)} to {value(row.high)}"
-        bar = "" if row.bar is None else f"{row.bar:.2f} {'met' if (row.ratio or 0) >= row.bar else 'MISSED'}"
-        lines.append(f"| {' | '.join([row.name, time_, ratio, spread, bar, row.note])} |")
+        value = _duration if row["ratio"] is None else "{:.3f}".format
+        seconds = "" if row["seconds"] is None else _duration(row["seconds"])
+        ratio = "" if row["ratio"] is None else value(row["ratio"])
+        spread = "" if row["low"] is None else f"{value(row['low'])} to {value(row['high'])}"
+        bar = "" if row["bar"] is None else f"{row['bar']:.2f} {'met' if row['ratio'] >= row['bar'] else 'MISSED'}"
+        lines.append(f"| {' | '.join([row['name'], seconds, ratio, spread, bar, row['note']])} |")
     return "\n".join(lines)
 
 
 def to_record(benchmark: str, argv: Sequence[str], rows: Sequence[Row]) -> dict:
     """What the JSON file holds: the rows, and where, when and how they were measured."""
+    cpuinfo = Path("/proc/cpuinfo")  # on Linux; Python's own name is less exact
+    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return {
         "benchmark": benchmark,
         "command": f"python -m tools bench {' '.join(argv)}",
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "machine": {
-            "processor": _processor_name(),
+            "processor": named[1] if named else platform.processor(),
             "cores": len(os.sched_getaffinity(0)),
             "load": os.getloadavg()[0],
             "threads": torch.get_num_threads(),
@@ -144,18 +137,9 @@ def to_record(benchmark: str, argv: Sequence[str], rows: Sequence[Row]) -> dict:
             "python": platform.python_version(),
             "torch": torch.__version__,
         },
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": rows,
     }
 
 
 def _duration(seconds: float) -> str:
     return f"{1000 * seconds:.1f} ms" if seconds < 1 else f"{seconds:.2f} s"
-
-
-def _processor_name() -> str:
-    """The name that Linux gives; elsewhere Python's, which is less exact."""
-    try:
-        with open("/proc/cpuinfo") as lines:
-            return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()

@@ -3,13 +3,12 @@
 Each also measures the share of the time that is spent in the model.
 """
 
-import contextlib
 import io
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import cv2
 import numpy as np
@@ -25,7 +24,7 @@ from data.loading.split import Photo, Split, scan_split
 from tools.base.errors import UsageError
 from tools.base.threads import in_threads
 from tools.bench import peers
-from tools.bench.commands import prepare_sample, train_briefly
+from tools.bench.commands import ONE_EPOCH, prepare_sample, run
 from tools.bench.rounds import Row, compare, interleave, make_row, time_call
 from tools.evaluate.predictor import Predictor, load_predictor, predict_split
 from tools.explain import photos
@@ -44,43 +43,42 @@ def measure(args) -> list[Row]:
     """Rows of the pass and of the model's share of it; for `cam`, of the maps alone as well."""
     keep_freed_memory()  # as test.py and visual.py do; the peer, in the same process, profits too
     torch.manual_seed(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        dataset = Path(args.data_path or prepare_sample(folder, NUM_TRAIN, NUM_VAL, args.photos))
-        path = Path(args.resume or train_briefly(folder, dataset, args.cfg))
-        ensemble = load_predictor([path], peers.DEVICE, tta="none")  # the peer has one view per photo
-        split = scan_split(dataset, args.split, False, ensemble.classes)
-        if not 1 <= args.photos <= len(split.photos):
-            raise UsageError(f"--photos {args.photos}: {split.where} holds {len(split.photos)}")
-        del split.photos[args.photos :]
-        if args.benchmark == "test":
-            return measure_test(args, ensemble, split)
-        return [*measure_cam(args, ensemble, split, folder), *measure_maps(args)]
+    dataset = Path(args.data_path or prepare_sample(args.folder, NUM_TRAIN, NUM_VAL, args.photos))
+    path = args.resume
+    if not path:
+        run("main.py", "--cfg", args.cfg, "--data-path", dataset, "--output", args.folder / "output", *ONE_EPOCH)
+        (path,) = (args.folder / "output").glob("*/*/best.pth")
+    ensemble = load_predictor([Path(path)], peers.DEVICE, tta="none")  # the peer has one view per photo
+    split = scan_split(dataset, args.split, False, ensemble.classes)
+    if not 1 <= args.photos <= len(split.photos):
+        raise UsageError(f"--photos {args.photos}: {split.where} holds {len(split.photos)}")
+    del split.photos[args.photos :]
+    if args.benchmark == "test":
+        return measure_test(args, ensemble, split)
+    return [*measure_cam(args, ensemble, split), *measure_maps(args)]
 
 
 def measure_test(args, ensemble: Predictor, split: Split) -> list[Row]:
     """test.py's pass, against one photo at a time with gradients on."""
     (predictor,) = ensemble.members
-    words = ["DATA.BATCH_SIZE", str(args.batch_size), "DATA.NUM_WORKERS", str(args.workers)]
-    config = load(None, words).config
+    config = load(None, ["DATA.BATCH_SIZE", str(args.batch_size), "DATA.NUM_WORKERS", str(args.workers)]).config
+    transform = predictor.preprocess.transform()
 
     def score_singly() -> None:
-        transform = predictor.preprocess.transform()
         for photo in split.photos:
             predictor.model(transform(open_photo(split, photo))[None].to(peers.DEVICE)).argmax().item()
 
-    peer = f"test, {args.photos} photos: batch 1, gradients on, Pillow, one after the other"
-    ours = f"test, {args.photos} photos: test.py's pass, {args.workers} workers"
+    peer = "batch 1, gradients on, Pillow, one after the other"
+    ours = f"test.py's pass, {args.workers} workers"
     score = partial(predict_split, ensemble, split, config.DATA, config.AMP, Ranks(), peers.DEVICE)
-    return compare_with_share(args, {peer: score_singly, ours: score}, (predictor.model, "forward"))
+    return compare_with_share(args, {peer: score_singly, ours: score}, predictor.model, "forward")
 
 
-def measure_cam(args, ensemble: Predictor, split: Split, folder: Path) -> list[Row]:
+def measure_cam(args, ensemble: Predictor, split: Split) -> list[Row]:
     """visual.py's pass with its three pictures per photo, against pytorch-grad-cam's with one picture."""
     (predictor,) = ensemble.members
-    model, labels, theirs = predictor.model, predictor.labels, folder / "theirs"
-    recipe = CamRecipe("gradcam", choose_classic_layer(model))
-    amp = load().config.AMP
+    model, labels, theirs = predictor.model, predictor.labels, args.folder / "theirs"
+    recipe, amp = CamRecipe("gradcam", choose_classic_layer(model)), load().config.AMP
     sources = photos.list_split_photos([split], len(labels))
     transform, geometry = predictor.preprocess.transform(), predictor.preprocess.geometry()
     theirs.mkdir()
@@ -103,16 +101,17 @@ def measure_cam(args, ensemble: Predictor, split: Split, folder: Path) -> list[R
 
     def write(explained: tuple) -> None:
         source, image, (row,) = explained
-        seen, stem, label = np.asarray(geometry(image)), source.stem, labels[row.class_index]
+        seen, label = np.asarray(geometry(image)), labels[row.class_index]
         caption = f"{label} {100 * row.probabilities[0]:.1f}%"
-        write_picture(folder / "ours" / f"{stem}_{label}_cam.png", overlay(seen, row.maps[0]))
-        write_picture(folder / "ours" / f"{stem}_original.png", seen)
-        figure = draw_figure(stem, seen, [("original", [(caption, row.maps[0])])])
-        write_picture(folder / "ours" / f"{stem}_{label}_pair.png", figure)
+        stem = str(args.folder / "ours" / source.stem)
+        write_picture(Path(f"{stem}_{label}_cam.png"), overlay(seen, row.maps[0]))
+        write_picture(Path(f"{stem}_original.png"), seen)
+        figure = draw_figure(source.stem, seen, [("original", [(caption, row.maps[0])])])
+        write_picture(Path(f"{stem}_{label}_pair.png"), figure)
 
-    peer = f"cam, {args.photos} photos: pytorch-grad-cam, one after the other, one picture each"
-    ours = f"cam, {args.photos} photos: visual.py's pass, three pictures each, {args.workers} threads"
-    return compare_with_share(args, {peer: run_library_cam, ours: explain_all}, (photos, "compute_heat_maps"))
+    peer = "pytorch-grad-cam, one after the other, one picture each"
+    ours = f"visual.py's pass, three pictures each, {args.workers} threads"
+    return compare_with_share(args, {peer: run_library_cam, ours: explain_all}, photos, "compute_heat_maps")
 
 
 def measure_maps(args) -> list[Row]:
@@ -120,29 +119,28 @@ def measure_maps(args) -> list[Row]:
     model = peers.build_swin("ours", args.size).eval()
     images, _ = peers.random_batch(args.size, NUM_MAPS)
     classes = [index % peers.NUM_CLASSES for index in range(NUM_MAPS)]
-    maps = {}
 
-    def explain_by(recipe: CamRecipe) -> Callable:
-        return lambda part, wanted: compute_heat_maps(model, part, [recipe], wanted).maps[0]
-
-    def make_maps(name: str, make: Callable, size: int) -> None:
+    def in_parts(make: Callable, size: int) -> Callable[[], np.ndarray]:
         starts = range(0, NUM_MAPS, size)
-        maps[name] = np.concatenate([make(images[i : i + size], classes[i : i + size]) for i in starts])
+        return lambda: np.concatenate([make(images[i : i + size], classes[i : i + size]) for i in starts])
 
-    classic = CamRecipe("gradcam", choose_classic_layer(model))
-    default = CamRecipe("layercam", choose_default_layer(model, "layercam"))
-    kinds: dict[str, tuple[Callable, int]] = {
-        "pytorch-grad-cam, one at a time": (partial(library_maps, model), 1),
-        "pytorch-grad-cam, in a batch": (partial(library_maps, model), NUM_MAPS),
-        "ours, one at a time": (explain_by(classic), 1),
-        "ours, in a batch": (explain_by(classic), NUM_MAPS),
-        "ours, in a batch, default maps": (explain_by(default), NUM_MAPS),
+    def explain_by(method: str, layer: str) -> Callable:
+        return lambda part, wanted: compute_heat_maps(model, part, [CamRecipe(method, layer)], wanted).maps[0]
+
+    theirs, classic = partial(library_maps, model), explain_by("gradcam", choose_classic_layer(model))
+    default = explain_by("layercam", choose_default_layer(model, "layercam"))
+    kinds = {
+        "pytorch-grad-cam, one at a time": in_parts(theirs, 1),
+        "pytorch-grad-cam, in a batch": in_parts(theirs, NUM_MAPS),
+        "ours, one at a time": in_parts(classic, 1),
+        "ours, in a batch": in_parts(classic, NUM_MAPS),
+        "ours, in a batch, default maps": in_parts(default, NUM_MAPS),
     }
-    kinds = {f"{NUM_MAPS} maps, {args.size}: {kind}": how for kind, how in kinds.items()}
-    with torch.enable_grad():
-        taken = interleave({name: partial(make_maps, name, *how) for name, how in kinds.items()}, args.rounds)
+    kinds = {f"{NUM_MAPS} maps, {args.size}: {kind}": make for kind, make in kinds.items()}
     peer, *same = list(kinds)[:4]
-    difference = max(np.abs(maps[name] - maps[peer]).max() for name in same)
+    wanted = kinds[peer]()
+    difference = max(np.abs(kinds[name]() - wanted).max() for name in same)
+    taken = interleave(kinds, args.rounds)
     return compare(taken, notes=dict.fromkeys(same, f"the same maps within {difference:.0e}"))
 
 
@@ -155,36 +153,27 @@ def library_maps(model: torch.nn.Module, images: Tensor, classes: list[int] | No
         return cam(images, targets)
 
 
-def compare_with_share(args, functions: dict[str, Callable], inner: tuple[object, str]) -> list[Row]:
-    """The rows of (peer, ours), then the share of our time inside the function `inner` = (owner, name)."""
-    (peer, run_peer), (ours, run_ours) = functions.items()
-    shares = []
+def compare_with_share(args, functions: dict[str, Callable], owner: object, name: str) -> list[Row]:
+    """The rows of (peer, ours), then the share of our time inside the function `owner.name`."""
+    run_peer, run_ours = functions.values()
+    peer, ours = (f"{args.benchmark}, {args.photos} photos: {kind}" for kind in functions)
+    inner, shares = getattr(owner, name), []
 
     def run_watched() -> None:
-        with seconds_inside(*inner) as spent:
+        seconds: list[float] = []
+        results: list[object] = []
+
+        def timed(*words, **options):
+            seconds.append(time_call(lambda: results.append(inner(*words, **options))))
+            return results.pop()
+
+        with mock.patch.object(owner, name, timed):
             whole = time_call(run_ours)
-        shares.append(sum(spent) / whole)
+        shares.append(sum(seconds) / whole)
 
     rows = compare(interleave({peer: run_peer, ours: run_watched}, args.rounds), num_photos=args.photos)
     counted = shares[-args.rounds :]  # not the warm-up
     return [*rows, make_row(f"{ours}: the model", (), counted, "share of the pass inside the model", SHARE_BAR)]
-
-
-@contextlib.contextmanager
-def seconds_inside(owner: object, name: str) -> Iterator[list[float]]:
-    """Inside, every call of `owner.name` appends its seconds to the list that this yields."""
-    original, spent = getattr(owner, name), []
-
-    def timed(*args, **kwargs):
-        results = []
-        spent.append(time_call(lambda: results.append(original(*args, **kwargs))))
-        return results[0]
-
-    setattr(owner, name, timed)
-    try:
-        yield spent
-    finally:
-        setattr(owner, name, original)
 
 
 def open_photo(split: Split, photo: Photo) -> Image.Image:

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import tempfile
 from pathlib import Path
 
 from tools.base import cli
@@ -99,7 +100,9 @@ def main(argv: list[str]) -> int:
 
     args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
-    rows = importlib.import_module(f"tools.bench.{module}").measure(args)
+    with tempfile.TemporaryDirectory() as name:
+        args.folder = Path(name)
+        rows = importlib.import_module(f"tools.bench.{module}").measure(args)
     print(format_markdown(rows))
     if args.json:
         write_bytes(Path(args.json), (json.dumps(to_record(args.benchmark, argv, rows), indent=1) + "\n").encode())

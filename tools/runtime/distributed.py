@@ -1,5 +1,6 @@
 """Ranks and the operations that all ranks do together. Plain `python` makes no process group."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterator, Sequence
@@ -30,6 +31,7 @@ class Ranks:
 
 
 ALONE = Ranks()
+BUCKET_BYTES = 2**25  # of gradients that are summed over ranks at once
 
 
 def ranks_from_environment(environ=os.environ) -> Ranks:
@@ -142,7 +144,10 @@ def sum_gradients(parameters: Sequence[Tensor]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
         gradients.append(parameter.grad)
-    for bucket in _buckets(gradients):
+    ends = itertools.accumulate(gradient.nbytes for gradient in gradients)
+    placed = zip(gradients, ends, strict=True)
+    for _, pairs in itertools.groupby(placed, lambda pair: (pair[0].dtype, pair[1] // BUCKET_BYTES)):
+        bucket = [gradient for gradient, _ in pairs]
         flat = torch.cat([gradient.flatten() for gradient in bucket])
         dist.all_reduce(flat)
         for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
@@ -187,16 +192,3 @@ def gather_objects(value: object) -> list:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def _buckets(tensors: Sequence[Tensor], size: int = 2**25) -> Iterator[list[Tensor]]:
-    """Consecutive tensors of one dtype in lists of about `size` bytes."""
-    bucket: list[Tensor] = []
-    for tensor in tensors:
-        full = sum(t.numel() * t.element_size() for t in bucket) >= size
-        if bucket and (full or tensor.dtype != bucket[0].dtype):
-            yield bucket
-            bucket = []
-        bucket.append(tensor)
-    if bucket:
-        yield bucket

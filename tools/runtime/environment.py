@@ -8,8 +8,6 @@ from importlib import metadata
 from tools.base.errors import ResourceError
 
 PACKAGES = ("torch", "torchvision", "timm")
-
-
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
 
 

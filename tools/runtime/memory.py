@@ -8,8 +8,6 @@ import sys
 import torch
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # <malloc.h>
-
-
 _LARGEST = 2**31 - 1  # mallopt takes an int
 
 

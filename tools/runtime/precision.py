@@ -10,7 +10,6 @@ precision.step(optimizer)
 
 import contextlib
 import importlib
-from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -49,14 +48,18 @@ class NativePrecision:
         """Adds the (scaled) gradients of `loss`."""
         self.scaler.scale(loss).backward()
 
+    def parameters(self, optimizer: Optimizer) -> list[Tensor]:
+        """The parameters whose gradients are measured and clipped."""
+        return trainable(optimizer)
+
     def norm(self, optimizer: Optimizer) -> Tensor:
-        """The norm of the gradients, which it unscales first."""
+        """The L2 norm of all gradients together, a scalar on their device; unscales them first."""
         self.scaler.unscale_(optimizer)
-        return norm_of(trainable(optimizer))
+        return nn.utils.get_total_norm([p.grad for p in self.parameters(optimizer) if p.grad is not None])
 
     def clip(self, optimizer: Optimizer, clip_grad: float, norm: Tensor) -> None:
         """Scales gradients of the norm `norm` down to `clip_grad`."""
-        nn.utils.clip_grads_with_norm_(trainable(optimizer), clip_grad, norm)
+        nn.utils.clip_grads_with_norm_(self.parameters(optimizer), clip_grad, norm)
 
     def step(self, optimizer: Optimizer) -> None:
         """Updates the weights; the scaler skips that after an overflow."""
@@ -78,12 +81,16 @@ class NativePrecision:
             self.scaler.load_state_dict(state)
 
 
-class ApexPrecision:
-    """The amp of NVIDIA apex, with the opt levels O1 and O2. Methods as in NativePrecision."""
+class ApexPrecision(NativePrecision):
+    """The amp of NVIDIA apex, with the opt levels O1 and O2; torch's autocast and GradScaler are off.
+
+    Apex patches torch's functions and the optimizer, whose step it skips after an overflow.
+    """
 
     may_skip = True
 
     def __init__(self, opt_level: str):
+        super().__init__("cuda", None)
         try:
             self.amp = importlib.import_module("apex.amp")
         except ImportError:
@@ -92,48 +99,31 @@ class ApexPrecision:
                 "index is another program); install it, or leave AMP.BACKEND native"
             ) from None
         self.opt_level = opt_level
-        self.state_dict, self.load_state_dict = self.amp.state_dict, self.amp.load_state_dict  # of its loss scalers
 
     def __str__(self) -> str:
         return f"apex {self.opt_level}"
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        """Model and optimizer as apex has patched them."""
         return self.amp.initialize(model, optimizer, opt_level=self.opt_level)
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        """A context that does nothing: apex has patched torch's functions."""
-        return contextlib.nullcontext()
-
     def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
-        """Adds the scaled gradients of `loss`."""
         with self.amp.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
 
-    def norm(self, optimizer: Optimizer) -> Tensor:
-        """The norm of apex's master gradients, which are unscaled."""
-        return norm_of(self.amp.master_params(optimizer))
+    def parameters(self, optimizer: Optimizer) -> list[Tensor]:
+        return list(self.amp.master_params(optimizer))  # fp32 copies with unscaled gradients
 
-    def clip(self, optimizer: Optimizer, clip_grad: float, norm: Tensor) -> None:
-        """Scales master gradients of the norm `norm` down to `clip_grad`."""
-        nn.utils.clip_grads_with_norm_(list(self.amp.master_params(optimizer)), clip_grad, norm)
+    def state_dict(self) -> dict:
+        return self.amp.state_dict()  # of its loss scalers
 
-    def step(self, optimizer: Optimizer) -> None:
-        """Updates the weights; apex skips that after an overflow."""
-        optimizer.step()
+    def load_state_dict(self, state: dict) -> None:
+        self.amp.load_state_dict(state)
 
 
 Precision = NativePrecision | ApexPrecision
 
 
-def norm_of(parameters: Iterable[Tensor]) -> Tensor:
-    """The L2 norm of all gradients together, a scalar on their device."""
-    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def choose_precision(
-    opt_level: str, backend: str, dtype: str, device: torch.device
-) -> tuple[NativePrecision | ApexPrecision, str]:
+def choose_precision(opt_level: str, backend: str, dtype: str, device: torch.device) -> tuple[Precision, str]:
     """The precision for the AMP settings on this device, and a note for the user (or an empty string).
 
     `auto` means mixed precision on a GPU and fp32 on a CPU.

@@ -16,11 +16,7 @@ import torch
 from tools.runtime.distributed import sum_across_ranks
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-
-
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-
-
 _PATIENCE = 5  # seconds for a killed process to be gone
 
 
@@ -40,7 +36,7 @@ class Requests:
         wishes[0] = self.saving or saving
         wishes[self.ending] += self.ending > 0
         self.saving = False
-        save, *endings = sum_across_ranks(wishes.to(device) if device.type != "cpu" else wishes).tolist()
+        save, *endings = sum_across_ranks(wishes.to(device)).tolist()
         return next((number for number, count in enumerate(endings, 1) if count), 0), save > 0
 
     def end(self, number: int, _frame) -> None:
@@ -77,9 +73,8 @@ def children_end() -> Iterator[None]:
     try:
         yield
     finally:
-        before = signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # torch's handler raises an error when a loader is killed
+        # torch's handler raises an error when a loader is killed
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in multiprocessing.active_children():
             if process not in earlier:
                 process.kill()
