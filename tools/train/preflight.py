@@ -25,11 +25,12 @@ from tools.runtime.distributed import Ranks, on_first_rank
 from tools.runtime.environment import check_architecture, check_packages
 from tools.runtime.memory import peak_memory
 from tools.runtime.precision import choose_precision
-from tools.train.loop import Progress, Update, train_one_epoch
+from tools.train.loop import Progress, train_one_epoch
 from tools.train.parts import checkpoint_bytes, make_step_context
 from tools.train.resume import CHECKPOINTS, Start, check_folder
 from tools.train.run import Plan
 from tools.train.setup import PreparedRun, check_apart, prepare_run
+from tools.train.step import StepResult
 
 UPDATES = 2  # tried: the first warms up, the last is what an update takes
 
@@ -42,7 +43,7 @@ class Trial:
         micro_batch: images that fit into memory at once, at most a batch.
     """
 
-    updates: list[Update]
+    updates: list[StepResult]
     micro_batch: int
     update_seconds: float
     validation_seconds: float

@@ -5,7 +5,7 @@ import math
 import signal
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import takewhile
 
@@ -28,11 +28,11 @@ from tools.runtime.precision import Precision
 from tools.runtime.signals import Requests, requests
 from tools.train.data import RunData
 from tools.train.history import FIELDS
-from tools.train.loop import Progress, Update, train_one_epoch, validation_loss
+from tools.train.loop import Progress, train_one_epoch
 from tools.train.losses import CRITERIA
 from tools.train.optim import restore_state
 from tools.train.output import RunFolder
-from tools.train.step import StepContext
+from tools.train.step import StepContext, StepResult
 
 
 @dataclass(frozen=True)
@@ -248,10 +248,10 @@ class Run:
         return {**self.fitted, "step": self.progress.step, "epoch": epoch}
 
     def _save_last(self, epoch: int) -> None:
-        self.output.save_last(self._header(epoch) | self.state.state_dict() | self.progress.state_dict())
+        self.output.save_last(self._header(epoch) | self.state.state_dict() | asdict(self.progress))
         self._saved_at = time.monotonic()
 
-    def _log_update(self, epoch: int, done: int, update: Update, pace: float) -> None:
+    def _log_update(self, epoch: int, done: int, update: StepResult, pace: float) -> None:
         """One line per PRINT_FREQ updates; in brackets the epoch's means."""
         progress, plan = self.progress, self.plan
         left = timedelta(seconds=int((plan.total_steps - progress.step) * pace))
@@ -284,10 +284,17 @@ class Run:
 
 
 def validation_scores(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
-    """`tools.evaluate.metrics.score` of `[n, num_classes]` logits by an unfitted rule, and `loss`."""
+    """`tools.evaluate.metrics.score` of `[n, num_classes]` logits by an unfitted rule, and `loss`.
+
+    The loss is the mean over photos for "multi" targets, and over label copies for "single".
+    """
     answers = rule.answer(logits)
     scores = score(answers.probability, answers.decision, truth)
-    return scores | {"loss": validation_loss(logits, truth, rule.targets, CRITERIA[rule.targets])}
+    if rule.targets == "single":  # a photo of two labels is two samples, each with one class
+        rows, classes = np.nonzero(truth)
+        logits, truth = logits[rows], np.eye(truth.shape[1])[classes]
+    loss = CRITERIA[rule.targets](torch.from_numpy(logits), torch.tensor(truth, dtype=torch.float32))
+    return scores | {"loss": float(loss)}
 
 
 def fitted_state(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
