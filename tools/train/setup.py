@@ -5,6 +5,7 @@ All checks run before `open_folder`, which is the first to write into the run fo
 
 import logging
 import shlex
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -255,6 +256,14 @@ def build_run(
 
 
 def resume_command(argv: list[str], ranks: Ranks) -> str:
-    """The command line that resumes this run."""
-    start = f"torchrun --nproc_per_node={ranks.world_size}" if ranks.world_size > 1 else "python"
-    return f"{start} main.py {shlex.join(word for word in argv if word != '--overwrite')}"
+    """The command line that resumes this run, with the program that the user has called."""
+    alone, called = ranks.world_size == 1, Path(sys.argv[0])
+    torchrun = f"torchrun --nproc_per_node={ranks.world_size}"
+    if called.name == "plantswin":
+        program = "plantswin train" if alone else f"{torchrun} --no-python plantswin train"
+    else:
+        script = shlex.quote(str(called)) if called.name == "main.py" else "main.py"
+        if called.parts[-2:] == ("tools", "__main__.py"):
+            script = "-m tools train"
+        program = f"{'python' if alone else torchrun} {script}"
+    return f"{program} {shlex.join(word for word in argv if word != '--overwrite')}"
