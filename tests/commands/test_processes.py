@@ -97,7 +97,7 @@ def test_a_signal_saves_and_the_same_command_goes_on(tmp_path, tiny, dataset, nu
     out, err = process.communicate(timeout=120)
     assert process.returncode == 128 + number
     assert err.startswith(f"error: stopped by {signal.Signals(number).name} at step ")
-    assert "resume with: python main.py --cfg" in err
+    assert f"resume with: python {ROOT / 'main.py'} --cfg" in err
     assert len(err.splitlines()) == 1
     saved = read(tmp_path / "output" / "tiny" / "default" / "last.pth")
     assert saved["step"] > 5

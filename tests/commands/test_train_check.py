@@ -15,7 +15,7 @@ from tools.base.files import locked
 from tools.runtime import environment
 from tools.train import parts, preflight
 from tools.train.loop import Progress
-from tools.train.preflight import Trial, _seconds_per_step, forecast
+from tools.train.preflight import _seconds_per_step, forecast
 from tools.train.run import Plan
 
 
@@ -140,7 +140,7 @@ def test_weights_of_the_hub_are_named_and_not_fetched(argv, monkeypatch, capsys)
 def test_the_forecast_by_hand():
     """Two epochs of 5 updates are left but for 3 updates: 7 x 10 s and two validations of 30 s; an epoch is 80 s."""
     plan = Plan(epochs=2, num_batches=5, accumulation_steps=1, images_per_update=8)
-    line = forecast(plan, Progress(8, step=3), Trial([], 8, 10.0, 30.0), (3 * 2**20, 2**19))
+    line = forecast(plan, Progress(8, step=3), 10.0, 30.0, (3 * 2**20, 2**19))
     assert line == (
         "about 0:01:20 per epoch of 5 updates, validation included, and 0:02:10 for the 7 updates to go; "
         "last.pth 3.0 MB, best.pth 0.5 MB"

@@ -91,11 +91,12 @@ def test_a_folder_that_goes_in_the_middle_of_a_write_is_said_so(tmp_path, back):
     from tools.runtime.distributed import ALONE
     from tools.train.output import RunFolder
 
-    (tmp_path / "run").mkdir()
-    output = RunFolder(tmp_path / "run", "", {}, ALONE)
+    folder = tmp_path / "run"
+    output = RunFolder(folder, {"config": ""}, ALONE)
+    output.open([])
 
     def write():
-        with output._owned() as folder:
+        with output._owned():
             folder.rename(tmp_path / "gone")
             if back:
                 folder.touch()  # not even a folder any more
@@ -104,7 +105,7 @@ def test_a_folder_that_goes_in_the_middle_of_a_write_is_said_so(tmp_path, back):
     with pytest.raises(ResourceError, match="was removed or replaced during the run"):
         write()
     assert not output.path.is_dir()
-    assert not list((tmp_path / "gone").iterdir())
+    assert {path.name for path in (tmp_path / "gone").iterdir()} == {"config.yaml", "log.txt", "run.json"}
 
 
 def as_anybody(argv):

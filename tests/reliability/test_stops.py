@@ -86,19 +86,42 @@ def test_sigusr1_saves_and_the_run_goes_on(recipe, undisturbed, tmp_path):
     assert digest(tmp_path / RUN) == undisturbed
 
 
+def asked_to_save_by_the_last_step_of_an_epoch(argv):
+    """Receives SIGUSR1 after the fifth step, the last of the first epoch."""
+    from tools.train import run
+
+    train_one_epoch = run.train_one_epoch
+
+    def results(context, batches, progress, *sizes):
+        for result in train_one_epoch(context, batches, progress, *sizes):
+            if progress.step == 5:
+                os.kill(os.getpid(), signal.SIGUSR1)
+            yield result
+
+    run.train_one_epoch = results
+    return main.main(argv)
+
+
+def test_sigusr1_saves_at_the_end_of_an_epoch_that_is_not_saved_otherwise(recipe, tmp_path):
+    """The last save makes the one before it previous.pth."""
+    argv = [*recipe, "TRAIN.SAVE_EVERY_STEPS", "0", "SAVE_FREQ", "1000"]
+    assert warm(tmp_path, asked_to_save_by_the_last_step_of_an_epoch, argv).wait() == 0
+    assert store.read(tmp_path / RUN / "previous.pth")["step"] == 5
+
+
 def ended_in_validation(argv):
     """Receives SIGTERM after the first batch of the first validation."""
-    from tools.train.data import RunData
+    from tools.train import run
 
-    val_batches = RunData.val_batches
+    batches_of = run.batches_of
 
-    def batches(data, device):
-        first, *rest = val_batches(data, device)
+    def batches(loader, device):
+        first, *rest = batches_of(loader, device)
         yield first
         os.kill(os.getpid(), signal.SIGTERM)
         yield from rest
 
-    RunData.val_batches = batches
+    run.batches_of = batches
     return main.main(argv)
 
 

@@ -2,22 +2,20 @@
 
 import copy
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch.utils.data import DataLoader
 
 from data.build import (
     balancing_weights,
-    batches_of,
     build_eval_loader,
     build_preprocess,
     build_split,
     build_train_loader,
     num_workers,
-    resume_batches,
 )
 from data.labels import label_name
 from data.loading.dataset import LeafDataset
@@ -32,7 +30,6 @@ from tools.base.tables import format_table
 from tools.runtime.distributed import Ranks
 from tools.runtime.signals import init_worker
 from tools.train.losses import class_weights
-from tools.train.step import Batch
 
 
 @dataclass(frozen=True)
@@ -45,25 +42,13 @@ class RunData:
     train_loader: DataLoader
     val_loader: DataLoader
 
-    def digests(self) -> list[str]:
-        """Digests of the training and validation photos and labels."""
-        return [self.train.digest(), self.val.digest()]
-
-    def train_batches(self, epoch: int, first: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
-        """This rank's batches of a training epoch from number `first` on."""
-        return resume_batches(self.train_loader, epoch, first, device)
-
-    def val_batches(self, device: torch.device | str = "cpu") -> Iterator[Batch]:
-        """This rank's validation batches."""
-        return batches_of(self.val_loader, device)
-
-    def photos(self, step: int, updates_per_epoch: int, accumulation_steps: int) -> list[str]:
-        """Paths of this rank's training photos of an update, in order."""
+    def photos(self, step: int, steps_per_epoch: int, accumulation_steps: int) -> list[str]:
+        """Paths of this rank's training photos of a step, in order."""
         batches, dataset = copy.copy(self.train_loader.batch_sampler), self.train_loader.dataset
         assert isinstance(batches, TrainBatches)
         assert isinstance(dataset, LeafDataset)
-        batches.epoch, update = divmod(step, updates_per_epoch)
-        batches.first = update * accumulation_steps
+        batches.epoch, done = divmod(step, steps_per_epoch)
+        batches.first = done * accumulation_steps
         draws = itertools.chain.from_iterable(itertools.islice(batches, accumulation_steps))
         return [self.train.source.locate(dataset.samples[draw.index].file) for draw in draws]
 
@@ -79,26 +64,11 @@ def load_data(config, ranks: Ranks) -> RunData:
             "or correct the folders"
         )
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
-    shard = Shard(ranks.rank, ranks.world_size)
-    train_loader = build_train_loader(
-        data,
-        config.AUG,
-        train,
-        preprocess,
-        seed=config.SEED,
-        shard=shard,
-        balanced=config.TRAIN.BALANCE == "sampler",
-        worker_init=init_worker,
-    )
+    both: dict[str, Any] = {"shard": Shard(ranks.rank, ranks.world_size), "worker_init": init_worker}
+    balanced = config.TRAIN.BALANCE == "sampler"
+    train_loader = build_train_loader(data, config.AUG, train, preprocess, seed=config.SEED, balanced=balanced, **both)
     workers = num_workers(data.NUM_WORKERS, ranks.world_size)
-    val_loader = build_eval_loader(
-        val,
-        preprocess,
-        batch_size=data.BATCH_SIZE,
-        workers=workers,
-        shard=shard,
-        worker_init=init_worker,
-    )
+    val_loader = build_eval_loader(val, preprocess, batch_size=data.BATCH_SIZE, workers=workers, **both)
     return RunData(train, val, preprocess, train_loader, val_loader)
 
 

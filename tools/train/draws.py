@@ -1,8 +1,8 @@
 """The randomness of a step, drawn for its whole global batch beforehand."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +38,14 @@ def batch_draws(
     world_size: int,
     seed: int,
 ) -> Callable[[int, int], Draws]:
-    """(step, batch of the update) -> its randomness on this rank.
+    """(step, batch of the step) -> its randomness on this rank.
 
     Everything is drawn for the whole global batch of the step from (seed, step) alone, and each rank and batch takes
     its rows. So neither the division of a global batch nor what was drawn before has an effect.
     """
     per_batch = batch_size * world_size
 
-    @functools.lru_cache(maxsize=1)
+    @lru_cache(maxsize=1)
     def draw_step(step: int):
         rows = per_batch * accumulation_steps
         mix = mixer.draw(rows, img_size, img_size, seed_of(seed, MIX, step)) if mixer.active else None
@@ -58,9 +58,7 @@ def batch_draws(
         start = micro * per_batch + rank * batch_size
         stop = start + batch_size
         return Draws(
-            mix=functools.partial(apply_mix, mix=mix.rows(start, stop))
-            if mix
-            else lambda images, targets: (images, targets),
+            mix=partial(apply_mix, mix=mix.rows(start, stop)) if mix else lambda images, targets: (images, targets),
             keep=None if keep is None else keep[..., start:stop],
             seed=seed_of(seed, FORWARD, step, micro, rank),
         )

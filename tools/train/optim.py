@@ -10,27 +10,23 @@ from tools.base.errors import CheckpointError, UsageError, nearest
 from tools.runtime.precision import trainable
 
 
-def freeze(model: nn.Module, prefixes: Iterable[str]) -> list[str]:
-    """Freezes every parameter whose name starts with one of `prefixes` and returns their names.
+def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
+    """Freezes every parameter whose name starts with one of `prefixes`.
 
     `set_train_mode` keeps frozen modules in eval mode, so batch norm statistics and dropout do not change either.
 
     Raises:
         UsageError: for a name that no parameter begins with.
     """
-    frozen: list[str] = []
     for prefix in prefixes:
-        hits = [name for name, _ in model.named_parameters() if name == prefix or name.startswith(prefix + ".")]
+        hits = [p for name, p in model.named_parameters() if name == prefix or name.startswith(prefix + ".")]
         if not hits:
             modules = [name for name, _ in model.named_modules() if name]
             raise UsageError(f"TRAIN.FREEZE {prefix!r}: the model has no such part{nearest(prefix, modules)}")
-        frozen += hits
-    for name, parameter in model.named_parameters():
-        if name in frozen:
+        for parameter in hits:
             parameter.requires_grad_(False)
     if not any(p.requires_grad for p in model.parameters()):
         raise UsageError("TRAIN.FREEZE leaves nothing to train")
-    return frozen
 
 
 def set_train_mode(model: nn.Module) -> None:
@@ -83,10 +79,9 @@ def build_optimizer(
 
     Uses torch's fused kernel where the device has one, CPUs included, and torch's default elsewhere.
     """
+    make: Callable[..., torch.optim.Optimizer]
     if name == "adamw":
-        make: Callable[..., torch.optim.Optimizer] = partial(
-            torch.optim.AdamW, groups, lr=lr, eps=eps, betas=(betas[0], betas[1])
-        )
+        make = partial(torch.optim.AdamW, groups, lr=lr, eps=eps, betas=(betas[0], betas[1]))
     else:
         make = partial(torch.optim.SGD, groups, lr=lr, momentum=momentum, nesterov=momentum > 0)
     try:
@@ -101,7 +96,7 @@ def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *,
     Learning rates, decay and betas stay those of `optimizer`: the config may have been changed on purpose.
 
     Args:
-        moved: whether updates were made, so that there must be a state.
+        moved: whether steps were made, so that there must be a state.
 
     Raises:
         CheckpointError: for the state of other parameters or of another kind of optimizer.

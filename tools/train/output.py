@@ -2,19 +2,24 @@
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from tools.base.errors import ResourceError
 from tools.base.files import write_bytes
+from tools.base.log import create_logger
 from tools.checkpoint import store
 from tools.render.figures import draw_curves
 from tools.runtime.distributed import Ranks, on_first_rank
 from tools.train.history import HISTORY, add_row
 
-STATUS = "status.json"
+STATUS, CURVES, LOG, CONFIG = "status.json", "curves.png", "log.txt", "config.yaml"
+CHECKPOINTS = (store.LAST, store.PREVIOUS, store.BEST)
+RUN_FILES = (*CHECKPOINTS, store.RUN, STATUS, HISTORY, CURVES, LOG, CONFIG)
 
 
 class RunFolder:
@@ -23,21 +28,49 @@ class RunFolder:
     The methods that write checkpoints are called by all ranks: a failure on the first rank ends every rank.
 
     Args:
-        command: the command line that resumes the run.
         meta: what every checkpoint holds besides weights and progress (config, classes, preprocess, ...).
     """
 
-    def __init__(self, path: Path, command: str, meta: dict, ranks: Ranks):
-        self.path, self.command, self.meta, self.ranks = path, command, meta, ranks
-        self._identity = path.stat() if ranks.first else None
+    def __init__(self, path: Path, meta: dict, ranks: Ranks):
+        self.path, self.meta, self.ranks = path, {"format": store.FORMAT, **meta}, ranks
+        self.command = ""
+        self._identity: os.stat_result | None = None
         self._status: dict = {}
+
+    def open(self, argv: list[str], *, fresh: bool = True, damaged: Iterable[Path] = ()) -> None:
+        """Prepares the folder, and creates the logger that writes into it.
+
+        Args:
+            argv: the arguments of the command line, for run.json and for the hint that says how to resume.
+            fresh: delete the files of an older run; otherwise they are continued.
+            damaged: checkpoints that get another name.
+        """
+        self.command = resume_command(argv, self.ranks)
+        if not self.ranks.first:
+            create_logger(rank=self.ranks.rank)
+            return
+        folder = self.path
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            store.sweep(folder)
+            for path in damaged:
+                path.rename(path.with_name(path.name + store.BROKEN))
+            if fresh:
+                for path in (*(folder / name for name in RUN_FILES), *(folder / store.SNAPSHOTS).glob("epoch_*.pth")):
+                    path.unlink(missing_ok=True)
+            write_bytes(folder / CONFIG, self.meta["config"].encode())
+            # the newest run is the one with the latest start; file times are ignored
+            write_bytes(folder / store.RUN, _json_line({"started": datetime.now(UTC).isoformat(), "argv": argv}))
+            create_logger(folder / LOG)
+            self._identity = folder.stat()
+        except OSError as error:
+            raise ResourceError(f"run folder {folder} cannot be written: {error.strerror}") from None
 
     def save_last(self, content: dict) -> None:
         """Writes last.pth; the file of that name becomes previous.pth."""
-        with self._writing() as folder:
-            if folder:
-                content = {"format": store.FORMAT, **self.meta, **content}
-                store.save(folder / store.LAST, content, folder / store.PREVIOUS)
+        with on_first_rank(self.ranks), self._owned():
+            if self.ranks.first:
+                store.save(self.path / store.LAST, self.meta | content, self.path / store.PREVIOUS)
 
     def add_epoch(self, row: dict, content: dict, *, is_best: bool, snapshot: bool) -> None:
         """Writes the results of a validated epoch: its row of metrics.csv, the curves, best.pth and its snapshot.
@@ -46,58 +79,61 @@ class RunFolder:
             row: for `tools.train.history.add_row`.
             content: the inference weights, their scores and the fitted rule.
         """
-        with self._writing() as folder:
-            if folder:
-                paths = [folder / store.BEST] if is_best else []
+        with on_first_rank(self.ranks), self._owned():
+            if self.ranks.first:
+                if is_best:
+                    store.save(self.path / store.BEST, self.meta | content)
                 if snapshot:
-                    paths.append(folder / store.SNAPSHOTS / f"epoch_{row['epoch']:03d}.pth")
-                for path in paths:
+                    path = self.path / store.SNAPSHOTS / f"epoch_{row['epoch']:03d}.pth"
                     path.parent.mkdir(exist_ok=True)
-                    store.save(path, {"format": store.FORMAT, **self.meta, **content})
-                rows = add_row(folder / HISTORY, row)
-                write_bytes(folder / "curves.png", draw_curves(rows), make_folder=False)
+                    store.save(path, self.meta | content)
+                rows = add_row(self.path / HISTORY, row)
+                write_bytes(self.path / CURVES, draw_curves(rows), make_folder=False)
 
     def write_status(self, state: str, **values: object) -> None:
         """Updates status.json, which `python -m tools status` reads."""
-        if self.ranks.first:
-            now = {"state": state, "at": datetime.now(UTC).isoformat(), "command": self.command}
-            self._status |= now | values
-            with self._owned() as folder:
-                write_bytes(folder / STATUS, (json.dumps(self._status) + "\n").encode(), make_folder=False)
+        self._status |= {"state": state, "at": datetime.now(UTC).isoformat(), "command": self.command, **values}
+        with self._owned():
+            if self.ranks.first:
+                write_bytes(self.path / STATUS, _json_line(self._status), make_folder=False)
 
     @contextmanager
-    def _writing(self) -> Iterator[Path | None]:
-        """The folder on the first rank, None on the others; an error on the first rank ends all ranks."""
-        with on_first_rank(self.ranks):
-            if not self.ranks.first:
-                yield None
-                return
-            with self._owned() as folder:
-                yield folder
-
-    @contextmanager
-    def _owned(self) -> Iterator[Path]:
-        """The folder, checked to be the one that the run began in, before and again when a write fails.
+    def _owned(self) -> Iterator[None]:
+        """Checks that the folder is the one that the run began in, before and again when a write fails.
 
         Another folder of its name would receive a partial run, or belong to another process.
         """
         self._check()
         try:
-            yield self.path
+            yield
         except (ResourceError, OSError):
             self._check()
             raise
 
     def _check(self) -> None:
+        if self._identity is None:  # not the first rank
+            return
         try:
-            same = self._identity is not None and os.path.samestat(self.path.stat(), self._identity)
+            same = os.path.samestat(self.path.stat(), self._identity)
         except OSError:
             same = False
         if not same:
             raise ResourceError(f"{self.path} was removed or replaced during the run; put it back, or start again")
 
 
-def record_start(folder: Path, argv: Sequence[str]) -> None:
-    """Writes run.json: start time and command line. `newest_run` reads this time; file times are ignored."""
-    record = {"started": datetime.now(UTC).isoformat(), "argv": list(argv)}
-    write_bytes(folder / store.RUN, (json.dumps(record) + "\n").encode())
+def _json_line(values: dict) -> bytes:
+    return (json.dumps(values) + "\n").encode()
+
+
+def resume_command(argv: list[str], ranks: Ranks) -> str:
+    """The command line that resumes this run, with the program that the user has called."""
+    alone, called = ranks.world_size == 1, Path(sys.argv[0])
+    torchrun = f"torchrun --nproc_per_node={ranks.world_size}"
+    if called.name == "plantswin":
+        program = "plantswin train" if alone else f"{torchrun} --no-python plantswin train"
+    else:
+        script = shlex.quote(str(called)) if called.name == "main.py" else "main.py"
+        if called.parts[-2:] == ("tools", "__main__.py"):
+            script = "-m tools train"
+        program = f"{'python' if alone else torchrun} {script}"
+    return f"{program} {shlex.join(word for word in argv if word != '--overwrite')}"

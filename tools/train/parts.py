@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,14 +10,15 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from data.build import build_mixer
-from models.build import compiled, head_name, layer_index, no_weight_decay
+from data.loading.seeds import INIT, seed_of
+from models.build import build_model, compiled, head_name, layer_index, no_weight_decay
 from models.pretrained import download_weights, find_pretrained
 from models.swin_transformer import SwinTransformer
 from models.weights import load_pretrained
 from tools.base.errors import UsageError
 from tools.checkpoint import store
-from tools.runtime.distributed import Ranks
-from tools.runtime.precision import trainable
+from tools.runtime.distributed import Ranks, share_weights
+from tools.runtime.precision import Precision, trainable
 from tools.train.data import RunData
 from tools.train.draws import batch_draws
 from tools.train.losses import build_criterion, class_weights
@@ -30,7 +31,7 @@ SELECT_BY = {"single": "accuracy", "multi": "macro_f1"}  # the meaning of TRAIN.
 
 
 def make_plan(config, num_batches: int, ranks: Ranks) -> Plan:
-    """How the run is divided into epochs and updates. Raises UsageError when there is not one update per epoch."""
+    """How the run is divided into epochs and steps. Raises UsageError when there is not one step per epoch."""
     train = config.TRAIN
     if num_batches == 0:
         raise UsageError(
@@ -64,19 +65,44 @@ def make_schedule(train, plan: Plan) -> Callable[[int], float]:
         base_lr=scale_lr(train.BASE_LR, plan.images_per_update),
         warmup_lr=scale_lr(train.WARMUP_LR, plan.images_per_update),
         min_lr=scale_lr(train.MIN_LR, plan.images_per_update),
-        warmup_steps=round(train.WARMUP_EPOCHS * plan.updates_per_epoch),
+        warmup_steps=round(train.WARMUP_EPOCHS * plan.steps_per_epoch),
         total_steps=plan.total_steps,
-        decay_steps=max(1, round(train.LR_SCHEDULER.DECAY_EPOCHS * plan.updates_per_epoch)),
+        decay_steps=max(1, round(train.LR_SCHEDULER.DECAY_EPOCHS * plan.steps_per_epoch)),
         decay_rate=train.LR_SCHEDULER.DECAY_RATE,
     )
 
 
-def load_start_weights(model: nn.Module, config, *, download: bool = True) -> str:
-    """Loads the pretrained weights of the config into the model, and says where they came from.
+def make_train_state(config, precision: Precision, device: torch.device, *, download: bool) -> tuple[TrainState, str]:
+    """Model, optimizer, precision and moving average, equal on all ranks, and where the weights came from.
+
+    Sets torch's determinism flags.
 
     Args:
-        download: False leaves the fresh weights where the others would be downloaded, which writes into a cache.
+        download: see `tools.train.setup.prepare_run`.
     """
+    torch.use_deterministic_algorithms(config.TRAIN.DETERMINISTIC)
+    torch.backends.cudnn.benchmark = not config.TRAIN.DETERMINISTIC
+    torch.manual_seed(seed_of(config.SEED, INIT))
+    model = build_model(
+        config.MODEL,
+        config.DATA.IMG_SIZE,
+        config.MODEL.NUM_CLASSES,
+        use_checkpoint=config.TRAIN.USE_CHECKPOINT,
+        test_size=config.TEST.IMG_SIZE,
+        selective_checkpoint=config.TRAIN.SELECTIVE_CHECKPOINT,
+    )
+    origin = _load_start_weights(model, config, download)
+    model = model.to(device)
+    share_weights(model)
+    freeze(model, config.TRAIN.FREEZE)
+    model, optimizer = precision.prepare(model, _make_optimizer(model, config.TRAIN))
+    decay = config.TRAIN.EMA_DECAY
+    ema = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=2 / 3) if decay else None
+    return TrainState(model, optimizer, precision, ema), origin
+
+
+def _load_start_weights(model: nn.Module, config, download: bool) -> str:
+    """Loads the pretrained weights of the config into the model, and says where they came from."""
     source = find_pretrained(config.MODEL.PRETRAINED, config.MODEL.NAME)
     if source is None:
         return "fresh weights"
@@ -87,11 +113,7 @@ def load_start_weights(model: nn.Module, config, *, download: bool = True) -> st
     return load_pretrained(model, download_weights(source), f"timm's hub, {source}", head_name(model))
 
 
-def make_train_state(model: nn.Module, config, precision, device: torch.device) -> TrainState:
-    """Model, optimizer, precision and moving average."""
-    train = config.TRAIN
-    model = model.to(device)
-    freeze(model, train.FREEZE)
+def _make_optimizer(model: nn.Module, train) -> torch.optim.Optimizer:
     groups = parameter_groups(
         model,
         weight_decay=train.WEIGHT_DECAY,
@@ -102,12 +124,9 @@ def make_train_state(model: nn.Module, config, precision, device: torch.device) 
         layer_index=layer_index(model) if train.LAYER_DECAY != 1 else None,
     )
     settings = train.OPTIMIZER
-    optimizer = build_optimizer(
+    return build_optimizer(
         groups, settings.NAME, lr=train.BASE_LR, eps=settings.EPS, betas=settings.BETAS, momentum=settings.MOMENTUM
     )
-    model, optimizer = precision.prepare(model, optimizer)
-    ema = ModelEmaV3(model, decay=train.EMA_DECAY, use_warmup=True, warmup_power=2 / 3) if train.EMA_DECAY else None
-    return TrainState(model, optimizer, precision, ema)
 
 
 def checkpoint_bytes(state: TrainState) -> tuple[int, int]:
@@ -120,9 +139,9 @@ def checkpoint_bytes(state: TrainState) -> tuple[int, int]:
 def make_step_context(
     config, state: TrainState, plan: Plan, data: RunData, ranks: Ranks, device: torch.device
 ) -> StepContext:
-    """What all updates of the run share."""
+    """What all steps of the run share."""
     return StepContext(
-        model=_training_forward(config, state, device) if config.TRAIN.COMPILE else state.module,
+        model=state.module,
         criterion=_make_criterion(config, data, device),
         optimizer=state.optimizer,
         precision=state.precision,
@@ -139,28 +158,28 @@ def make_step_context(
         ),
         schedule=make_schedule(config.TRAIN, plan),
         batch_size=config.DATA.BATCH_SIZE,
-        photos=partial(
-            data.photos, updates_per_epoch=plan.updates_per_epoch, accumulation_steps=plan.accumulation_steps
-        ),
+        photos=lambda step: data.photos(step, plan.steps_per_epoch, plan.accumulation_steps),
         clip_grad=config.TRAIN.CLIP_GRAD,
         ranks=ranks,
     )
 
 
-def _training_forward(config, state: TrainState, device: torch.device) -> nn.Module:
-    """The module compiled by torch, or unchanged with a line in the log where torch cannot compile it.
+def compile_forward(config, context: StepContext) -> StepContext:
+    """With TRAIN.COMPILE, the context with its model compiled by torch, or a line in the log where torch cannot.
 
-    It shares the module's parameters; the module itself is what is saved, averaged and validated.
+    The compiled model shares the parameters of the model itself, which is what is saved, averaged and validated.
     """
-    model, side = state.module, config.DATA.IMG_SIZE
+    if not config.TRAIN.COMPILE:
+        return context
+    model, side = context.model, config.DATA.IMG_SIZE
     set_train_mode(model)
-    inputs: list = [torch.zeros(config.DATA.BATCH_SIZE, 3, side, side, device=device)]
+    inputs: list = [torch.zeros(context.batch_size, 3, side, side, device=context.device)]
     if isinstance(model, SwinTransformer):
-        inputs.append(model.draw_drop_path(config.DATA.BATCH_SIZE))
-    forward, note = compiled(model, inputs, state.precision.autocast)
+        inputs.append(model.draw_drop_path(context.batch_size))
+    forward, note = compiled(model, inputs, context.precision.autocast)
     logger = logging.getLogger("plantswin")
     logger.warning(note) if note else logger.info("TRAIN.COMPILE: the forward pass of training is compiled")
-    return forward
+    return replace(context, model=forward)
 
 
 def _make_criterion(config, data: RunData, device: torch.device):

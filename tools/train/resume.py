@@ -9,22 +9,16 @@ from pathlib import Path
 
 from configs.keys import KEYS
 from configs.load import Loaded, differences
-from tools.base.errors import CheckpointError, ResourceError, UsageError
-from tools.base.files import locked
+from tools.base.errors import BusyError, CheckpointError, ResourceError, UsageError
+from tools.base.files import holder, locked
 from tools.checkpoint import store
 from tools.checkpoint.find import stored_config
 from tools.checkpoint.schema import RESUME
 from tools.runtime.distributed import Ranks, gather_objects, on_first_rank
-from tools.train.data import RunData
 from tools.train.history import HISTORY, read_history
-from tools.train.output import STATUS
-from tools.train.run import Plan
+from tools.train.output import CHECKPOINTS, RUN_FILES
 
 HARMLESS = [name for name, key in KEYS.items() if key.may_change]
-CHECKPOINTS = (store.LAST, store.PREVIOUS, store.BEST)
-
-
-RUN_FILES = (*CHECKPOINTS, store.RUN, STATUS, HISTORY, "curves.png", "log.txt", "config.yaml")
 
 
 @dataclass(frozen=True)
@@ -45,14 +39,23 @@ class Start:
 
 
 @contextmanager
-def sole_run(folder: Path, ranks: Ranks) -> Iterator[None]:
+def sole_run(loaded: Loaded, ranks: Ranks) -> Iterator[None]:
     """Inside, no other run uses the folder. Raises BusyError on every rank when one does."""
     with ExitStack() as held:
         with on_first_rank(ranks):
             if ranks.first:
-                check_folder(folder)
-                held.enter_context(locked(folder))
+                check_folder(loaded)
+                held.enter_context(locked(loaded.run_folder))
         yield
+
+
+def check_unused(loaded: Loaded, ranks: Ranks) -> None:
+    """Raises as `sole_run` does, and does not take the lock."""
+    with on_first_rank(ranks):
+        if ranks.first:
+            check_folder(loaded)
+            if who := holder(loaded.run_folder):
+                raise BusyError(f"{loaded.run_folder} is in use by {who}; wait for it, or name another run with --tag")
 
 
 def find_start(loaded: Loaded, overwrite: bool) -> Start:
@@ -69,10 +72,10 @@ def find_start(loaded: Loaded, overwrite: bool) -> Start:
     own = [path for path in (folder / store.LAST, folder / store.PREVIOUS) if os.path.lexists(path)]
     asked = Path(config.MODEL.RESUME) if config.MODEL.RESUME else None
     if asked and not (restarted and own):
-        if not any(path.exists() and asked.exists() and path.samefile(asked) for path in own):
+        in_place = any(path.exists() and asked.exists() and path.samefile(asked) for path in own)
+        if not in_place:
             _refuse_another_run(folder, overwrite)
-            return Start(asked, store.read_own(asked, RESUME))
-        return Start(asked, store.read_own(asked, RESUME), in_place=True)
+        return Start(asked, store.read_own(asked, RESUME), in_place)
     if own and (restarted or (config.TRAIN.AUTO_RESUME and not overwrite)):
         path, stored, faults = store.newest(folder)
         read_history(folder / HISTORY)  # fail now, not after an epoch, if metrics.csv cannot be continued
@@ -86,11 +89,17 @@ def _refuse_another_run(folder: Path, overwrite: bool) -> None:
         raise UsageError(f"{folder} holds a run; name another run with --tag, or replace it with --overwrite")
 
 
-def check_folder(folder: Path) -> None:
-    """Raises when a run cannot write its files into `folder`, because something else has their names.
+def check_folder(loaded: Loaded) -> None:
+    """Raises when a run cannot write its files into its folder.
 
-    A link is refused as well: writing through it would overwrite a file outside the folder.
+    The photos must lie apart, and nothing else may have the names of the files. A link is refused as well: writing
+    through it would overwrite a file outside the folder.
     """
+    config, folder = loaded.config, loaded.run_folder
+    photos, target = Path(config.DATA.DATA_PATH).resolve(), folder.resolve()
+    if target.is_relative_to(photos) or photos.is_relative_to(target):
+        both = f"--output {config.OUTPUT} and --data-path {config.DATA.DATA_PATH}"
+        raise UsageError(f"{both}: one lies inside the other; choose another --output")
     there = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not there.is_dir():
         raise UsageError(f"run folder {folder}: {there} is not a folder; choose another --output")
@@ -105,8 +114,13 @@ def check_folder(folder: Path) -> None:
             )
 
 
-def check_unchanged(start: Start, config, data: RunData, plan: Plan, allowed: list[str]) -> None:
-    """Raises when a checkpoint was made with another config, other photos or another batch than this run would use."""
+def check_unchanged(start: Start, config, meta: dict, allowed: list[str]) -> None:
+    """Raises when a checkpoint was made with another config, other photos or another batch than this run would use.
+
+    Args:
+        meta: what the checkpoints of this run would hold, see `tools.train.setup.checkpoint_meta`.
+        allowed: config keys that may differ.
+    """
     stored, path = start.stored, start.path or Path()
     remedy = "start another run with --tag NAME, or replace this one with --overwrite"
     changed = differences(config, stored_config(stored, path), (*HARMLESS, *allowed))
@@ -116,20 +130,20 @@ def check_unchanged(start: Start, config, data: RunData, plan: Plan, allowed: li
             f"{path} was made with another config: {', '.join(changed)}; {remedy}, "
             f"or allow it with --allow-change {keys}"
         )
-    if stored["classes"] != list(data.train.classes):
-        raise CheckpointError(f"{path} has the classes {stored['classes']}, the data has {list(data.train.classes)}")
-    if stored["data_digest"] != data.digests():
+    if stored["classes"] != meta["classes"]:
+        raise CheckpointError(f"{path} has the classes {stored['classes']}, the data has {meta['classes']}")
+    if stored["data_digest"] != meta["data_digest"]:
         raise CheckpointError(f"{path} was made with other photos or labels; {remedy}")
-    if stored["images_per_update"] != plan.images_per_update:
+    if stored["images_per_update"] != meta["images_per_update"]:
         raise CheckpointError(
             f"{path} was made with {stored['images_per_update']} images per update, and this would be "
-            f"{plan.images_per_update}; use the same ranks x batch size as before"
+            f"{meta['images_per_update']}; use the same ranks x batch size as before"
         )
 
 
-def check_agreement(ranks: Ranks, config, data: RunData, start: Start) -> None:
+def check_agreement(ranks: Ranks, config, meta: dict, start: Start) -> None:
     """Raises UsageError on every rank when one of them sees another config, other photos or another checkpoint."""
-    mine = {"config": config.dump(), "photos": data.digests(), "step": start.stored.get("step", 0)}
+    mine = {"config": meta["config"], "photos": meta["data_digest"], "step": start.stored.get("step", 0)}
     for rank, theirs in enumerate(gather_objects(mine)):
         changed = differences(config, stored_config(theirs, Path(f"rank {rank}")), HARMLESS)
         changed += [key for key in ("photos", "step") if theirs[key] != mine[key]]

@@ -3,9 +3,8 @@
 import logging
 import math
 import signal
-import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import takewhile
 
@@ -15,9 +14,10 @@ from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm import tqdm
 
+from data.build import batches_of, resume_batches
 from models.weights import load_strictly
 from tools.base.errors import CheckpointError, Interrupted
-from tools.checkpoint.store import BEST
+from tools.checkpoint.store import BEST, FITTED_KEYS
 from tools.evaluate.calibration import fit
 from tools.evaluate.inference import predict
 from tools.evaluate.metrics import score
@@ -27,25 +27,28 @@ from tools.runtime.memory import peak_memory
 from tools.runtime.precision import Precision
 from tools.runtime.signals import Requests, requests
 from tools.train.data import RunData
-from tools.train.history import FIELDS
-from tools.train.loop import Progress, Update, train_one_epoch, validation_loss
+from tools.train.history import SCORES
+from tools.train.loop import Progress, train_one_epoch
 from tools.train.losses import CRITERIA
 from tools.train.optim import restore_state
 from tools.train.output import RunFolder
-from tools.train.step import StepContext
+from tools.train.resume import Start
+from tools.train.step import StepContext, StepResult
+
+logger = logging.getLogger("plantswin")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a run is divided into epochs and updates, and when it logs, saves and stops.
+    """How a run is divided into epochs and steps, and when it logs, saves and stops.
 
     Attributes:
         num_batches: batches per epoch on every rank.
-        accumulation_steps: batches per update; the last update of an epoch may have fewer.
-        images_per_update: over all ranks and accumulated batches.
-        save_every_steps: updates between writes of last.pth inside an epoch; 0 for none.
+        accumulation_steps: batches per step; the last step of an epoch may have fewer.
+        images_per_update: per step, over all ranks and accumulated batches.
+        save_every_steps: steps between writes of last.pth inside an epoch; 0 for none.
         save_every_minutes: minutes between them; 0 for none.
-        max_steps: updates after which to stop, resumable; 0 for none.
+        max_steps: steps after which to stop, resumable; 0 for none.
         select_by: the validation score that selects best.pth.
         snapshot_epochs: epochs, from 1, after which the weights are kept.
     """
@@ -63,18 +66,18 @@ class Plan:
     snapshot_epochs: tuple[int, ...] = ()
 
     @property
-    def updates_per_epoch(self) -> int:
-        """Updates per epoch."""
+    def steps_per_epoch(self) -> int:
+        """Steps per epoch."""
         return math.ceil(self.num_batches / self.accumulation_steps)
 
     @property
     def total_steps(self) -> int:
-        """Updates of the whole run."""
-        return self.epochs * self.updates_per_epoch
+        """Steps of the whole run."""
+        return self.epochs * self.steps_per_epoch
 
     @property
     def last_step(self) -> int:
-        """Updates after which this process stops."""
+        """Steps after which this process stops."""
         return min(self.total_steps, self.max_steps or self.total_steps)
 
 
@@ -113,23 +116,51 @@ class TrainState:
 
 @dataclass
 class Run:
-    """A run on one rank.
+    """A run on one rank, as `tools.train.setup.prepare_run` builds it.
 
     Attributes:
+        output: opened after `prepare_run`.
         rule: the unfitted rule for validation scores.
         fitted: what the last validation fitted (`fitted_state`), for the checkpoints.
+        origin: where the weights came from.
+        notes: lines to log first.
+        start: what `restore` resumes, if anything.
     """
 
-    plan: Plan
     data: RunData
+    plan: Plan
     state: TrainState
     context: StepContext
     progress: Progress
     output: RunFolder
     rule: DecisionRule
     fitted: dict
-    logger: logging.Logger
+    origin: str
+    notes: list[str]
+    start: Start
     _saved_at: float = field(default_factory=time.monotonic, init=False)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of the last step, from 0."""
+        return (self.progress.step - 1) // self.plan.steps_per_epoch
+
+    def restore(self) -> None:
+        """Goes on from the checkpoint of `start`. Raises CheckpointError for a state that does not fit."""
+        stored, where = self.start.stored, str(self.start.path)
+        self.state.load_state_dict(stored, where)
+        self.progress = Progress.from_state_dict(stored, self.context.batch_size)
+        self.fitted = {key: stored[key] for key in FITTED_KEYS}
+        self.origin = f"weights of {where}"
+
+    def nothing_left(self) -> str:
+        """Why there is nothing left to train; the empty string when there is something."""
+        plan, progress, path = self.plan, self.progress, self.start.path
+        if progress.step < plan.last_step or progress.validated < plan.last_step // plan.steps_per_epoch:
+            return ""
+        if plan.last_step == plan.total_steps:
+            return f"the run is finished ({progress.step} steps, {path}): nothing left to do"
+        return f"{path} has reached TRAIN.MAX_STEPS ({progress.step} steps): nothing left to do"
 
     def fit(self) -> None:
         """Trains to the end of the plan, or to its `max_steps`.
@@ -137,98 +168,87 @@ class Run:
         Raises:
             Interrupted: after a signal, once last.pth has been written.
         """
-        begun = started = time.monotonic()
-        plan, progress = self.plan, self.progress
+        begun, seconds = time.monotonic(), 0.0
         with requests() as asked:
             while True:
-                if progress.validated < progress.step // plan.updates_per_epoch:
-                    self._finish_epoch(asked, time.monotonic() - started)
-                if progress.step >= plan.last_step:
+                if self.progress.validated < self.progress.step // self.plan.steps_per_epoch:
+                    self._finish_epoch(asked, seconds)
+                if self.progress.step >= self.plan.last_step:
                     break
-                started = time.monotonic()
-                self._train_epoch(asked)
+                seconds = self._train_epoch(asked)
         self._log_end(time.monotonic() - begun)
 
-    def _train_epoch(self, asked: Requests) -> None:
-        """The updates that are left of the epoch; fewer when MAX_STEPS ends the run inside it."""
-        plan, progress = self.plan, self.progress
-        epoch, first = divmod(progress.step, plan.updates_per_epoch)
+    def _train_epoch(self, asked: Requests) -> float:
+        """The steps that are left of the epoch, fewer when MAX_STEPS ends the run inside it; the seconds they took."""
+        plan, progress, ranks = self.plan, self.progress, self.context.ranks
+        epoch, first = divmod(progress.step, plan.steps_per_epoch)
         if first == 0:
             progress.sums = [0.0] * 4
-        batches = self.data.train_batches(epoch, first * plan.accumulation_steps, self.context.device)
-        updates = train_one_epoch(self.context, batches, progress, plan.num_batches, plan.accumulation_steps)
-        hidden = not self.context.ranks.first or not sys.stderr.isatty()
-        bar = tqdm(total=plan.updates_per_epoch, initial=first, desc=f"epoch {epoch + 1}", leave=False, disable=hidden)
+        batches = resume_batches(self.data.train_loader, epoch, first * plan.accumulation_steps, self.context.device)
+        results = train_one_epoch(self.context, batches, progress, plan.num_batches, plan.accumulation_steps)
+        hidden = None if ranks.first else True  # None: shown on a terminal only
+        bar = tqdm(total=plan.steps_per_epoch, initial=first, desc=f"epoch {epoch + 1}", leave=False, disable=hidden)
         started = time.monotonic()
         with bar:
-            for update in updates:
+            for done, result in enumerate(results, first + 1):
                 if self.state.ema is not None:
                     self.state.ema.update(self.state.module, step=progress.step)
                 bar.update()
-                done = progress.step - epoch * plan.updates_per_epoch
-                if (done - 1) % plan.print_freq == 0 or done == plan.updates_per_epoch:
-                    with on_first_rank(self.context.ranks):
-                        self._log_update(epoch, done, update, (time.monotonic() - started) / (done - first))
-                self._save_or_leave(asked, epoch)
-                if progress.step == plan.last_step:
+                if (done - 1) % plan.print_freq == 0 or done == plan.steps_per_epoch:
+                    with on_first_rank(ranks):
+                        self._log_step(done, result, (time.monotonic() - started) / (done - first))
+                last = progress.step == plan.last_step
+                planned = last or (plan.save_every_steps > 0 and progress.step % plan.save_every_steps == 0)
+                self._save_or_leave(asked, planned and done < plan.steps_per_epoch)  # else saved after validation
+                if last:
                     break
-        self.logger.info(f"EPOCH {epoch + 1} training takes {_clock(time.monotonic() - started)}")
+        seconds = time.monotonic() - started
+        logger.info(f"EPOCH {epoch + 1} training takes {timedelta(seconds=int(seconds))}")
+        return seconds
 
-    def _save_or_leave(self, asked: Requests, epoch: int) -> None:
-        """Between two updates: saves when it is time to, and leaves when a signal asked for it."""
+    def _save_or_leave(self, asked: Requests, planned: bool) -> None:
+        """Between two steps: saves when it is time to or was asked for, and leaves when a signal asked for it."""
         plan, step = self.plan, self.progress.step
         minutes = (time.monotonic() - self._saved_at) / 60
         ending, saving = asked.agreed(self.context.device, saving=0 < plan.save_every_minutes <= minutes)
-        end_of_epoch = step % plan.updates_per_epoch == 0  # _finish_epoch validates and saves
-        planned = step == plan.last_step or (plan.save_every_steps and step % plan.save_every_steps == 0)
-        if ending or ((saving or planned) and not end_of_epoch):
-            self._save_last(epoch)
-        self._leave_if(ending)
-
-    def _leave_if(self, signal_number: int) -> None:
-        if signal_number:
+        if planned or ending or saving:
+            self.output.save_last(self._header() | self.state.state_dict() | asdict(self.progress))
+            self._saved_at = time.monotonic()
+        if ending:
             self._write_status("stopped")
-            name = signal.Signals(signal_number).name
             raise Interrupted(
-                f"stopped by {name} at step {self.progress.step} of {self.plan.total_steps}, and saved; "
+                f"stopped by {signal.Signals(ending).name} at step {step} of {plan.total_steps}, and saved; "
                 f"resume with: {self.output.command}",
-                signal_number,
+                ending,
             )
 
     def _finish_epoch(self, asked: Requests, seconds: float) -> None:
-        """Validates the epoch that the last update ended, and saves. A single rank leaves validation for a signal."""
-        plan, progress = self.plan, self.progress
-        epoch = progress.step // plan.updates_per_epoch - 1
-        batches = self.data.val_batches(self.context.device)
-        if alone := self.context.ranks.world_size == 1:  # other ranks would wait for this one's logits
+        """Validates the epoch that the last step ended, and saves. A single rank leaves validation for a signal."""
+        context, num_classes = self.context, len(self.data.train.classes)
+        batches = batches_of(self.data.val_loader, context.device)
+        if alone := context.ranks.world_size == 1:  # other ranks would wait for this one's logits
             batches = takewhile(lambda _batch: not asked.ending, batches)
-        logits, truth = self._predict(batches)
-        if not (alone and asked.ending):
-            self._record_epoch(epoch, logits, truth, seconds)
-            progress.validated = epoch + 1
-        ending, saving = asked.agreed(self.context.device)
-        due = (epoch + 1) % plan.save_freq == 0 or progress.step >= plan.last_step
-        if due or ending or saving:
-            self._save_last(epoch)
-        self._leave_if(ending)
-
-    def _predict(self, batches) -> tuple[np.ndarray, np.ndarray]:
         model = self.state.inference_model()
         share_weights(self.state.module, model)  # the statistics of batch norm differ between ranks
-        num_classes, micro_batch = len(self.data.train.classes), self.progress.micro_batch
-        return predict(model, batches, self.context.device, self.state.precision, num_classes, micro_batch=micro_batch)
+        micro_batch = self.progress.micro_batch
+        logits, truth = predict(model, batches, context.device, context.precision, num_classes, micro_batch=micro_batch)
+        if not (alone and asked.ending):
+            self._record_epoch(logits, truth, seconds)
+            self.progress.validated = self.epoch + 1
+        last = self.progress.step >= self.plan.last_step
+        self._save_or_leave(asked, last or (self.epoch + 1) % self.plan.save_freq == 0)
 
-    def _record_epoch(self, epoch: int, logits: np.ndarray, truth: np.ndarray, seconds: float) -> None:
+    def _record_epoch(self, logits: np.ndarray, truth: np.ndarray, seconds: float) -> None:
         """Scores the validation photos, keeps the best weights, and writes the epoch's row."""
-        plan, progress = self.plan, self.progress
+        plan, progress, epoch = self.plan, self.progress, self.epoch + 1
         scores = validation_scores(self.rule, logits, truth)
         self.fitted = fitted_state(fit(self.rule, logits, truth), logits, truth)
-        self.logger.info(score_line(scores))
+        logger.info(score_line(scores))
         is_best = scores[plan.select_by] > progress.best  # on a tie, the earlier best.pth stays
         progress.best = max(progress.best, scores[plan.select_by])
-        self.logger.info(f"Max {plan.select_by}: {100 * progress.best:.2f}%{' (new best.pth)' if is_best else ''}")
+        logger.info(f"Max {plan.select_by}: {100 * progress.best:.2f}%{' (new best.pth)' if is_best else ''}")
         row = {
-            "epoch": epoch + 1,
+            "epoch": epoch,
             "step": progress.step,
             "lr": self.context.schedule(progress.step - 1),
             "train_loss": progress.mean_loss,
@@ -236,29 +256,24 @@ class Run:
             "skipped": progress.skipped,
             "seconds": seconds,
             "val_loss": scores["loss"],
+            **{name: scores[name] for name in SCORES},
             "best": int(is_best),
         }
-        row |= {key: scores[key] for key in FIELDS if key in scores}
         overall = {key: value for key, value in scores.items() if key != "per_class"}
-        weights = {"model": self.state.inference_model().state_dict(), "scores": overall}
-        snapshot = epoch + 1 in plan.snapshot_epochs
-        self.output.add_epoch(row, self._header(epoch) | weights, is_best=is_best, snapshot=snapshot)
+        content = {**self._header(), "model": self.state.inference_model().state_dict(), "scores": overall}
+        self.output.add_epoch(row, content, is_best=is_best, snapshot=epoch in plan.snapshot_epochs)
 
-    def _header(self, epoch: int) -> dict:
-        return {**self.fitted, "step": self.progress.step, "epoch": epoch}
+    def _header(self) -> dict:
+        return {**self.fitted, "step": self.progress.step, "epoch": self.epoch}
 
-    def _save_last(self, epoch: int) -> None:
-        self.output.save_last(self._header(epoch) | self.state.state_dict() | self.progress.state_dict())
-        self._saved_at = time.monotonic()
-
-    def _log_update(self, epoch: int, done: int, update: Update, pace: float) -> None:
-        """One line per PRINT_FREQ updates; in brackets the epoch's means."""
+    def _log_step(self, done: int, result: StepResult, pace: float) -> None:
+        """One line per PRINT_FREQ steps; in brackets the epoch's means."""
         progress, plan = self.progress, self.plan
         left = timedelta(seconds=int((plan.total_steps - progress.step) * pace))
-        self.logger.info(
-            f"Train: [{epoch + 1}/{plan.epochs}][{done}/{plan.updates_per_epoch}] eta {left} lr {update.lr:.3g} "
-            f"time {pace:.2f} loss {update.loss:.3f} ({progress.mean_loss:.3f}) "
-            f"norm {update.grad_norm:.3g} mem {peak_memory(self.context.device) / 2**20:.0f}MB"
+        logger.info(
+            f"Train: [{self.epoch + 1}/{plan.epochs}][{done}/{plan.steps_per_epoch}] eta {left} lr {result.lr:.3g} "
+            f"time {pace:.2f} loss {result.loss:.3f} ({progress.mean_loss:.3f}) "
+            f"norm {result.grad_norm:.3g} mem {peak_memory(self.context.device) / 2**20:.0f}MB"
         )
         self._write_status("training", seconds_per_update=pace, loss=progress.mean_loss)
 
@@ -267,27 +282,34 @@ class Run:
         plan, progress, folder = self.plan, self.progress, self.output.path
         done = progress.step >= plan.total_steps
         if not done:
-            self.logger.info(f"stopped at step {progress.step} of {plan.total_steps} as TRAIN.MAX_STEPS asked")
+            logger.info(f"stopped at step {progress.step} of {plan.total_steps} as TRAIN.MAX_STEPS asked")
         if progress.best >= 0:
-            self.logger.info(f"Max {plan.select_by}: {100 * progress.best:.2f}%")
-        self.logger.info(f"Training time {_clock(seconds)}")
+            logger.info(f"Max {plan.select_by}: {100 * progress.best:.2f}%")
+        logger.info(f"Training time {timedelta(seconds=int(seconds))}")
         self._write_status("finished" if done else "stopped")
-        self.logger.info(f"run folder: {folder}")
+        logger.info(f"run folder: {folder}")
         if progress.best >= 0:
-            self.logger.info(f"score it: python test.py --resume {folder / BEST}")
-            self.logger.info(f"see where it looked: python visual.py --resume {folder / BEST} --examples 6")
+            logger.info(f"score it: python test.py --resume {folder / BEST}")
+            logger.info(f"see where it looked: python visual.py --resume {folder / BEST} --examples 6")
 
     def _write_status(self, state: str, **values: object) -> None:
         progress, plan = self.progress, self.plan
-        steps = {"step": progress.step, "total_steps": plan.total_steps, "updates_per_epoch": plan.updates_per_epoch}
+        steps = {"step": progress.step, "total_steps": plan.total_steps, "updates_per_epoch": plan.steps_per_epoch}
         self.output.write_status(state, **steps, select_by=plan.select_by, best=progress.best, **values)
 
 
 def validation_scores(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
-    """`tools.evaluate.metrics.score` of `[n, num_classes]` logits by an unfitted rule, and `loss`."""
+    """`tools.evaluate.metrics.score` of `[n, num_classes]` logits by an unfitted rule, and `loss`.
+
+    The loss is the mean over photos for "multi" targets, and over label copies for "single".
+    """
     answers = rule.answer(logits)
     scores = score(answers.probability, answers.decision, truth)
-    return scores | {"loss": validation_loss(logits, truth, rule.targets, CRITERIA[rule.targets])}
+    if rule.targets == "single":  # a photo of two labels is two samples, each with one class
+        rows, classes = np.nonzero(truth)
+        logits, truth = logits[rows], np.eye(truth.shape[1])[classes]
+    loss = CRITERIA[rule.targets](torch.from_numpy(logits), torch.tensor(truth, dtype=torch.float32))
+    return scores | {"loss": float(loss)}
 
 
 def fitted_state(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
@@ -306,7 +328,3 @@ def score_line(scores: dict) -> str:
         f"{100 * scores['ceiling']:.2f}) Acc@2 {100 * scores['top2']:.2f} hit@1 {100 * scores['hit1']:.2f} "
         f"exact {100 * scores['exact']:.2f} macro-F1 {scores['macro_f1']:.4f}"
     )
-
-
-def _clock(seconds: float) -> str:
-    return str(timedelta(seconds=int(seconds)))

@@ -22,7 +22,7 @@ def build_schedule(
     decay_steps: int = 1,
     decay_rate: float = 0.1,
 ) -> Callable[[int], float]:
-    """step -> learning rate, step 0 being the first update.
+    """step -> learning rate, from step 0 on.
 
     A linear warm-up from `warmup_lr` replaces the beginning of: cosine to `min_lr` (arXiv 1608.03983, equation 5);
     linear to a hundredth of `base_lr`, as in the course project; or `decay_rate` as a factor every `decay_steps`.

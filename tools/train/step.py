@@ -1,10 +1,12 @@
-"""One update: the gradients of a global batch, computed in micro-batches that fit into memory.
+"""One step: the gradients of a global batch, computed in micro-batches that fit into memory, and the optimizer's step.
 
-It is applied if every rank succeeded.
-Until the optimizer steps, a failed attempt changes nothing, so it can be repeated with a smaller micro-batch.
+The optimizer steps if every rank succeeded. Until then a failed attempt changes nothing, so it can be repeated with a
+smaller micro-batch.
 """
 
 import logging
+import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -17,6 +19,7 @@ from tools.runtime.distributed import ALONE, Ranks, raise_together, sum_across_r
 from tools.runtime.memory import release_freed_memory
 from tools.runtime.precision import Precision, trainable
 from tools.train.draws import Draws
+from tools.train.optim import set_learning_rate
 
 Batch = tuple[Tensor, Tensor]  # images [B, 3, S, S] and targets [B, num_classes]
 _DONE, _OUT_OF_MEMORY, _ERROR = range(3)  # attempt outcomes, in order of severity
@@ -24,13 +27,13 @@ _DONE, _OUT_OF_MEMORY, _ERROR = range(3)  # attempt outcomes, in order of severi
 
 @dataclass(frozen=True)
 class StepContext:
-    """What all updates of a run share.
+    """What all steps of a run share.
 
     Attributes:
-        draw: (step, batch of the update) -> its randomness.
+        draw: (step, batch of the step) -> its randomness.
         schedule: step -> learning rate.
         batch_size: images per batch on this rank, the largest micro-batch.
-        photos: step -> paths of this rank's photos of the update in order, for messages.
+        photos: step -> paths of this rank's photos of the step in order, for messages.
         clip_grad: largest gradient norm; 0 for no clipping.
     """
 
@@ -48,63 +51,86 @@ class StepContext:
 
 
 @dataclass(frozen=True)
-class UpdateResult:
-    """The result of an update, which fp16 may have skipped.
+class StepResult:
+    """What a step did.
 
-    The loss is summed over the global batch; with it the images in that batch, the gradient norm, the micro-batch used.
+    Attributes:
+        loss_sum: the loss summed over the global batch of `images`.
+        grad_norm: before clipping; not finite when the scaler of fp16 skipped the step.
+        micro_batch: images that fitted into memory at once.
+        seconds: that the step took, `waited` of them for its batches.
     """
 
     loss_sum: float
     images: int
     grad_norm: float
     micro_batch: int
+    lr: float
+    seconds: float
+    waited: float
+
+    @property
+    def loss(self) -> float:
+        """Mean loss per image."""
+        return self.loss_sum / self.images
+
+    @property
+    def skipped(self) -> bool:
+        """Whether the weights were left as they are, because fp16 gradients overflowed."""
+        return not math.isfinite(self.grad_norm)
 
 
-def apply_update(
-    context: StepContext, batches: Iterator[Batch], size: int, step: int, micro_batch: int
-) -> UpdateResult:
-    """Takes `size` batches, computes their gradients and lets the optimizer step, on all ranks or on none.
+def train_step(
+    context: StepContext, batches: Iterator[Batch], num_batches: int, step: int, micro_batch: int
+) -> StepResult:
+    """Takes `num_batches` batches, computes their gradients and lets the optimizer step, on all ranks or on none.
 
     Running out of memory halves `micro_batch` on all ranks and repeats the attempt: the same images and the same
-    update, divided differently. A returned gradient norm that is not finite means that the scaler of fp16 skipped the
-    step.
+    step, divided differently.
 
     Raises:
         NumericsError: for a loss or gradient that is not finite; the weights are not changed.
         ResourceError: when not even one image fits, or a loader process died or hangs.
         UserError: what this rank's loader raised; on the other ranks, that this rank failed.
     """
+    started, waited, lr = time.perf_counter(), 0.0, context.schedule(step)
+    set_learning_rate(context.optimizer, lr)
     taken: list[Batch] = []
     buffers = [buffer.clone() for buffer in context.model.buffers()]
-    losses = torch.empty(0)
+    losses, sizes = torch.empty(0), [0]
     while True:
-        error = None
+        error, asked = None, time.perf_counter()
         try:
-            taken += islice(batches, size - len(taken))
-            losses = _accumulate(context, taken, step, micro_batch)
+            taken += islice(batches, num_batches - len(taken))
+            waited += time.perf_counter() - asked
+            losses, sizes = _accumulate(context, taken, step, micro_batch)
             outcome = _DONE
         except Exception as raised:
             outcome, error = _classify(raised, context, step)
         outcome = worst_of_ranks(outcome, context.device)
         if outcome == _DONE:
-            return _apply(context, losses, taken, step, micro_batch)
+            break
         context.optimizer.zero_grad(set_to_none=True)
         for buffer, before in zip(context.model.buffers(), buffers, strict=True):
             buffer.copy_(before)
         if outcome == _ERROR:
             raise_together(error, context.ranks)
         release_freed_memory()
-        micro_batch = _halve(micro_batch, step)
-        if context.ranks.first:
-            logging.getLogger("plantswin").warning(
-                f"out of memory at step {step}: micro-batch halved to {micro_batch} images; the update stays the same"
-            )
+        micro_batch = _halve(micro_batch, step, context.ranks)
+    loss_sum, grad_norm = _apply_gradients(context, losses, sizes, step)
+    images = context.ranks.world_size * sum(sizes)
+    return StepResult(loss_sum, images, grad_norm, micro_batch, lr, time.perf_counter() - started, waited)
 
 
-def _accumulate(context: StepContext, batches: Sequence, step: int, micro_batch: int) -> Tensor:
-    """Adds this rank's gradients of the mean loss over the global batch; returns each micro-batch's loss x images."""
-    images_of_update = context.ranks.world_size * sum(len(targets) for _, targets in batches)
-    losses = []
+def _accumulate(
+    context: StepContext, batches: Sequence[Batch], step: int, micro_batch: int
+) -> tuple[Tensor, list[int]]:
+    """Adds this rank's gradients of the mean loss over the global batch.
+
+    Returns the loss x images of every micro-batch, and its images.
+    """
+    num_images = context.ranks.world_size * sum(len(targets) for _, targets in batches)
+    losses, sizes = [], []
     for number, (images, targets) in enumerate(batches):
         drawn = context.draw(step, number)
         images, targets = (x.to(context.device, non_blocking=True) for x in (images, targets))
@@ -115,14 +141,14 @@ def _accumulate(context: StepContext, batches: Sequence, step: int, micro_batch:
             masks = () if drawn.keep is None else (drawn.keep[..., rows],)
             with context.precision.autocast():
                 loss = context.criterion(context.model(images[rows], *masks), targets[rows])
-            count = len(targets[rows])
-            context.precision.backward(loss * (count / images_of_update), context.optimizer)
-            losses.append(loss.detach().double() * count)
-    return torch.stack(losses)
+            sizes.append(len(targets[rows]))
+            context.precision.backward(loss * (sizes[-1] / num_images), context.optimizer)
+            losses.append(loss.detach().double() * sizes[-1])
+    return torch.stack(losses), sizes
 
 
-def _apply(context: StepContext, losses: Tensor, batches: Sequence, step: int, micro_batch: int) -> UpdateResult:
-    """Sums the gradients over ranks, checks, clips and applies them.
+def _apply_gradients(context: StepContext, losses: Tensor, sizes: list[int], step: int) -> tuple[float, float]:
+    """Sums the gradients over ranks, checks, clips and applies them; returns the summed loss and the gradient norm.
 
     Without other ranks, it synchronises with the device only once.
     """
@@ -131,15 +157,14 @@ def _apply(context: StepContext, losses: Tensor, batches: Sequence, step: int, m
     loss = sum_across_ranks(losses.sum())
     norm = precision.norm(optimizer)
     loss_sum, grad_norm = torch.stack([loss, norm.double()]).tolist()
-    finite = torch.tensor([loss_sum, grad_norm]).isfinite().tolist()
-    if not finite[0] or not (finite[1] or precision.may_skip):
-        raise_together(_not_finite(context, losses, batches, step, micro_batch), context.ranks)
-    if 0 < context.clip_grad < grad_norm and finite[1]:  # skip the pass over the gradients when no clipping is needed
+    overflow = not math.isfinite(grad_norm)
+    if not math.isfinite(loss_sum) or (overflow and not precision.may_skip):
+        raise_together(_not_finite(context, losses, sizes, step), context.ranks)
+    if 0 < context.clip_grad < grad_norm and not overflow:  # no pass over the gradients when no clipping is needed
         precision.clip(optimizer, context.clip_grad, norm)
     precision.step(optimizer)
     optimizer.zero_grad(set_to_none=True)
-    images = context.ranks.world_size * sum(len(targets) for _, targets in batches)
-    return UpdateResult(loss_sum, images, grad_norm, micro_batch)
+    return loss_sum, grad_norm
 
 
 def _classify(raised: Exception, context: StepContext, step: int) -> tuple[int, UserError | None]:
@@ -154,32 +179,35 @@ def _classify(raised: Exception, context: StepContext, step: int) -> tuple[int, 
     raise raised
 
 
-def _not_finite(
-    context: StepContext, losses: Tensor, batches: Sequence, step: int, micro_batch: int
-) -> UserError | None:
+def _not_finite(context: StepContext, losses: Tensor, sizes: list[int], step: int) -> UserError | None:
     """The error that names this rank's photos behind a non-finite loss or gradient.
 
     None when only another rank's loss was not finite.
     """
-    sizes = [len(t[start : start + micro_batch]) for _, t in batches for start in range(0, len(t), micro_batch)]
     bad = torch.repeat_interleave(~losses.cpu().isfinite(), torch.tensor(sizes)).tolist()
-    what = "loss" if any(bad) else "gradient"
     names = list(context.photos(step))
-    named = [name for name, wrong in zip(names, bad, strict=False) if wrong] if any(bad) else names
-    total = sum_across_ranks(torch.tensor(float(any(bad)), device=losses.device))
-    if total and not any(bad):
-        return None  # it was another rank's loss
+    if any(bad):
+        names = [name for name, wrong in zip(names, bad, strict=False) if wrong]
+    num_ranks = sum_across_ranks(torch.tensor(float(any(bad)), device=losses.device))
+    if num_ranks and not any(bad):
+        return None
     return NumericsError(
-        f"the {what} of step {step} (learning rate {context.optimizer.param_groups[0]['lr']:.3g}) is not finite, "
-        f"photos {listing(named)}; the weights were not changed; lower TRAIN.BASE_LR, or train with --amp-opt-level O0"
+        f"the {'loss' if any(bad) else 'gradient'} of step {step} "
+        f"(learning rate {context.optimizer.param_groups[0]['lr']:.3g}) is not finite, "
+        f"photos {listing(names)}; the weights were not changed; lower TRAIN.BASE_LR, or train with --amp-opt-level O0"
     )
 
 
-def _halve(micro_batch: int, step: int) -> int:
-    """Half of the micro-batch. Raises ResourceError when it cannot be halved."""
+def _halve(micro_batch: int, step: int, ranks: Ranks) -> int:
+    """Half of the micro-batch, with a warning. Raises ResourceError when it cannot be halved."""
     if micro_batch == 1:
         raise ResourceError(
             f"out of memory at step {step} with one image at a time; lower DATA.IMG_SIZE, use a smaller model, "
             "or add --use-checkpoint"
         )
-    return (micro_batch + 1) // 2
+    micro_batch = (micro_batch + 1) // 2
+    if ranks.first:
+        logging.getLogger("plantswin").warning(
+            f"out of memory at step {step}: micro-batch halved to {micro_batch} images; the update stays the same"
+        )
+    return micro_batch

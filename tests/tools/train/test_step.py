@@ -15,7 +15,7 @@ from tools.runtime.precision import NativePrecision
 from tools.train.draws import Draws
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.optim import parameter_groups
-from tools.train.step import StepContext, apply_update
+from tools.train.step import StepContext, train_step
 
 CPU = torch.device("cpu")
 BATCHES = [(torch.randn(8, 5, generator=torch.Generator().manual_seed(i)), torch.ones(8, 2)) for i in range(4)]
@@ -96,7 +96,7 @@ def test_when_not_even_one_image_fits_it_is_said_and_nothing_has_changed():
     model = Hungry(0)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(ResourceError, match="step 0 with one image at a time"):
-        apply_update(context(model), iter(BATCHES), 2, 0, 8)
+        train_step(context(model), iter(BATCHES), 2, 0, 8)
     assert model.tried == [8, 4, 2, 1]
     assert all(torch.equal(model.state_dict()[key], before[key]) for key in before)
     assert all(p.grad is None for p in model.parameters())
@@ -143,7 +143,7 @@ def test_a_loss_that_is_not_finite_names_its_photos_and_no_others():
     before = model.weight.detach().clone()
     told = context(model, criterion, photos=lambda step: [f"{step}/{i}.jpg" for i in range(16)])
     with pytest.raises(NumericsError, match=r"loss of step 7 .* photos 7/12\.jpg, 7/13\.jpg; the weights were not"):
-        apply_update(told, iter(batches), 2, 7, 2)
+        train_step(told, iter(batches), 2, 7, 2)
     assert torch.equal(model.weight, before)
 
 
@@ -153,7 +153,7 @@ def test_an_error_of_the_loader_is_the_error_of_the_update():
         raise DataError("image x.jpg cannot be decoded")
 
     with pytest.raises(DataError, match=r"x\.jpg"):
-        apply_update(context(nn.Linear(5, 2)), broken(), 2, 0, 8)
+        train_step(context(nn.Linear(5, 2)), broken(), 2, 0, 8)
 
 
 def test_a_dead_loader_process_is_said_with_the_photos_it_was_reading():
@@ -163,7 +163,7 @@ def test_a_dead_loader_process_is_said_with_the_photos_it_was_reading():
 
     told = context(nn.Linear(5, 2), photos=lambda _step: ["a.jpg", "b.jpg"])
     with pytest.raises(ResourceError, match=r"pid\(s\) 17.*reading a\.jpg, b\.jpg or a later photo"):
-        apply_update(told, dead(), 1, 0, 8)
+        train_step(told, dead(), 1, 0, 8)
 
 
 def test_the_micro_batch_grows_again_at_the_start_of_an_epoch_only():
