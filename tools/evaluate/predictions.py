@@ -56,15 +56,10 @@ class Prediction:
 
 def predictions_of(answers: Answers, labels: Sequence[str]) -> list[Prediction]:
     """One `Prediction` per image, in order."""
+    rows = zip(answers.probability.tolist(), answers.decision, answers.confidence.tolist(), strict=True)
     return [
-        Prediction(
-            labels=tuple(names(labels, decision)),
-            confidence=float(confidence),
-            probabilities=dict(zip(labels, probability.tolist(), strict=True)),
-        )
-        for probability, decision, confidence in zip(
-            answers.probability, answers.decision, answers.confidence, strict=True
-        )
+        Prediction(tuple(names(labels, decision)), confidence, dict(zip(labels, probability, strict=True)))
+        for probability, decision, confidence in rows
     ]
 
 
@@ -81,13 +76,10 @@ def answer_fields(prediction: Prediction) -> list[str]:
 
 def to_csv(images: Sequence[str], labels: Sequence[str], answers: Answers, truth: np.ndarray) -> bytes:
     """The file of test.py; `truth` is `[n, C]` bool."""
-    rows = zip(images, truth, predictions_of(answers, labels), strict=True)
-    return format_csv(
-        [
-            ["images", "truth", *answer_columns(labels)],
-            *([image, join_labels(names(labels, true), labels), *answer_fields(found)] for image, true, found in rows),
-        ]
-    )
+    rows: list[list[str]] = [["images", "truth", *answer_columns(labels)]]
+    for image, true, prediction in zip(images, truth, predictions_of(answers, labels), strict=True):
+        rows.append([image, join_labels(names(labels, true), labels), *answer_fields(prediction)])
+    return format_csv(rows)
 
 
 def aligned(table: PredictionTable, images: Sequence[str], where: object) -> PredictionTable:

@@ -167,11 +167,7 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
 
 
 def load_predictor(
-    paths: list[Path],
-    device: torch.device,
-    weights: str = "ema",
-    decide_by: str | None = None,
-    tta: str | None = None,
+    paths: list[Path], device: torch.device, weights: str = "ema", decide_by: str | None = None, tta: str | None = None
 ) -> Predictor:
     """The predictor of one checkpoint, or of several.
 
@@ -188,10 +184,8 @@ def load_predictor(
     members = [load_model(path, device, weights, decide_by) for path in paths]
     first = members[0]
     for member in members[1:]:
-        for what, ours, theirs in (
-            ("classes", first.classes, member.classes),
-            ("targets", first.rule.targets, member.rule.targets),
-        ):
+        pairs = {"classes": (first.classes, member.classes), "targets": (first.rule.targets, member.rule.targets)}
+        for what, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise CheckpointError(f"{first.path} has the {what} {ours}, {member.path} has {theirs}")
     rule, tta = first.rule, tta or first.config.TEST.TTA
@@ -218,20 +212,13 @@ def predict_split(
         watch: wraps the batches, for a progress bar.
     """
     precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
-    workers = num_workers(data.NUM_WORKERS, ranks.world_size)
-    total = truth = np.zeros(0)
+    workers, shard = num_workers(data.NUM_WORKERS, ranks.world_size), Shard(ranks.rank, ranks.world_size)
+    total: np.ndarray = np.zeros(1, np.float32)
     for member in predictor.members:
-        loader = build_eval_loader(
-            split,
-            member.preprocess,
-            batch_size=data.BATCH_SIZE,
-            workers=workers,
-            shard=Shard(ranks.rank, ranks.world_size),
-        )
+        loader = build_eval_loader(split, member.preprocess, batch_size=data.BATCH_SIZE, workers=workers, shard=shard)
         batches = watch(batches_of(loader, device))
         logits, truth = predict(member.model, batches, device, precision, len(predictor.classes), VIEWS[predictor.tta])
-        share = logits / len(predictor.members)
-        total = total + share if len(total) else share
+        total = total + logits / len(predictor.members)
     check_finite(total, [split.source.locate(photo.file) for photo in split.photos])
     return total, truth
 
