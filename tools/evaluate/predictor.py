@@ -19,8 +19,9 @@ from data.loading.transforms import Preprocess
 from models.build import build_model
 from models.weights import load_strictly
 from tools.base.errors import CheckpointError, UsageError
-from tools.checkpoint import store
 from tools.checkpoint.find import stored_config
+from tools.checkpoint.schema import INFERENCE
+from tools.checkpoint.store import read_file
 from tools.evaluate.calibration import fit
 from tools.evaluate.inference import VIEWS, average_views, check_finite, predict
 from tools.evaluate.rule import Answers, DecisionRule
@@ -138,25 +139,24 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
     Raises:
         CheckpointError: for any error in the file.
     """
-    file = store.read_file(path)
-    store.check_own(file)
-    content = file.content
+    content, sha256 = read_file(path, INFERENCE)
     try:
         config = stored_config(content, path)
         classes = tuple(content["classes"])
+        validation = content["validation"]["logits"].numpy(), content["validation"]["truth"].numpy()
         size = content["preprocess"]["size"]
         model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(classes), test_size=size)
         tensors = content.get("model_ema") if weights == "ema" else None
         load_strictly(model, tensors or content["model"], str(path))
         return LoadedModel(
             path=path,
-            sha256=file.sha256,
+            sha256=sha256,
             config=config,
             model=model.to(device).eval(),
             preprocess=Preprocess.from_dict(content["preprocess"]),
             classes=classes,
-            rule=_stored_rule(content, decide_by or config.TEST.DECIDE_BY, classes),
-            validation=tuple(content["validation"][key].numpy() for key in ("logits", "truth")),
+            rule=_stored_rule(content, decide_by or config.TEST.DECIDE_BY, classes, *validation),
+            validation=validation,
             data_digest=tuple(content["data_digest"]),
             images_per_update=content["images_per_update"],
             step=content["step"],
@@ -223,12 +223,13 @@ def predict_split(
     return total, truth
 
 
-def _stored_rule(content: dict, decide_by: str, classes: tuple[str, ...]) -> DecisionRule:
+def _stored_rule(
+    content: dict, decide_by: str, classes: tuple[str, ...], logits: np.ndarray, truth: np.ndarray
+) -> DecisionRule:
     """The decision rule of a checkpoint, as its last validation fitted it."""
     healthy = healthy_index(classes)
     rule = DecisionRule.unfitted(content["targets"], decide_by, content["combinations"], len(classes), healthy)
     thresholds, temperatures = (np.array(content[key], dtype=np.float64) for key in ("thresholds", "temperatures"))
-    logits, truth = (content["validation"][key].numpy() for key in ("logits", "truth"))
     widths = len(thresholds), len(temperatures), logits.shape[1]
     if set(widths) != {len(classes)}:
         raise ValueError(f"thresholds, temperatures and validation logits are for {widths} classes, not {len(classes)}")
