@@ -68,10 +68,8 @@ class LoadedModel:
             return self.classes.index(name)
         if name in self.labels:
             return self.labels.index(name)
-        raise UsageError(
-            f"{name!r} is not a class of {self.path}; its classes are "
-            f"{', '.join(f'{c} {n}' if c != n else c for c, n in zip(self.classes, self.labels, strict=True))}"
-        )
+        known = (f"{c} {n}" if c != n else c for c, n in zip(self.classes, self.labels, strict=True))
+        raise UsageError(f"{name!r} is not a class of {self.path}; its classes are {', '.join(known)}")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytorch_grad_cam
@@ -152,17 +153,14 @@ def _run(
     """
     outputs: dict[str, list] = {path: [] for path in layers}
 
-    def keep(path: str):
-        def hook(_module, _inputs, output):
-            if not isinstance(output, Tensor):
-                raise UsageError(f"--layer {path}: it returns more than one tensor; choose another, e.g. a norm")
-            point = output if output.requires_grad else output.detach().requires_grad_()
-            outputs[path].append(point)
-            return point.clone()  # an in-place activation after it must not overwrite what is kept
+    def keep(path: str, _module, _inputs, output):
+        if not isinstance(output, Tensor):
+            raise UsageError(f"--layer {path}: it returns more than one tensor; choose another, e.g. a norm")
+        point = output if output.requires_grad else output.detach().requires_grad_()
+        outputs[path].append(point)
+        return point.clone()  # an in-place activation after it must not overwrite what is kept
 
-        return hook
-
-    handles = [layer.register_forward_hook(keep(path)) for path, layer in layers.items()]
+    handles = [layer.register_forward_hook(partial(keep, path)) for path, layer in layers.items()]
     try:
         with torch.set_grad_enabled(backward):
             logits = model(images)

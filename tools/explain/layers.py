@@ -77,11 +77,10 @@ def find_layer(model: nn.Module, path: str) -> nn.Module:
     for name, index in re.findall(r"(\w+)(?=\.|\[|$)|\[(-?\d+)\]", path):
         children = dict(module.named_children())
         if index:
-            names = list(children)
-            place = int(index)
-            if not isinstance(module, nn.ModuleList | nn.Sequential) or not -len(names) <= place < len(names):
+            is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+            if not is_list or not -len(children) <= int(index) < len(children):
                 raise UsageError(f"--layer {path}: {walked} has no [{index}]")
-            module = children[names[place]]
+            module = list(children.values())[int(index)]
         elif name in children:
             module = children[name]
         else:
