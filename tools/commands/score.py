@@ -25,17 +25,17 @@ def main(argv: list[str]) -> int:
     import numpy as np
 
     from data.labels import NAME_OF, read_labels
-    from tools.base.files import check_output_file, read_regular, write_bytes
+    from tools.base.files import check_output_file, write_bytes
     from tools.base.tables import format_table
     from tools.evaluate.metrics import OVERALL, PER_CLASS
-    from tools.evaluate.predictions import MAX_BYTES, aligned, read_predictions
+    from tools.evaluate.predictions import aligned, read_predictions
     from tools.evaluate.result import class_rows, figures_of, overall_lines
 
     labels = list(NAME_OF.values())
     rows = read_labels(Path(args.labels)).rows
     path = Path(args.predictions)
     check_output_file("--json", args.json, [path, args.labels])
-    everything = read_predictions(read_regular(path, "predictions", MAX_BYTES), path, labels)
+    everything = read_predictions(path, labels)
     table = aligned(everything, [row.image for row in rows], path)
     truth = np.array([[label in row.labels for label in labels] for row in rows])
     probability, ranked = table.probability, table.probability is not None

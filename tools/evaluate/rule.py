@@ -81,7 +81,7 @@ class DecisionRule:
         that of a label is then the sum over the sets that hold it.
         """
         probability = self.probabilities(logits)
-        if self.targets == "multi" and self.decide_by == "powerset" and self.powerset is not None:
+        if self.powerset is not None:
             sets, of_sets = self.powerset.sets, self.powerset.probabilities(probability)  # [K, C], [n, K]
             likeliest = of_sets.argmax(axis=1)
             return Answers((of_sets @ sets).clip(max=1), sets[likeliest], of_sets.max(axis=1))
