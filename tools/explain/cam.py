@@ -118,7 +118,7 @@ def _compute_one_view(
         for recipe in recipes:
             layer_maps = []
             for path in recipe.paths:
-                weighted = _weight(model, images, recipe.method, classes, activations[path], gradients.get(path))
+                weighted = _apply_formula(model, images, recipe.method, classes, activations[path], gradients.get(path))
                 layer_maps.append(scale_cam_image(np.maximum(weighted, 0), (side, side)))
             join = np.prod if "*" in recipe.layer else np.mean
             maps.append(scale_cam_image(join(layer_maps, axis=0)))
@@ -188,7 +188,7 @@ def _gradients(logits: Tensor, classes: Sequence[int], points: Mapping[str, Tens
     return gradients
 
 
-def _weight(
+def _apply_formula(
     model: nn.Module,
     images: Tensor,
     method: str,
