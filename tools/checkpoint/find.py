@@ -9,8 +9,7 @@ from yacs.config import CfgNode
 from configs.load import from_text
 from tools.base.errors import CheckpointError, DataError, UsageError
 from tools.base.files import read_regular
-from tools.checkpoint import store
-from tools.checkpoint.store import BEST, RUN
+from tools.checkpoint.store import BEST, RUN, Content
 
 
 def newest_run(output: Path) -> Path:
@@ -37,7 +36,7 @@ def checkpoint_at(path: Path) -> Path:
     return path / BEST if path.is_dir() else path
 
 
-def stored_config(content: store.Content, path: Path) -> CfgNode:
+def stored_config(content: Content, path: Path) -> CfgNode:
     """The config that a checkpoint was made with. Raises CheckpointError for an invalid one."""
     try:
         return from_text(content["config"], f"{path} (config)")
@@ -56,6 +55,6 @@ def find_checkpoints(resume: Sequence[str], output: str, run: Path | None = None
         paths = [checkpoint_at(Path(name)) for name in resume]
         return paths, f"checkpoint {', '.join(map(str, paths))}"
     if run is not None:
-        return [run / store.BEST], f"checkpoint {run / store.BEST}"
+        return [run / BEST], f"checkpoint {run / BEST}"
     path = newest_run(Path(output))
     return [path], f"checkpoint {path} (of the run started last; another one: --resume FILE)"

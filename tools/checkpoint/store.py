@@ -14,7 +14,6 @@ import secrets
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -33,22 +32,6 @@ BROKEN = ".bad"  # added to the name of a checkpoint that a run could not resume
 FITTED_KEYS = ("thresholds", "temperatures", "validation")  # the decision rule that the last validation fitted
 
 
-@dataclass(frozen=True)
-class WeightFile:
-    """A weight file after one read.
-
-    Attributes:
-        content: its parts by name.
-        sha256: digest of the file.
-        sealed: whether it ends with this program's seal and matches it.
-    """
-
-    path: Path
-    content: Content
-    sha256: str
-    sealed: bool
-
-
 _DTYPES = (  # of the tensors that a weight file may hold
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
@@ -65,16 +48,14 @@ def save(path: Path, content: Content, previous: Path | None = None) -> None:
         NumericsError: when a number in it is not finite.
         ResourceError: when it cannot be written; the file at `path` is then untouched.
     """
-    broken = non_finite(content)
-    if broken:
+    if broken := non_finite(content):
         raise NumericsError(f"{broken} is not finite, so {path} was not written; lower TRAIN.BASE_LR")
     staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
     try:
         write(staging, content)
         with staging.open("rb") as file:
-            _, sealed = read_digest(file)
-        if not sealed:
-            raise OSError("it does not read back as it was written")
+            if not read_digest(file)[1]:
+                raise OSError("it does not read back as it was written")
         if previous and path.exists():
             _keep(path, previous)
         staging.replace(path)
@@ -132,25 +113,26 @@ def sweep(folder: Path) -> None:
 
 
 def read(path: Path) -> Content:
-    """The content of `read_file`."""
-    return read_file(path).content
+    """The content of any weight file, see `read_file`."""
+    return read_file(path)[0]
 
 
 def read_own(path: Path, schema: Schema = INFERENCE) -> Content:
-    """The content of `read_file`, after `check_own`."""
-    file = read_file(path)
-    check_own(file, schema)
-    return file.content
+    """The content of a checkpoint of this program, see `read_file`."""
+    return read_file(path, schema)[0]
 
 
-def read_file(path: Path) -> WeightFile:
-    """A weight file, read once: a torch archive (ours, Microsoft's, the course project's) or .safetensors.
+def read_file(path: Path, schema: Schema | None = None) -> tuple[Content, str]:
+    """(content, SHA-256) of a weight file: a torch archive (ours, Microsoft's, the course project's) or .safetensors.
 
     Only tensors and plain values are ever built from it (and yacs's node, which is a dict). Torch checks neither the
-    archive's checksums nor that a tensor has the numbers its shape claims, so this does.
+    archive's checksums nor that a tensor has the numbers its shape claims, so this does. The file is read once.
+
+    Args:
+        schema: the file must be a checkpoint of this program, match its seal and have each of these keys, valid.
 
     Raises:
-        CheckpointError: for a missing file, a damaged one, or another kind of file.
+        CheckpointError: for a missing file, a damaged one, another kind of file, or a missing or invalid part.
     """
     raw = _read_bytes(path)
     if foreign := describe_foreign(raw):
@@ -178,21 +160,17 @@ def read_file(path: Path) -> WeightFile:
             )
         if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # one number shown many times
             raise CheckpointError(f"{path} is not a checkpoint: {name} claims more numbers than the file holds")
-    return WeightFile(path, content, sha256, sealed)
+    if schema:
+        _check_own(path, content, sealed, schema)
+    return content, sha256
 
 
-def check_own(file: WeightFile, schema: Schema = INFERENCE) -> None:
-    """Checks that a file is a checkpoint of this program, matches its seal and has every key of `schema`, each valid.
-
-    Raises:
-        CheckpointError: for another program's file, another format, damage, or a missing or invalid part.
-    """
-    path, content = file.path, file.content
+def _check_own(path: Path, content: Content, sealed: bool, schema: Schema) -> None:
     if "format" not in content or "preprocess" not in content:
         raise CheckpointError(f"{path} is not a checkpoint of this program; to start from its weights use --pretrained")
     if content["format"] != FORMAT:
         raise CheckpointError(f"{path} has format {content['format']!r}, and this program reads {FORMAT}")
-    if not file.sealed:
+    if not sealed:
         raise CheckpointError(f"{path} is damaged: it is not bit for bit as this program wrote it")
     missing = [key for key in schema if key not in content]
     if "optimizer" in missing:
@@ -205,8 +183,7 @@ def check_own(file: WeightFile, schema: Schema = INFERENCE) -> None:
     for key, (holds, wanted) in schema.items():
         if not holds(content[key]):
             raise CheckpointError(f"{path} is inconsistent: {key} must be {wanted}")
-    broken = non_finite(content)
-    if broken:
+    if broken := non_finite(content):
         raise CheckpointError(f"{path} is inconsistent: non-finite {broken}")
 
 
@@ -239,22 +216,22 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
+_FOREIGN = {  # how a file begins, in lower case -> what it is instead of a weight file, and what to do
+    (b"version https://git-lfs",): "a Git LFS pointer; fetch the file itself with git lfs pull",
+    (b"<!doctype html", b"<html"): "a web page, perhaps of a login or an error; download the file again",
+    (b"\x89hdf",): "an HDF5 file, as Keras writes; convert it to .safetensors",
+    (b"\x1f\x8b", b"bzh", b"7z", b"rar!"): "a compressed archive; unpack it first",
+}
+
+
 def describe_foreign(raw: bytes) -> str:
     """What the bytes are instead of a weight file, and what to do, where that is plain to see; else an empty string."""
-    start = raw[:200].lstrip().lower()
     if not raw:
         return "empty"
-    if start.startswith(b"version https://git-lfs"):
-        return "a Git LFS pointer; fetch the file itself with git lfs pull"
-    if start.startswith((b"<!doctype html", b"<html")):
-        return "a web page, perhaps of a login or an error; download the file again"
-    if raw.startswith(b"\x89HDF"):
-        return "an HDF5 file, as Keras writes; convert it to .safetensors"
     if raw[257:262] == b"ustar":
         return "a tar archive, perhaps of a torch before 0.1.11; save it again with torch.save of a newer one"
-    if raw.startswith((b"\x1f\x8b", b"BZh", b"7z", b"Rar!")):
-        return "a compressed archive; unpack it first"
-    return ""
+    start = raw[:200].lstrip().lower()
+    return next((words for starts, words in _FOREIGN.items() if start.startswith(starts)), "")
 
 
 def _number(dtype: np.dtype, raw: bytes) -> object:

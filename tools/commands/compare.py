@@ -86,15 +86,14 @@ def read_run(name: str, loaded, args) -> Run:
     from pathlib import Path
 
     from data.labels import NAME_OF
-    from tools.base.files import read_regular
     from tools.checkpoint.find import checkpoint_at
-    from tools.evaluate.predictions import MAX_BYTES, read_predictions
+    from tools.evaluate.predictions import read_predictions
 
     path = Path(name)
     if not path.exists():
         raise DataError(f"{path} does not exist; give run folders, checkpoints or predictions.csv files")
     if path.suffix == ".csv":
-        return Run(name, read_predictions(read_regular(path, "predictions", MAX_BYTES), path, list(NAME_OF.values())))
+        return Run(name, read_predictions(path, list(NAME_OF.values())))
     return score_checkpoint(name, checkpoint_at(path), loaded, args)
 
 

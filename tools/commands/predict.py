@@ -97,14 +97,11 @@ def record(predictor, photos, summary, config, args) -> None:
 
     from tools.base.log import progress, say
     from tools.base.tables import to_utf8
-    from tools.evaluate.prediction_files import CsvFormat, Format, JsonFormat, PredictionFile
+    from tools.evaluate.prediction_files import CsvFormat, JsonFormat, PredictionFile
 
     names = {to_utf8(str(photo)): photo for photo in photos}
     made_by = f"{predictor.fingerprint()}-{args.abstain_at:g}"
-    forms: list[tuple[str, Format]] = [
-        (args.csv, CsvFormat(predictor.labels, made_by)),
-        (args.json, JsonFormat(predictor.labels, made_by)),
-    ]
+    forms = (args.csv, CsvFormat(predictor.labels, made_by)), (args.json, JsonFormat(predictor.labels, made_by))
     with ExitStack() as stack:
         files = [stack.enter_context(PredictionFile(to, form, args.overwrite)) for to, form in forms if to]
         todo = []

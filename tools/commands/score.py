@@ -25,27 +25,26 @@ def main(argv: list[str]) -> int:
     import numpy as np
 
     from data.labels import NAME_OF, read_labels
-    from tools.base.files import check_output_file, read_regular, write_bytes
+    from tools.base.files import check_output_file, write_bytes
     from tools.base.tables import format_table
     from tools.evaluate.metrics import OVERALL, PER_CLASS
-    from tools.evaluate.predictions import MAX_BYTES, aligned, read_predictions
-    from tools.evaluate.result import DECISION_FIGURES, class_rows, figures_of, overall_lines
+    from tools.evaluate.predictions import aligned, read_predictions
+    from tools.evaluate.result import class_rows, figures_of, overall_lines
 
     labels = list(NAME_OF.values())
     rows = read_labels(Path(args.labels)).rows
     path = Path(args.predictions)
     check_output_file("--json", args.json, [path, args.labels])
-    everything = read_predictions(read_regular(path, "predictions", MAX_BYTES), path, labels)
+    everything = read_predictions(path, labels)
     table = aligned(everything, [row.image for row in rows], path)
     truth = np.array([[label in row.labels for label in labels] for row in rows])
     probability, ranked = table.probability, table.probability is not None
     probability = table.decision.astype(float) if probability is None else probability
     scores, bounds = figures_of(probability, table.decision, truth)
-    keys = (*OVERALL, *PER_CLASS) if ranked else DECISION_FIGURES
+    overall, columns = ([key for key in part if ranked or not part[key].ranks] for part in (OVERALL, PER_CLASS))
     extra = len(everything.images) - len(rows)
     print(f"{len(rows)} photos" + (f"; {extra} more predictions left out" if extra else ""))
-    print("\n".join(overall_lines(scores, bounds, keys)))
-    columns = [key for key in PER_CLASS if key in keys]
+    print("\n".join(overall_lines(scores, bounds, overall)))
     classes = [("label", "photos", *columns), *class_rows(scores, bounds, labels, columns)]
     print("\n".join(f"  {line}" for line in format_table(classes, "<><")))
     if args.json:

@@ -24,9 +24,9 @@ def fit(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> DecisionRu
     return replace(rule, thresholds=_thresholds(probability, truth), powerset=powerset)
 
 
-def cross_fitted(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray, seed: int = 0) -> Answers:
+def cross_fitted(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> Answers:
     """Answers for photos that the rule is also fitted on: for each half by the rule fitted on the other half."""
-    half = _halves(truth, seed)
+    half = _halves(truth)
     answers = Answers(np.zeros(truth.shape), np.zeros(truth.shape, bool), np.zeros(len(truth)))
     for part in (half, ~half):
         found = fit(rule, logits[~part], truth[~part]).answer(logits[part])
@@ -108,10 +108,10 @@ def _powerset(probability: np.ndarray, truth: np.ndarray) -> Powerset | None:
     return Powerset(sets, weight, bias)
 
 
-def _halves(truth: np.ndarray, seed: int) -> np.ndarray:
+def _halves(truth: np.ndarray) -> np.ndarray:
     """`[n]` bool: one of two halves over which every label set is spread evenly."""
     _, sets = np.unique(truth, axis=0, return_inverse=True)
-    order = np.lexsort((np.random.default_rng(seed).random(len(truth)), sets.ravel()))
+    order = np.lexsort((np.random.default_rng(0).random(len(truth)), sets.ravel()))
     half = np.zeros(len(truth), bool)
     half[order[::2]] = True
     return half

@@ -12,20 +12,20 @@ from tools.base.errors import NumericsError
 from tools.runtime.distributed import gather_objects
 from tools.runtime.memory import peak_memory, trim
 
-# Test-time augmentation averages over views of a leaf, which has no upright; images are [B, 3, S, S].
-View = Callable[[Tensor], Tensor]
+View = Callable[[Tensor], Tensor]  # of images [B, 3, S, S]
 
 
-def _flip_then(turn: View) -> View:
-    return lambda x: turn(x.flip(3))
+def _turn(images: Tensor, quarters: int, mirrored: bool = False) -> Tensor:
+    """The images, mirrored or not, after quarter turns."""
+    return torch.rot90(images.flip(3) if mirrored else images, quarters, (2, 3))
 
 
-_TURNS: list[View] = [lambda x: x, *(partial(torch.rot90, k=k, dims=(2, 3)) for k in (1, 2, 3))]
+# Test-time augmentation averages over views of a leaf, which has no upright.
 VIEWS: dict[str, list[View]] = {
     "none": [lambda x: x],
     "flips": [lambda x: x, lambda x: x.flip(3), lambda x: x.flip(2), lambda x: x.flip(2, 3)],
-    "turns": _TURNS,
-    "all": [*_TURNS, *(_flip_then(turn) for turn in _TURNS)],
+    "turns": [partial(_turn, quarters=k) for k in range(4)],
+    "all": [partial(_turn, quarters=k, mirrored=mirrored) for mirrored in (False, True) for k in range(4)],
 }
 
 
@@ -76,31 +76,30 @@ def predict(
 
 
 @torch.no_grad()
-def measure_throughput(model: nn.Module, images: Tensor, precision, *, timed: int = 30, patience: float = 20.0) -> dict:
-    """Speed of forward passes in eval mode: images/s, median and 95th percentile of seconds per batch, peak bytes.
+def measure_throughput(model: nn.Module, images: Tensor, precision) -> dict:
+    """Speed of 30 forward passes in eval mode: images/s, median and 95th percentile of seconds per batch, peak bytes.
 
-    The warm-up ends after 50 passes or `patience` seconds.
+    The warm-up ends after 50 passes or 20 seconds.
     """
     model.eval()
-    device = images.device
 
     def forward() -> float:
         started = time.perf_counter()
         with precision.autocast():
             model(images)
-        if device.type == "cuda":
+        if images.is_cuda:
             torch.cuda.synchronize()
         return time.perf_counter() - started
 
     begun = time.perf_counter()
     for _ in range(50):
         forward()
-        if time.perf_counter() - begun > patience:
+        if time.perf_counter() - begun > 20:
             break
-    seconds = np.array([forward() for _ in range(timed)])
+    seconds = np.array([forward() for _ in range(30)])
     return {
-        "images_per_second": len(images) * timed / float(seconds.sum()),
+        "images_per_second": len(images) / float(seconds.mean()),
         "p50_seconds": float(np.percentile(seconds, 50)),
         "p95_seconds": float(np.percentile(seconds, 95)),
-        "peak_bytes": peak_memory(device),
+        "peak_bytes": peak_memory(images.device),
     }

@@ -9,6 +9,8 @@ weights of 1 give the figure itself, and R draws with replacement give its boots
 """
 
 from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,11 +18,68 @@ from tools.base.bootstrap import interval, resample
 from tools.base.errors import NumericsError
 
 ECE_BINS = 10
-OVERALL = (
-    *("accuracy", "top2", "hit1", "exact", "hamming", "macro_f1", "micro_f1", "samples_f1"),
-    *("macro_precision", "macro_recall", "mean_ap", "mean_auc", "ece"),
-)
-PER_CLASS = ("accuracy", "precision", "recall", "f1", "ap", "auc")
+
+
+class Counts:
+    """What the metrics are made of, under R weightings of the photos; `weights` `[R, n]` is how often each counts."""
+
+    def __init__(self, probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, weights: np.ndarray):
+        self.weights = weights
+        self.same = decision == truth  # [n, C]
+        self.f1_per_photo = _share(2 * (decision & truth).sum(axis=1), decision.sum(axis=1) + truth.sum(axis=1), 0)
+        first, second = np.argsort(-probability, axis=1, kind="stable")[:, :2].T
+        self.hit, self.near = (truth[np.arange(len(truth)), place].astype(float) for place in (first, second))  # [n]
+        top = np.eye(truth.shape[1], dtype=bool)[first]
+        self.copies, self.right = weights @ truth, weights @ (truth & top)  # [R, C], and so are the next ones
+        self.given, self.both = weights @ decision, weights @ (decision & truth)
+        known = np.where(self.copies > 0, 1.0, np.nan)  # a class without photos has no part in a mean over classes
+        self.precision = known * _share(self.both, self.given, 0)
+        self.recall = _share(self.both, self.copies)
+        self.f1 = known * _share(2 * self.both, self.given + self.copies)
+        ranked = [_ranking(probability[:, c], truth[:, c], weights) for c in range(truth.shape[1])]
+        self.ap, self.auc = (np.stack(columns, axis=1) for columns in zip(*ranked, strict=True))
+        self.all_copies = self.copies.sum(axis=1)  # [R]
+        self.ece, self.ece_noise = (calibration_error(probability, truth, each) for each in (weights, weights - 1))
+
+    def mean(self, values: np.ndarray) -> np.ndarray:
+        """The weighted means `[R]` of `[n]` values of photos."""
+        return _share(self.weights @ values, self.weights.sum(axis=1))
+
+
+class Metric(NamedTuple):
+    """A metric's printed name, its formula, and whether it ranks: it then needs probabilities and not only decisions.
+
+    A row of `OVERALL` or `PER_CLASS` is all that a new metric needs. The formula gives `[R]`, or `[R, C]` per class.
+    """
+
+    title: str
+    formula: Callable[[Counts], np.ndarray]
+    ranks: bool = False
+
+
+OVERALL = {  # in the printed order, the most important first
+    "exact": Metric("exact match", lambda c: c.mean(c.same.all(axis=1))),
+    "hit1": Metric("hit@1", lambda c: c.mean(c.hit), ranks=True),
+    "accuracy": Metric("copies accuracy", lambda c: _share(c.right.sum(axis=1), c.all_copies), ranks=True),
+    "macro_f1": Metric("macro-F1", lambda c: _mean_of_known(c.f1)),
+    "micro_f1": Metric("micro-F1", lambda c: _share(2 * c.both.sum(axis=1), c.given.sum(axis=1) + c.all_copies, 0)),
+    "samples_f1": Metric("samples-F1", lambda c: c.mean(c.f1_per_photo)),
+    "macro_precision": Metric("macro precision", lambda c: _mean_of_known(c.precision)),
+    "macro_recall": Metric("macro recall", lambda c: _mean_of_known(c.recall)),
+    "mean_ap": Metric("mean average precision", lambda c: _mean_of_known(c.ap), ranks=True),
+    "mean_auc": Metric("mean ROC AUC", lambda c: _mean_of_known(c.auc), ranks=True),
+    "hamming": Metric("Hamming accuracy", lambda c: c.mean(c.same.mean(axis=1))),
+    "top2": Metric("copies in the top two", lambda c: _share(c.weights @ (c.hit + c.near), c.all_copies), ranks=True),
+    "ece": Metric("calibration error (ECE)", lambda c: c.ece, ranks=True),
+}
+PER_CLASS = {
+    "accuracy": Metric("label copies right", lambda c: _share(c.right, c.copies), ranks=True),
+    "precision": Metric("precision", lambda c: c.precision),
+    "recall": Metric("recall", lambda c: c.recall),
+    "f1": Metric("F1", lambda c: c.f1),
+    "ap": Metric("average precision", lambda c: c.ap, ranks=True),
+    "auc": Metric("ROC AUC", lambda c: c.auc, ranks=True),
+}
 
 
 def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> dict:
@@ -43,88 +102,56 @@ def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> d
         NumericsError: for NaN or infinity, whose argmax is meaningless.
         ValueError: for shapes that do not match.
     """
-    _check(probability, truth)
-    figures = measure(probability, decision, truth, np.ones((1, len(truth))))
-    copies, right = truth.sum(axis=0), _right_copies(probability, truth).sum(axis=0)
-    per_class = [
-        {"n": int(copies[c]), "right": int(right[c])}
-        | {key: _plain(figures["class_" + key][0, c]) for key in PER_CLASS}
-        for c in range(truth.shape[1])
-    ]
+    if probability.shape != truth.shape or not len(truth):
+        raise ValueError(f"probabilities {probability.shape} and truth {truth.shape} must be equal and not empty")
+    bad = np.flatnonzero(~np.isfinite(probability).all(axis=1))
+    if len(bad):
+        raise NumericsError(
+            f"the model's output for photo {bad[0] + 1} of {len(probability)} is not finite; nothing was scored"
+        )
+    counts = Counts(probability, decision, truth, np.ones((1, len(truth))))
+    per_class = {key: metric.formula(counts)[0] for key, metric in PER_CLASS.items()}
+    copies, right = counts.copies[0], counts.right[0]
     return {
         "photos": len(truth),
         "copies": int(copies.sum()),
         "ceiling": float(len(truth) / copies.sum()),
         "hamming_of_nothing": float(1 - truth.mean()),
-        **{key: _plain(figures[key][0]) for key in OVERALL},
-        "per_class": per_class,
+        **{key: _plain(metric.formula(counts)[0]) for key, metric in OVERALL.items()},
+        "per_class": [
+            {"n": int(copies[c]), "right": int(right[c])} | {key: _plain(of[c]) for key, of in per_class.items()}
+            for c in range(truth.shape[1])
+        ],
     }
 
 
-def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
+def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> dict:
     """95 % intervals by bootstrap over photos: the names of `OVERALL`, and `per_class`, each `[low, high]` or None.
 
     A calibration error is a sum of absolute values, which chance makes larger, in a draw once more than in the photos
     themselves: percentiles of the draws would lie above the true value, and often above the measured one. Its interval
     begins at the measured error less what chance alone comes to (97.5 % of the draws), by the triangle inequality.
     """
-    figures = measure_draws(probability, decision, truth, seed)
-    per_class = [{key: interval(figures["class_" + key][:, c]) for key in PER_CLASS} for c in range(truth.shape[1])]
+    figures = measure_draws(probability, decision, truth)
     bounds = {key: interval(figures[key]) for key in OVERALL}
     error, chance = float(calibration_error(probability, truth)[0]), np.quantile(figures["ece_noise"], 0.975)
     bounds["ece"] = [max(0.0, error - float(chance)), max(error, float(np.quantile(figures["ece"], 0.975)))]
+    per_class = [{key: interval(figures["class_" + key][:, c]) for key in PER_CLASS} for c in range(truth.shape[1])]
     return {**bounds, "per_class": per_class}
 
 
-def measure_draws(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, seed: int = 0) -> dict:
+def measure_draws(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> dict:
     """`measure` for the `RESAMPLES` bootstrap draws, which are the same for the same number of photos."""
-    parts = [measure(probability, decision, truth, weights) for weights in resample(len(truth), seed)]
+    parts = [measure(Counts(probability, decision, truth, weights)) for weights in resample(len(truth))]
     return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
-def measure(
-    probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, weights: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Every figure under each of R weightings of the photos: `[R]`, and `[R, C]` for names that begin with `class_`.
-
-    Args:
-        weights: `[R, n]`, how often each photo counts.
-    """
-    total = weights.sum(axis=1)  # [R]
-    copies, right = weights @ truth, weights @ _right_copies(probability, truth)  # [R, C]
-    given, both = weights @ decision, weights @ (decision & truth)
-    first, second = np.argsort(-probability, axis=1, kind="stable")[:, :2].T
-    hit, near = (np.take_along_axis(truth, place[:, None], axis=1)[:, 0] for place in (first, second))
-    shared, named = (decision & truth).sum(axis=1), decision.sum(axis=1) + truth.sum(axis=1)
-    ranked = [_ranking(probability[:, c], truth[:, c], weights) for c in range(truth.shape[1])]
-    ap, auc = (np.stack([pair[i] for pair in ranked], axis=1) for i in range(2))
-    scored = np.where(copies > 0, 1.0, np.nan)  # a class without photos has no figures, and no part in a mean
-    precision, recall, f1 = (
-        scored * _share(both, given, 0),
-        _share(both, copies),
-        scored * _share(2 * both, given + copies),
-    )
+def measure(counts: Counts) -> dict[str, np.ndarray]:
+    """Every metric under each weighting: `[R]`, and `[R, C]` for names that begin with `class_`."""
     return {
-        "accuracy": _share(right.sum(axis=1), copies.sum(axis=1)),
-        "top2": _share(weights @ (hit.astype(float) + near), copies.sum(axis=1)),
-        "hit1": _share(weights @ hit, total),
-        "exact": _share(weights @ (decision == truth).all(axis=1), total),
-        "hamming": _share(weights @ (decision == truth).mean(axis=1), total),
-        "macro_f1": _mean_of_known(f1),
-        "micro_f1": _share(2 * both.sum(axis=1), (given + copies).sum(axis=1), 0),
-        "samples_f1": _share(weights @ _share(2 * shared, named, 0), total),
-        "macro_precision": _mean_of_known(precision),
-        "macro_recall": _mean_of_known(recall),
-        "mean_ap": _mean_of_known(ap),
-        "mean_auc": _mean_of_known(auc),
-        "ece": calibration_error(probability, truth, weights),
-        "ece_noise": calibration_error(probability, truth, weights - 1),
-        "class_accuracy": _share(right, copies),
-        "class_precision": precision,
-        "class_recall": recall,
-        "class_f1": f1,
-        "class_ap": ap,
-        "class_auc": auc,
+        **{key: metric.formula(counts) for key, metric in OVERALL.items()},
+        **{f"class_{key}": metric.formula(counts) for key, metric in PER_CLASS.items()},
+        "ece_noise": counts.ece_noise,
     }
 
 
@@ -166,21 +193,6 @@ def by_combination(decision: np.ndarray, truth: np.ndarray) -> list[tuple[tuple[
     exact = (decision == truth).all(axis=1)
     photos, right = Counter(sets), Counter(s for s, good in zip(sets, exact, strict=True) if good)
     return [(labels, photos[labels], right[labels]) for labels in sorted(photos, key=lambda s: (-photos[s], s))]
-
-
-def _check(probability: np.ndarray, truth: np.ndarray) -> None:
-    if probability.shape != truth.shape or not len(truth):
-        raise ValueError(f"probabilities {probability.shape} and truth {truth.shape} must be equal and not empty")
-    bad = np.flatnonzero(~np.isfinite(probability).all(axis=1))
-    if len(bad):
-        raise NumericsError(
-            f"the model's output for photo {bad[0] + 1} of {len(probability)} is not finite; nothing was scored"
-        )
-
-
-def _right_copies(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`[n, C]` bool: the label copies whose class is the most probable one of their photo."""
-    return truth & np.eye(truth.shape[1], dtype=bool)[probability.argmax(axis=1)]
 
 
 def _ranking(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 
 from tools.base.errors import DataError, ResourceError, UsageError
 from tools.base.files import locked, open_own, read_regular
@@ -35,23 +35,6 @@ class Row:
     error: str = ""
 
 
-class Format(Protocol):
-    """How rows become bytes, and bytes rows again."""
-
-    between: bytes
-    end: bytes
-
-    @property
-    def start(self) -> bytes:
-        """What the file begins with."""
-
-    def encode(self, row: Row) -> bytes:
-        """One row, without what stands between rows."""
-
-    def decode(self, raw: bytes, path: Path) -> tuple[list[Row], int]:
-        """The rows of a file, and where the last whole one ends. Raises DataError for a file of another kind."""
-
-
 @dataclass(frozen=True)
 class CsvFormat:
     """`images,p_scab,...,decision,confidence,unsure,error,model`.
@@ -71,14 +54,14 @@ class CsvFormat:
         return format_csv([["images", *answer_columns(self.labels), "unsure", "error", "model"]])
 
     def encode(self, row: Row) -> bytes:
-        """See `Format`."""
+        """One row, without what stands between rows."""
         answer = [""] * (len(self.labels) + 3)
         if row.prediction:
             answer = [*answer_fields(row.prediction), str(int(row.unsure))]
         return format_csv([[row.image, *answer, row.error, self.model]])
 
     def decode(self, raw: bytes, path: Path) -> tuple[list[Row], int]:
-        """See `Format`."""
+        """The rows of a file, and where the last whole one ends. Raises DataError for a file of another kind."""
         whole = raw[: raw.rfind(b"\n") + 1]
         header, lines = read_csv(whole, path)
         if format_csv([header]) != self.start:
@@ -104,7 +87,7 @@ class JsonFormat:
     start, between, end = b"[\n", b",\n", b"\n]\n"
 
     def encode(self, row: Row) -> bytes:
-        """See `Format`."""
+        """See `CsvFormat`."""
         entry: dict = {"image": to_utf8(row.image)}
         if row.prediction:
             entry["labels"] = list(row.prediction.labels)
@@ -116,14 +99,16 @@ class JsonFormat:
         return json.dumps(entry | {"model": self.model}).encode()
 
     def decode(self, raw: bytes, path: Path) -> tuple[list[Row], int]:
-        """See `Format`."""
+        """See `CsvFormat`."""
         rows, stop = [], len(self.start)
         if not raw.startswith(self.start):
             raise DataError(f"{path} is not a JSON array of one line per photo")
         for line in raw[stop:].removesuffix(self.end).split(self.between):
             try:
-                entry = json.loads(line)
-                found = None if "error" in entry else self._prediction(entry)
+                entry, found = json.loads(line), None
+                if "error" not in entry:
+                    shares = {label: float(entry["probabilities"][label]) for label in self.labels}
+                    found = Prediction(tuple(entry["labels"]), float(entry["confidence"]), shares)
                 rows.append(Row(entry["image"], found, entry.get("unsure", False), entry.get("error", "")))
             except (ValueError, TypeError, KeyError, AttributeError):
                 break  # the line that was being written
@@ -131,10 +116,6 @@ class JsonFormat:
                 raise DataError(f"{path}: {entry['image']} is of another model or other settings")
             stop += len(line) + (len(self.between) if len(rows) > 1 else 0)
         return rows, stop
-
-    def _prediction(self, entry: dict) -> Prediction:
-        shares = {label: float(entry["probabilities"][label]) for label in self.labels}
-        return Prediction(tuple(entry["labels"]), float(entry["confidence"]), shares)
 
 
 class PredictionFile(contextlib.ExitStack):
@@ -155,7 +136,7 @@ class PredictionFile(contextlib.ExitStack):
         BusyError: when another process writes it.
     """
 
-    def __init__(self, path: str, form: Format, overwrite: bool):
+    def __init__(self, path: str, form: CsvFormat | JsonFormat, overwrite: bool):
         super().__init__()
         self.path, self.form, self.known = path, form, dict[str, Row]()
         self._file: IO[bytes] | None = None

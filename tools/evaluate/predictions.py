@@ -12,6 +12,7 @@ import numpy as np
 
 from data.labels import IMAGE_COLUMNS
 from tools.base.errors import DataError, nearest
+from tools.base.files import read_regular
 from tools.base.tables import find_repeated, format_csv, read_csv
 from tools.evaluate.rule import Answers
 
@@ -56,15 +57,10 @@ class Prediction:
 
 def predictions_of(answers: Answers, labels: Sequence[str]) -> list[Prediction]:
     """One `Prediction` per image, in order."""
+    rows = zip(answers.probability.tolist(), answers.decision, answers.confidence.tolist(), strict=True)
     return [
-        Prediction(
-            labels=tuple(names(labels, decision)),
-            confidence=float(confidence),
-            probabilities=dict(zip(labels, probability.tolist(), strict=True)),
-        )
-        for probability, decision, confidence in zip(
-            answers.probability, answers.decision, answers.confidence, strict=True
-        )
+        Prediction(tuple(names(labels, decision)), confidence, dict(zip(labels, probability, strict=True)))
+        for probability, decision, confidence in rows
     ]
 
 
@@ -81,13 +77,10 @@ def answer_fields(prediction: Prediction) -> list[str]:
 
 def to_csv(images: Sequence[str], labels: Sequence[str], answers: Answers, truth: np.ndarray) -> bytes:
     """The file of test.py; `truth` is `[n, C]` bool."""
-    rows = zip(images, truth, predictions_of(answers, labels), strict=True)
-    return format_csv(
-        [
-            ["images", "truth", *answer_columns(labels)],
-            *([image, join_labels(names(labels, true), labels), *answer_fields(found)] for image, true, found in rows),
-        ]
-    )
+    rows: list[list[str]] = [["images", "truth", *answer_columns(labels)]]
+    for image, true, prediction in zip(images, truth, predictions_of(answers, labels), strict=True):
+        rows.append([image, join_labels(names(labels, true), labels), *answer_fields(prediction)])
+    return format_csv(rows)
 
 
 def aligned(table: PredictionTable, images: Sequence[str], where: object) -> PredictionTable:
@@ -122,20 +115,17 @@ def split_labels(text: str, labels: Sequence[str]) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split("|")) if "|" in text else tuple(text.split())
 
 
-def read_predictions(raw: bytes, path: Path, labels: Sequence[str]) -> PredictionTable:
-    """The table in the bytes of a predictions.csv, ours or another program's.
+def read_predictions(path: Path, labels: Sequence[str]) -> PredictionTable:
+    """The table in a predictions.csv, ours or another program's.
 
     The first column names the photo. A column `decision` or `labels` holds label names separated by spaces; or there is
     one column per label, called `<label>`, `label_<label>` or `p_<label>`, with 0 and 1 or with probabilities. With
     probabilities alone, each label of 0.5 or more is decided, or else the most probable one.
 
-    Args:
-        path: where the bytes come from, for errors.
-
     Raises:
-        DataError: for any other content, naming the row.
+        DataError: for a file that cannot be read, and for any other content, naming the row.
     """
-    header, lines = read_csv(raw, path)
+    header, lines = read_csv(read_regular(path, "predictions", MAX_BYTES), path)
     numbered = list(lines) if header and header[0] in IMAGE_COLUMNS else []
     if not numbered:
         raise DataError(f"{path}: wanted a first column 'images' and at least one row under it")

@@ -19,8 +19,9 @@ from data.loading.transforms import Preprocess
 from models.build import build_model
 from models.weights import load_strictly
 from tools.base.errors import CheckpointError, UsageError
-from tools.checkpoint import store
 from tools.checkpoint.find import stored_config
+from tools.checkpoint.schema import INFERENCE
+from tools.checkpoint.store import read_file
 from tools.evaluate.calibration import fit
 from tools.evaluate.inference import VIEWS, average_views, check_finite, predict
 from tools.evaluate.rule import Answers, DecisionRule
@@ -67,10 +68,8 @@ class LoadedModel:
             return self.classes.index(name)
         if name in self.labels:
             return self.labels.index(name)
-        raise UsageError(
-            f"{name!r} is not a class of {self.path}; its classes are "
-            f"{', '.join(f'{c} {n}' if c != n else c for c, n in zip(self.classes, self.labels, strict=True))}"
-        )
+        known = (f"{c} {n}" if c != n else c for c, n in zip(self.classes, self.labels, strict=True))
+        raise UsageError(f"{name!r} is not a class of {self.path}; its classes are {', '.join(known)}")
 
 
 @dataclass(frozen=True)
@@ -138,25 +137,24 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
     Raises:
         CheckpointError: for any error in the file.
     """
-    file = store.read_file(path)
-    store.check_own(file)
-    content = file.content
+    content, sha256 = read_file(path, INFERENCE)
     try:
         config = stored_config(content, path)
         classes = tuple(content["classes"])
+        validation = content["validation"]["logits"].numpy(), content["validation"]["truth"].numpy()
         size = content["preprocess"]["size"]
         model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(classes), test_size=size)
         tensors = content.get("model_ema") if weights == "ema" else None
         load_strictly(model, tensors or content["model"], str(path))
         return LoadedModel(
             path=path,
-            sha256=file.sha256,
+            sha256=sha256,
             config=config,
             model=model.to(device).eval(),
             preprocess=Preprocess.from_dict(content["preprocess"]),
             classes=classes,
-            rule=_stored_rule(content, decide_by or config.TEST.DECIDE_BY, classes),
-            validation=tuple(content["validation"][key].numpy() for key in ("logits", "truth")),
+            rule=_stored_rule(content, decide_by or config.TEST.DECIDE_BY, classes, *validation),
+            validation=validation,
             data_digest=tuple(content["data_digest"]),
             images_per_update=content["images_per_update"],
             step=content["step"],
@@ -167,11 +165,7 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
 
 
 def load_predictor(
-    paths: list[Path],
-    device: torch.device,
-    weights: str = "ema",
-    decide_by: str | None = None,
-    tta: str | None = None,
+    paths: list[Path], device: torch.device, weights: str = "ema", decide_by: str | None = None, tta: str | None = None
 ) -> Predictor:
     """The predictor of one checkpoint, or of several.
 
@@ -188,10 +182,8 @@ def load_predictor(
     members = [load_model(path, device, weights, decide_by) for path in paths]
     first = members[0]
     for member in members[1:]:
-        for what, ours, theirs in (
-            ("classes", first.classes, member.classes),
-            ("targets", first.rule.targets, member.rule.targets),
-        ):
+        pairs = {"classes": (first.classes, member.classes), "targets": (first.rule.targets, member.rule.targets)}
+        for what, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise CheckpointError(f"{first.path} has the {what} {ours}, {member.path} has {theirs}")
     rule, tta = first.rule, tta or first.config.TEST.TTA
@@ -218,30 +210,24 @@ def predict_split(
         watch: wraps the batches, for a progress bar.
     """
     precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
-    workers = num_workers(data.NUM_WORKERS, ranks.world_size)
-    total = truth = np.zeros(0)
+    workers, shard = num_workers(data.NUM_WORKERS, ranks.world_size), Shard(ranks.rank, ranks.world_size)
+    total: np.ndarray = np.zeros(1, np.float32)
     for member in predictor.members:
-        loader = build_eval_loader(
-            split,
-            member.preprocess,
-            batch_size=data.BATCH_SIZE,
-            workers=workers,
-            shard=Shard(ranks.rank, ranks.world_size),
-        )
+        loader = build_eval_loader(split, member.preprocess, batch_size=data.BATCH_SIZE, workers=workers, shard=shard)
         batches = watch(batches_of(loader, device))
         logits, truth = predict(member.model, batches, device, precision, len(predictor.classes), VIEWS[predictor.tta])
-        share = logits / len(predictor.members)
-        total = total + share if len(total) else share
+        total = total + logits / len(predictor.members)
     check_finite(total, [split.source.locate(photo.file) for photo in split.photos])
     return total, truth
 
 
-def _stored_rule(content: dict, decide_by: str, classes: tuple[str, ...]) -> DecisionRule:
+def _stored_rule(
+    content: dict, decide_by: str, classes: tuple[str, ...], logits: np.ndarray, truth: np.ndarray
+) -> DecisionRule:
     """The decision rule of a checkpoint, as its last validation fitted it."""
     healthy = healthy_index(classes)
     rule = DecisionRule.unfitted(content["targets"], decide_by, content["combinations"], len(classes), healthy)
     thresholds, temperatures = (np.array(content[key], dtype=np.float64) for key in ("thresholds", "temperatures"))
-    logits, truth = (content["validation"][key].numpy() for key in ("logits", "truth"))
     widths = len(thresholds), len(temperatures), logits.shape[1]
     if set(widths) != {len(classes)}:
         raise ValueError(f"thresholds, temperatures and validation logits are for {widths} classes, not {len(classes)}")

@@ -1,36 +1,13 @@
 """The evaluation of a rule on one split: its answers, the figures with their intervals, and their rows for tables."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from tools.evaluate.calibration import abstention, cross_fitted
-from tools.evaluate.metrics import PER_CLASS, by_combination, calibration_error, confusion, intervals, score
+from tools.evaluate.metrics import OVERALL, PER_CLASS, by_combination, calibration_error, confusion, intervals, score
 from tools.evaluate.rule import Answers, DecisionRule
-
-# Figures that need decisions only, no probabilities.
-DECISION_FIGURES = (
-    *("exact", "macro_f1", "micro_f1", "samples_f1", "macro_precision", "macro_recall", "hamming"),
-    *("precision", "recall", "f1"),
-)
-# Printed names of the overall figures, the most important first.
-TITLES = {
-    "exact": "exact match",
-    "hit1": "hit@1",
-    "accuracy": "copies accuracy",
-    "macro_f1": "macro-F1",
-    "micro_f1": "micro-F1",
-    "samples_f1": "samples-F1",
-    "macro_precision": "macro precision",
-    "macro_recall": "macro recall",
-    "mean_ap": "mean average precision",
-    "mean_auc": "mean ROC AUC",
-    "hamming": "Hamming accuracy",
-    "top2": "copies in the top two",
-    "ece": "calibration error (ECE)",
-}
 
 
 @dataclass(frozen=True)
@@ -63,9 +40,9 @@ class EvalResult(Answers):
 
     def calibration(self) -> dict:
         """Calibration error before and after calibration, overall and per class."""
-        pair = {"before": self.raw, "after": self.probability}
-        errors: dict = {key: float(calibration_error(values, self.truth)[0]) for key, values in pair.items()}
-        for key, values in pair.items():
+        errors: dict = {}
+        for key, values in (("before", self.raw), ("after", self.probability)):
+            errors[key] = float(calibration_error(values, self.truth)[0])
             errors[f"{key}_per_class"] = [
                 float(calibration_error(values[:, [c]], self.truth[:, [c]])[0]) for c in range(values.shape[1])
             ]
@@ -127,28 +104,22 @@ def confidence_cut(rule: DecisionRule, validation: tuple[np.ndarray, np.ndarray]
     return abstention(answers.confidence, (answers.decision == truth).all(axis=1), risk)
 
 
-def overall_rows(scores: dict, limits: dict, keys: Sequence[str] = tuple(TITLES)) -> list[tuple[str, str, str, str]]:
+def overall_rows(scores: dict, limits: dict, keys: Iterable[str] = OVERALL) -> list[tuple[str, str, str, str]]:
     """(name, value, 95 % interval, remark) per overall figure, in percent."""
     remarks = {
         "accuracy": f"at most {100 * scores['ceiling']:.2f}: a photo with two labels is two copies",
         "hamming": f"predicting nothing at all scores {100 * scores['hamming_of_nothing']:.2f}",
     }
-    return [
-        (title, percent(scores[key]), bounds(limits[key]), remarks.get(key, ""))
-        for key, title in TITLES.items()
-        if key in keys
-    ]
+    return [(OVERALL[key].title, percent(scores[key]), bounds(limits[key]), remarks.get(key, "")) for key in keys]
 
 
-def overall_lines(scores: dict, limits: dict, keys: Sequence[str] = tuple(TITLES)) -> list[str]:
+def overall_lines(scores: dict, limits: dict, keys: Iterable[str] = OVERALL) -> list[str]:
     """`overall_rows` as printed lines."""
     rows = overall_rows(scores, limits, keys)
     return [f"  {name:<24} {value:>6} {interval:<14} {remark}".rstrip() for name, value, interval, remark in rows]
 
 
-def class_rows(
-    scores: dict, limits: dict, labels: Sequence[str], keys: Sequence[str] = PER_CLASS
-) -> list[tuple[Any, ...]]:
+def class_rows(scores: dict, limits: dict, labels: Sequence[str], keys: Iterable[str] = PER_CLASS) -> list[tuple]:
     """(label, number of photos, then each of `keys` with its interval) per class, in percent."""
     return [
         (label, entry["n"], *(f"{percent(entry[key])} {bounds(limit[key])}".strip() for key in keys))

@@ -81,7 +81,7 @@ class DecisionRule:
         that of a label is then the sum over the sets that hold it.
         """
         probability = self.probabilities(logits)
-        if self.targets == "multi" and self.decide_by == "powerset" and self.powerset is not None:
+        if self.powerset is not None:
             sets, of_sets = self.powerset.sets, self.powerset.probabilities(probability)  # [K, C], [n, K]
             likeliest = of_sets.argmax(axis=1)
             return Answers((of_sets @ sets).clip(max=1), sets[likeliest], of_sets.max(axis=1))
@@ -106,7 +106,12 @@ class DecisionRule:
             return self.combinations[likelihood.argmax(axis=1)]
         passed = probability >= self.thresholds
         decision = np.where(passed.any(axis=1, keepdims=True), passed, top)
-        return decision if self.healthy is None else _separate_healthy(decision, top, self.healthy)
+        if self.healthy is not None:  # decided with diseases: healthy alone if most probable, else only the diseases
+            both = decision[:, self.healthy] & (decision.sum(axis=1) > 1)
+            alone = both & top[:, self.healthy]
+            decision = np.where(alone[:, None], top, decision)
+            decision[both & ~alone, self.healthy] = False
+        return decision
 
 
 @dataclass(frozen=True)
@@ -144,12 +149,3 @@ def _sigmoid(logits: np.ndarray) -> np.ndarray:
     of the checkpoints that exist.
     """
     return 0.5 * (1 + np.tanh(0.5 * logits))
-
-
-def _separate_healthy(decision: np.ndarray, top: np.ndarray, healthy: int) -> np.ndarray:
-    """Where `healthy` was decided together with diseases: healthy alone if most probable, else only the diseases."""
-    both = decision[:, healthy] & (decision.sum(axis=1) > 1)
-    alone = both & top[:, healthy]
-    decision = np.where(alone[:, None], top, decision)
-    decision[both & ~alone, healthy] = False
-    return decision

@@ -8,6 +8,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytorch_grad_cam
@@ -81,8 +82,8 @@ def compute_heat_maps(
         return first
     maps = first.maps
     for view in views[1:]:
-        more = _compute_one_view(model, view(images), recipes, classes)
-        maps = [sum_ + turn_back(view, turned) for sum_, turned in zip(maps, more.maps, strict=True)]
+        turned = _compute_one_view(model, view(images), recipes, classes).maps
+        maps = [total + turn_back(view, more) for total, more in zip(maps, turned, strict=True)]
     return HeatMaps([scale_cam_image(heat) for heat in maps], first.cells_px)
 
 
@@ -96,33 +97,35 @@ def turn_back(view: Callable[[Tensor], Tensor], maps: np.ndarray) -> np.ndarray:
 
 
 def _compute_one_view(
-    model: nn.Module,
-    images: Tensor,
-    recipes: Sequence[CamRecipe],
-    classes: Sequence[int],
+    model: nn.Module, images: Tensor, recipes: Sequence[CamRecipe], classes: Sequence[int]
 ) -> HeatMaps:
     """`compute_heat_maps` for one view."""
     layers = {path: find_layer(model, path) for recipe in recipes for path in recipe.paths}
     backward = any(METHODS[recipe.method].needs_gradients for recipe in recipes)
+    side = images.shape[-1]
     with _frozen(model):
         logits, points = _run(model, layers, images, backward)
         for index in classes:
             if not 0 <= index < logits.shape[1]:
                 raise UsageError(f"class index {index} is not among the model's {logits.shape[1]} classes")
-        layouts = {path: find_map_layout(model, point, len(images)) for path, point in points.items()}
+        to_maps = {path: find_map_layout(model, point, len(images)) for path, point in points.items()}
         slopes = _gradients(logits, classes, points) if backward else {}
-        activations = {path: _to_numpy(layouts[path](point)) for path, point in points.items()}
-        gradients = {path: _to_numpy(layouts[path](slope)) for path, slope in slopes.items()}
-        maps = [_combine(model, images, recipe, activations, gradients, classes) for recipe in recipes]
+        activations, gradients = (
+            {path: to_maps[path](values).detach().float().cpu().numpy() for path, values in of_layers.items()}
+            for of_layers in (points, slopes)
+        )
+        maps = []
+        for recipe in recipes:
+            layer_maps = []
+            for path in recipe.paths:
+                weighted = _apply_formula(model, images, recipe.method, classes, activations[path], gradients.get(path))
+                layer_maps.append(scale_cam_image(np.maximum(weighted, 0), (side, side)))
+            join = np.prod if "*" in recipe.layer else np.mean
+            maps.append(scale_cam_image(join(layer_maps, axis=0)))
     if not all(np.isfinite(heat).all() for heat in maps):
         raise NumericsError("the gradients are not finite; no heat map was made")
-    side = images.shape[-1]
     cells = [side / max(activations[path].shape[-1] for path in recipe.paths) for recipe in recipes]
     return HeatMaps(maps, cells)
-
-
-def _to_numpy(values: Tensor) -> np.ndarray:
-    return values.detach().float().cpu().numpy()
 
 
 @contextlib.contextmanager
@@ -150,17 +153,14 @@ def _run(
     """
     outputs: dict[str, list] = {path: [] for path in layers}
 
-    def keep(path: str):
-        def hook(_module, _inputs, output):
-            if not isinstance(output, Tensor):
-                raise UsageError(f"--layer {path}: it returns more than one tensor; choose another, e.g. a norm")
-            point = output if output.requires_grad else output.detach().requires_grad_()
-            outputs[path].append(point)
-            return point.clone()  # an in-place activation after it must not overwrite what is kept
+    def keep(path: str, _module, _inputs, output):
+        if not isinstance(output, Tensor):
+            raise UsageError(f"--layer {path}: it returns more than one tensor; choose another, e.g. a norm")
+        point = output if output.requires_grad else output.detach().requires_grad_()
+        outputs[path].append(point)
+        return point.clone()  # an in-place activation after it must not overwrite what is kept
 
-        return hook
-
-    handles = [layer.register_forward_hook(keep(path)) for path, layer in layers.items()]
+    handles = [layer.register_forward_hook(partial(keep, path)) for path, layer in layers.items()]
     try:
         with torch.set_grad_enabled(backward):
             logits = model(images)
@@ -178,45 +178,26 @@ def _run(
 def _gradients(logits: Tensor, classes: Sequence[int], points: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The gradients of each image's class by each output, in one backward pass: images do not mix in eval mode."""
     explained = logits[torch.arange(len(classes)), list(classes)].sum()
-    gradients: Sequence[Tensor | None] = [None] * len(points)
+    found: Sequence[Tensor | None] = [None] * len(points)
     if explained.requires_grad:
-        gradients = torch.autograd.grad(explained, list(points.values()), allow_unused=True)
-    by_path = {}
-    for path, gradient in zip(points, gradients, strict=True):
-        if gradient is None:
-            raise UsageError(f"--layer {path}: its output does not reach the logits; choose another")
-        by_path[path] = gradient
-    return by_path
-
-
-def _combine(
-    model: nn.Module,
-    images: Tensor,
-    recipe: CamRecipe,
-    activations: Mapping[str, np.ndarray],
-    gradients: Mapping[str, np.ndarray],
-    classes: Sequence[int],
-) -> np.ndarray:
-    """`[B, S, S]` in [0, 1]: each layer's map is scaled and enlarged to the image; they are joined and scaled again."""
-    size = tuple(images.shape[-2:])[::-1]
-    maps = []
-    for path in recipe.paths:
-        weighted = _apply_formula(model, images, recipe.method, activations[path], gradients.get(path), classes)
-        maps.append(scale_cam_image(np.maximum(weighted, 0), size))
-    return scale_cam_image(np.prod(maps, axis=0) if "*" in recipe.layer else np.mean(maps, axis=0))
+        found = torch.autograd.grad(explained, list(points.values()), allow_unused=True)
+    gradients = {path: gradient for path, gradient in zip(points, found, strict=True) if gradient is not None}
+    lost = [path for path in points if path not in gradients]
+    if lost:
+        raise UsageError(f"--layer {lost[0]}: its output does not reach the logits; choose another")
+    return gradients
 
 
 def _apply_formula(
     model: nn.Module,
     images: Tensor,
     method: str,
+    classes: Sequence[int],
     activations: np.ndarray,
     gradients: np.ndarray | None,
-    classes: Sequence[int],
 ) -> np.ndarray:
     """pytorch-grad-cam's formula for one layer: `[B, h, w]`, before negative values are set to zero."""
-    no_layers: list[nn.Module] = []  # then the library adds no hooks and gives only its formula
-    library = getattr(pytorch_grad_cam, METHODS[method].library_class)(model, no_layers)
+    library = getattr(pytorch_grad_cam, METHODS[method].library_class)(model, [])  # no layers: it adds no hooks
     targets = [ClassifierOutputTarget(index) for index in classes]
     if not METHODS[method].one_image_at_a_time:
         return library.get_cam_image(images, None, targets, activations, gradients, False)

@@ -59,13 +59,13 @@ def _blends(start: Tensor, end: Tensor, place: np.ndarray) -> Tensor:
     return torch.stack([torch.where(order < step / STEPS, end, start) for step in range(STEPS + 1)])
 
 
-def shuffle_weights(model: nn.Module, seed: int = 0) -> nn.Module:
+def shuffle_weights(model: nn.Module) -> nn.Module:
     """A copy with the values of every parameter in random order: the same scale, nothing learned.
 
     The sanity check of Adebayo et al. (arXiv 1810.03292): a map that both models share shows the photo and not
     what was learned.
     """
-    shuffled, generator = copy.deepcopy(model), torch.Generator().manual_seed(seed)
+    shuffled, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in shuffled.parameters():
             order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)

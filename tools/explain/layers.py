@@ -77,11 +77,10 @@ def find_layer(model: nn.Module, path: str) -> nn.Module:
     for name, index in re.findall(r"(\w+)(?=\.|\[|$)|\[(-?\d+)\]", path):
         children = dict(module.named_children())
         if index:
-            names = list(children)
-            place = int(index)
-            if not isinstance(module, nn.ModuleList | nn.Sequential) or not -len(names) <= place < len(names):
+            is_list = isinstance(module, nn.ModuleList | nn.Sequential)
+            if not is_list or not -len(children) <= int(index) < len(children):
                 raise UsageError(f"--layer {path}: {walked} has no [{index}]")
-            module = children[names[place]]
+            module = list(children.values())[int(index)]
         elif name in children:
             module = children[name]
         else:
@@ -99,19 +98,15 @@ def find_map_layout(model: nn.Module, output: Tensor, batch: int) -> Callable[[T
         UsageError: for an output that is not one map per image (windows, vectors).
     """
     shape = tuple(output.shape)
-    not_maps = UsageError(f"--layer: its output {shape} is not a map of {batch} image(s); choose another, e.g. a norm")
-    if len(shape) < 3 or shape[0] != batch:
-        raise not_maps
-    if len(shape) == 3:
+    if len(shape) == 3 and shape[0] == batch:
         prefix = getattr(model, "num_prefix_tokens", 0)
         side = round((shape[1] - prefix) ** 0.5)
-        if side < 2 or side * side != shape[1] - prefix:
-            raise not_maps
-        return lambda tokens: tokens[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
-    if len(shape) != 4:
-        raise not_maps
-    last_two, first_two = shape[2] == shape[3], shape[1] == shape[2]
-    if not last_two and not first_two:
-        raise not_maps
-    channels_last = first_two and (not last_two or getattr(model, "output_fmt", "NCHW") == "NHWC")
-    return (lambda maps: maps.permute(0, 3, 1, 2)) if channels_last else (lambda maps: maps)
+        if side >= 2 and side * side == shape[1] - prefix:
+            return lambda tokens: tokens[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+    elif len(shape) == 4 and shape[0] == batch:
+        last_two, first_two = shape[2] == shape[3], shape[1] == shape[2]
+        if first_two and (not last_two or getattr(model, "output_fmt", "NCHW") == "NHWC"):
+            return lambda maps: maps.permute(0, 3, 1, 2)
+        if last_two:
+            return lambda maps: maps
+    raise UsageError(f"--layer: its output {shape} is not a map of {batch} image(s); choose another, e.g. a norm")

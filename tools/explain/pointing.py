@@ -54,7 +54,7 @@ def integrate(values: np.ndarray) -> float:
     return float((values[1:] + values[:-1]).mean() / 2)
 
 
-def summarise(values: np.ndarray, photos: np.ndarray, seed: int = 0) -> dict[str, tuple[float, float, float]]:
+def summarise(values: np.ndarray, photos: np.ndarray) -> dict[str, tuple[float, float, float]]:
     """(mean, low, high) of each of FIGURES that was measured: the 95 % interval is a bootstrap over photos.
 
     Args:
@@ -62,7 +62,7 @@ def summarise(values: np.ndarray, photos: np.ndarray, seed: int = 0) -> dict[str
         photos: `[labels]`, the photo of each label; the labels of a photo are drawn together.
     """
     _, photo = np.unique(photos, return_inverse=True)
-    draws = np.concatenate([weights[:, photo] for weights in resample(int(photo.max()) + 1, seed)])  # [R, labels]
+    draws = np.concatenate([weights[:, photo] for weights in resample(int(photo.max()) + 1)])  # [R, labels]
     summary = {}
     for name, column in zip(FIGURES, values.T, strict=True):
         known = ~np.isnan(column)

@@ -65,7 +65,7 @@ def _class_table(result: EvalResult, labels: Sequence[str]) -> Table:
         (label, photos, *(tuple(cell.split(" ", 1)) if " " in cell else cell for cell in cells))
         for label, photos, *cells in class_rows(result.scores, result.bounds, labels)
     ]
-    return Table(("label", "photos", *(_HEADS[key] for key in PER_CLASS)), rows)
+    return Table(("label", "photos", *(metric.title for metric in PER_CLASS.values())), rows)
 
 
 def _set_table(result: EvalResult, labels: Sequence[str]) -> Table:
@@ -88,13 +88,3 @@ def describe_abstaining(abstaining: dict) -> str:
         f"validation): {100 * abstaining['coverage']:.1f} % of these photos are answered, and {error} of the answers "
         "are wrong."
     )
-
-
-_HEADS = {
-    "accuracy": "label copies right",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
-    "ap": "average precision",
-    "auc": "ROC AUC",
-}

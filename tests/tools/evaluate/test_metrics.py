@@ -11,6 +11,8 @@ from tools.base.errors import NumericsError
 from tools.evaluate.metrics import (
     ECE_BINS,
     OVERALL,
+    Counts,
+    Metric,
     by_combination,
     calibration_error,
     confusion,
@@ -18,6 +20,7 @@ from tools.evaluate.metrics import (
     measure,
     score,
 )
+from tools.evaluate.result import overall_lines
 
 # Four photos, three classes; photo 1 has two labels.
 TRUTH = np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1], [0, 1, 0]], bool)
@@ -101,7 +104,7 @@ def test_a_weighting_gives_the_figure_of_the_resampled_photos():
     probability, decision, truth = draw(30)
     (weights,) = resample(30, seed=3, times=5)
     assert (weights.sum(axis=1) == 30).all()
-    figures = measure(probability, decision, truth, weights)
+    figures = measure(Counts(probability, decision, truth, weights))
     for row in range(5):
         drawn = np.repeat(np.arange(30), weights[row].astype(int))
         again = score(probability[drawn], decision[drawn], truth[drawn])
@@ -176,6 +179,13 @@ def test_confusion_and_combinations_by_hand():
     # photo 1 misses 0 and is given 2; photo 2 misses 2, given 0; photo 3 misses 1, given 0
     assert confusion(PROBABILITY, DECISION, TRUTH, "multi").tolist() == [[1, 0, 1], [1, 1, 0], [1, 0, 0]]
     assert by_combination(DECISION, TRUTH) == [((0,), 1, 1), ((0, 1), 1, 0), ((1,), 1, 0), ((2,), 1, 0)]
+
+
+def test_a_metric_is_one_row(monkeypatch):
+    """It is computed, has an interval, and is printed."""
+    monkeypatch.setitem(OVERALL, "any", Metric("any label", lambda c: c.mean(DECISION.any(axis=1))))
+    scores, bounds = score(PROBABILITY, DECISION, TRUTH), intervals(PROBABILITY, DECISION, TRUTH)
+    assert overall_lines(scores, bounds)[-1].split() == ["any", "label", "100.00", "[100.0,", "100.0]"]
 
 
 def test_no_division_by_zero_and_no_score_of_nan():
