@@ -85,6 +85,13 @@ def test_a_whole_split_with_averaged_views(draw):
     assert len([n for n in names if n.endswith("_pair.png")]) == 13
 
 
+def test_a_config_without_loader_processes_needs_a_thread_all_the_same(run_folder, dataset, tiny, tmp_path):
+    assert "NUM_WORKERS: 0" in tiny.read_text()
+    argv = ["--cfg", tiny, "--output", run_folder.parents[1], "--data-path", dataset, "--to", tmp_path / "maps"]
+    assert visual.main([str(a) for a in (*argv, "--examples", "1")]) == 0
+    assert len(list((tmp_path / "maps").iterdir())) == 3
+
+
 @pytest.mark.parametrize("crop", [True, False])
 def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, crop):
     content = read(run_folder / "best.pth")

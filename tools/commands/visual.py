@@ -106,7 +106,7 @@ def draw(loaded, args, run) -> int:
     predictors, folder, why = find_predictors(loaded, args, run)
     data = loaded.config.DATA
     recipes = choose_recipes(predictors[-1].members[0].model, args)
-    size, threads = data.BATCH_SIZE, num_workers(data.NUM_WORKERS)
+    size, threads = data.BATCH_SIZE, num_workers(data.NUM_WORKERS) or 1
     sources = choose_photos(loaded, args, predictors[-1])
     print(why)
     explained = explain_photos(sources, predictors, recipes, args, loaded, threads)
