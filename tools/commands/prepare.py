@@ -104,11 +104,11 @@ def audit_photos(args, raws, smaller) -> tuple[list, list[dict], list[str]]:
 def write_page(manifest: dict, root) -> None:
     """Writes report.html into the tree at `root`."""
     from data.images import read_image, thumbnail
-    from data.labels import CODE_OF
     from data.prepare.tree import REPORT
     from tools.render.audit_page import audit_page
+    from tools.render.page import THUMBNAIL_PX
 
-    page = audit_page(manifest, CODE_OF, lambda file, side: thumbnail(read_image(root / file), side))
+    page = audit_page(manifest, lambda file: thumbnail(read_image(root / file), THUMBNAIL_PX))
     (root / REPORT).write_bytes(page.encode(errors="backslashreplace"))  # a file name may be invalid Unicode
 
 

@@ -169,7 +169,7 @@ def worst_mistakes(result, split, labels) -> list:
     """Thumbnails of the wrong decisions with captions, the most confident first."""
     from data.images import decode, thumbnail
     from tools.evaluate.predictions import names
-    from tools.render.page import Picture
+    from tools.render.page import THUMBNAIL_PX, Picture
 
     wrong = [row for row in (-result.confidence).argsort(kind="stable") if not result.right[row]]
     pictures = []
@@ -178,7 +178,7 @@ def worst_mistakes(result, split, labels) -> list:
         image = decode(split.source.read(photo.file), split.source.locate(photo.file))
         truth, answer = (", ".join(names(labels, members[row])) for members in (result.truth, result.decision))
         caption = f"{photo.name}\ntrue: {truth}\ngiven: {answer} ({100 * result.confidence[row]:.1f}%)"
-        pictures.append(Picture(thumbnail(image, 168), caption))
+        pictures.append(Picture(thumbnail(image, THUMBNAIL_PX), caption))
     return pictures
 
 

@@ -2,32 +2,31 @@
 
 from collections.abc import Callable
 
-from tools.render.page import Bars, Picture, Pictures, Section, Table, Text, render
+from data.labels import CODE_OF
+from tools.render.page import Bars, Picture, Pictures, Table, Text, render
 
 PHOTOS_PER_LABEL = 12
 MOST_DUPLICATES = 50  # groups that are shown; the manifest lists all
 MOST_ROWS = 20  # in the table of sizes
-_SIDE_PX = 168  # of the pictures
 
 
-def audit_page(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> str:
-    """The page of one manifest (of data/prepare.py), as HTML.
+def audit_page(manifest: dict, picture: Callable[[str], bytes]) -> str:
+    """The page of one manifest (of data/prepare/tree.py), as HTML.
 
     Args:
-        codes: label -> its folder.
-        picture: (`split/code/name`, pixels) -> that file as a PNG or JPEG, at most so many pixels wide and high.
+        picture: `split/code/name` -> a thumbnail of that file, as a PNG or JPEG.
     """
     splits = manifest["splits"]
     photos = ", ".join(f"{split['rows']} photos in {name}" for name, split in splits.items())
-    sections = [
-        Section("Counts", [_counts(splits)]),
-        *(Section(f"Labels in {name}", _labels(split)) for name, split in splits.items()),
-        Section("Files", _files(splits)),
-        Section("Photos of each label", _mosaics(splits, codes, picture)),
-        Section("Duplicates", _duplicates(manifest, codes, picture)),
-        Section("Left out", _left_out(manifest["left_out"])),
-        Section("Settings and notes", _settings(manifest)),
-    ]
+    sections = {
+        "Counts": [_counts(splits)],
+        **{f"Labels in {name}": _labels(split) for name, split in splits.items()},
+        "Files": [_unusual(splits), *(_frequent(splits, fact) for fact in ("sizes", "modes", "formats"))],
+        "Photos of each label": _mosaics(splits, picture),
+        "Duplicates": _duplicates(manifest, picture),
+        "Left out": _left_out(manifest["left_out"]),
+        "Settings and notes": _settings(manifest),
+    }
     return render("The data set", f"{photos}.", sections)
 
 
@@ -42,9 +41,18 @@ def _counts(splits: dict) -> Table:
     return _by_split(splits, rows)
 
 
+def _unusual(splits: dict) -> Table:
+    rows = {
+        "turned by EXIF": lambda split: split["facts"]["turned"],
+        "several frames, first used": lambda split: split["facts"]["animated"],
+        "wrong extension": lambda split: split["facts"]["misnamed"],
+    }
+    return _by_split(splits, rows)
+
+
 def _by_split(splits: dict, rows: dict[str, Callable[[dict], object]]) -> Table:
     """A table with one column per split."""
-    return Table(("", *splits), [(name, *(value(split) for split in splits.values())) for name, value in rows.items()])
+    return Table(("", *splits), [(name, *map(value, splits.values())) for name, value in rows.items()])
 
 
 def _labels(split: dict) -> list:
@@ -55,45 +63,33 @@ def _labels(split: dict) -> list:
         for name, count in split["labels"].items()
     ]
     combinations = sorted(split["combinations"].items(), key=lambda item: (-item[1], item[0]))
-    return [
-        Bars(labels),
-        Text("Label combinations:"),
-        Bars([(names.replace(" ", " + "), count, str(count)) for names, count in combinations]),
-    ]
-
-
-def _files(splits: dict) -> list:
-    unusual = {
-        "turned by EXIF": lambda split: split["facts"]["turned"],
-        "several frames, first used": lambda split: split["facts"]["animated"],
-        "wrong extension": lambda split: split["facts"]["misnamed"],
-    }
-    return [_by_split(splits, unusual), *(_frequent(splits, fact) for fact in ("sizes", "modes", "formats"))]
+    bars = [(names.replace(" ", " + "), count, str(count)) for names, count in combinations]
+    return [Bars(labels), Text("Label combinations:"), Bars(bars)]
 
 
 def _frequent(splits: dict, fact: str) -> Table:
-    """How often each value of a fact occurs; the rarest values are counted together in the note."""
+    """How often each value of a fact occurs; the note says how many rarer values there are."""
     values = list(dict.fromkeys(value for split in splits.values() for value in split["facts"][fact]))
     rest = len(values) - MOST_ROWS
     rows = [(value, *(split["facts"][fact].get(value, 0) for split in splits.values())) for value in values[:MOST_ROWS]]
     return Table((fact, *splits), rows, note=f"and {rest} rarer {fact}" if rest > 0 else "")
 
 
-def _mosaics(splits: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> list:
+def _mosaics(splits: dict, picture: Callable[[str], bytes]) -> list:
     """For each label some photos of the first split, at equal steps through their sorted names."""
     split, entry = next(iter(splits.items()))
     blocks = []
-    for label, code in codes.items():
-        count = entry["labels"][label]  # photos come before balanced copies among the files
-        files = sorted([file for file in entry["files"] if file.startswith(f"{code}/")][:count])
+    for label, count in entry["labels"].items():
+        # photos come before balanced copies among the files
+        files = sorted([file for file in entry["files"] if file.startswith(f"{CODE_OF[label]}/")][:count])
         num_shown = min(PHOTOS_PER_LABEL, len(files))
         shown = [files[place * len(files) // num_shown] for place in range(num_shown)]
-        pictures = [Picture(picture(f"{split}/{file}", _SIDE_PX), file.split("/")[1]) for file in shown]
+        pictures = [Picture(picture(f"{split}/{file}"), file.split("/")[1]) for file in shown]
         blocks += [Text(f"{label}: {num_shown} of {count} in {split}"), Pictures(pictures)]
     return blocks
 
 
-def _duplicates(manifest: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> list:
+def _duplicates(manifest: dict, picture: Callable[[str], bytes]) -> list:
     groups = manifest["duplicates"]
     if not manifest["settings"]["duplicates"]:
         return [Text("Not looked for (--no-duplicates).", alert=True)]
@@ -103,21 +99,16 @@ def _duplicates(manifest: dict, codes: dict[str, str], picture: Callable[[str, i
         Text(f"{leaks} groups are in more than one split.", alert=leaks > 0),
     ]
     for group in groups[:MOST_DUPLICATES]:
-        members = [_member(member, codes, picture) for member in group["members"]]
-        blocks += [Text(_title(group)), Pictures(members, group=True)]
+        title = f"{group['kind']} duplicates"
+        title += ", different labels" if group["contradicting"] else ""
+        title += ", a leak between splits" if group["leak"] else ""
+        blocks += [Text(title), Pictures([_member(member, picture) for member in group["members"]], group=True)]
     return blocks
 
 
-def _title(group: dict) -> str:
-    faults = [
-        name for key, name in (("contradicting", "different labels"), ("leak", "a leak between splits")) if group[key]
-    ]
-    return ", ".join([f"{group['kind']} duplicates", *faults])
-
-
-def _member(member: dict, codes: dict[str, str], picture: Callable[[str, int], bytes]) -> Picture:
+def _member(member: dict, picture: Callable[[str], bytes]) -> Picture:
     split, image, labels = member["split"], member["image"], member["labels"]
-    return Picture(picture(f"{split}/{codes[labels[0]]}/{image}", _SIDE_PX), f"{split}/{image}\n{', '.join(labels)}")
+    return Picture(picture(f"{split}/{CODE_OF[labels[0]]}/{image}"), f"{split}/{image}\n{', '.join(labels)}")
 
 
 def _left_out(left_out: dict[str, list[str]]) -> list:

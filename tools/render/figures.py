@@ -18,7 +18,7 @@ _CLASSES = (_ACCENT, _SECOND, _THIRD, "#3b82b5", "#b0417a", "#8a7a2f")  # in tur
 def draw_curves(rows: list[dict[str, str]]) -> bytes:
     """From the rows of metrics.csv: losses, validation scores and the learning rate at the end of each epoch."""
     epochs = [int(row["epoch"]) for row in rows]
-    figure, axes = _create_figure(12, 4, 3)
+    figure, axes = _create_figure(12, 4, ncols=3)
     panels: tuple[tuple[str, int, dict[str, tuple[str, str | None]]], ...] = (
         ("loss", 1, {"train_loss": (_INK, "training"), "val_loss": (_SECOND, "validation")}),
         ("validation, %", 100, {"accuracy": (_INK, "label copies right"), "hit1": (_SECOND, "hit@1"),
@@ -75,7 +75,7 @@ def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, e
 
     The lower panel counts the photo-label pairs per bin. `errors`: the calibration errors of both, for the legend.
     """
-    figure, (upper, lower) = _create_figure(7.4, 6, 2, stacked=True, height_ratios=(3, 1), sharex=True)
+    figure, (upper, lower) = _create_figure(7.4, 6, nrows=2, height_ratios=(3, 1), sharex=True)
     edges = np.linspace(0, 1, ECE_BINS + 1)
     upper.plot([0, 1], [0, 1], color="#b8c4bd", linestyle="--")
     for values, error, colour, name in ((before, errors[0], _SECOND, "raw"), (after, errors[1], _ACCENT, "calibrated")):
@@ -98,7 +98,7 @@ def draw_cam_scores(names: Sequence[str], figures: Sequence[Mapping[str, tuple[f
     Args:
         figures: per name, figure -> (mean, low, high), of which pointing, energy and chance are drawn.
     """
-    figure, (left, right) = _create_figure(12, 1.4 + 0.5 * len(names), 2)
+    figure, (left, right) = _create_figure(12, 1.4 + 0.5 * len(names), ncols=2)
     places = np.arange(len(names))[::-1]
     chance = [entry["chance"][0] for entry in figures]
     for axes, name, title in ((left, "pointing", "peak in a box"), (right, "energy", "share of the map in boxes")):
@@ -113,10 +113,10 @@ def draw_cam_scores(names: Sequence[str], figures: Sequence[Mapping[str, tuple[f
     return to_png(figure)
 
 
-def _create_figure(width: float, height: float, num_panels: int = 1, stacked: bool = False, **options):
-    """A figure and its axes, side by side or stacked; `options` are those of matplotlib's `Figure.subplots`."""
+def _create_figure(width: float, height: float, **options):
+    """A figure and its axes; `options` are those of matplotlib's `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots(*((num_panels, 1) if stacked else (1, num_panels)), **options)
+    axes = figure.subplots(**options)
     for one in np.ravel(axes):
         one.spines[["top", "right"]].set_visible(False)
     return figure, axes

@@ -1,23 +1,22 @@
 """One self-contained HTML page of tables, bars and pictures: no script, no request, readable at any width.
 
-    page = render("The leaves", "600 photos", [Section("Counts", [Table(("label", "photos"), [("rust", 69)])])])
+    page = render("The leaves", "600 photos", {"Counts": [Table(("label", "photos"), [("rust", 69)])]})
 
 Jinja escapes all text, so any photo name is safe. The page's Content Security Policy allows inline styles and embedded
 pictures only.
 """
 
 import base64
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import jinja2
 
-_SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg"}
+THUMBNAIL_PX = 168  # side of a picture that stands in a row of 6
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph; `alert` makes it stand out."""
 
     text: str
@@ -25,8 +24,7 @@ class Text:
     kind: str = "text"
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """Rows of cells under a header. Columns in `text` are aligned left, the others (numbers) right.
 
     A cell is a value, or (value, detail): the detail is set in small type under the value.
@@ -39,22 +37,19 @@ class Table:
     kind: str = "table"
 
 
-@dataclass(frozen=True)
-class Bars:
-    """(name, value, text beside the bar) triples, drawn to a common scale from 0 to `top` (the largest value)."""
+class Bars(NamedTuple):
+    """(name, value, text beside the bar) triples, drawn to a common scale from 0 to the largest value."""
 
-    rows: Sequence[tuple[str, float, str]]
-    top: float = 0.0
+    rows: Sequence[tuple[str, int, str]]
     kind: str = "bars"
 
-    def width(self, value: float) -> float:
-        """Length of a bar in per cent."""
-        top = self.top or max((row[1] for row in self.rows), default=0) or 1
-        return round(100 * min(1, max(0, value / top)), 2)
+    def width(self, value: int) -> float:
+        """Length of a bar in per cent, at most 100."""
+        longest = max(row[1] for row in self.rows) or 1
+        return round(100 * min(1, value / longest), 2)
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """Bytes of a PNG or JPEG and its caption."""
 
     data: bytes
@@ -63,12 +58,11 @@ class Picture:
     @property
     def source(self) -> str:
         """The picture as a data: URL."""
-        kind = next((kind for start, kind in _SIGNATURES.items() if self.data.startswith(start)), "image/png")
-        return f"data:{kind};base64,{base64.b64encode(self.data).decode()}"
+        kind = "jpeg" if self.data.startswith(b"\xff\xd8\xff") else "png"
+        return f"data:image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
 
-@dataclass(frozen=True)
-class Pictures:
+class Pictures(NamedTuple):
     """Pictures in rows of 6, on narrower screens of 4 or 2: 12 pictures fill every row.
 
     `large` pictures stand in rows of 2 or 1; of an odd number, the first has its own row. `group` draws a border.
@@ -80,23 +74,21 @@ class Pictures:
     kind: str = "pictures"
 
 
-@dataclass(frozen=True)
-class Section:
-    """A heading and its blocks."""
-
-    heading: str
-    blocks: Sequence[Text | Table | Bars | Pictures]
-
-
-def render(title: str, lead: str, sections: Sequence[Section], headline: Sequence[tuple[str, str, str]] = ()) -> str:
+def render(
+    title: str,
+    lead: str,
+    sections: Mapping[str, Sequence[Text | Table | Bars | Pictures]],
+    headline: Sequence[tuple[str, str, str]] = (),
+) -> str:
     """The page as one HTML document.
 
     Args:
         lead: the paragraph under the title.
+        sections: heading -> what stands under it.
         headline: (name, value, interval) of the figures that matter most, in large type above the sections.
     """
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
+    template = jinja2.Template(
+        source, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    template = environment.from_string(Path(__file__).with_name("page.html").read_text(encoding="utf-8"))
     return template.render(title=title, lead=lead, sections=sections, headline=headline)

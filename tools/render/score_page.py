@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from tools.evaluate.metrics import PER_CLASS, by_combination
 from tools.evaluate.result import EvalResult, class_rows, overall_rows, percent
-from tools.render.page import Picture, Pictures, Section, Table, Text, render
+from tools.render.page import Picture, Pictures, Table, Text, render
 
 
 def score_page(
@@ -38,25 +38,18 @@ def score_page(
     how += f" Calibration error {percent(errors['before'])} before and {percent(errors['after'])} after calibration."
     notes = [how, describe_abstaining(abstaining)] if abstaining else [how]
     headline = [row[:3] for row in overall_rows(result.scores, result.bounds, ("exact", "hit1", "macro_f1"))]
-    sections = [
-        Section("All photos", [_overall_table(result), *map(Text, notes)]),
-        Section("Class by class", [_class_table(result, labels)]),
-        Section("By true label set", [_set_table(result, labels)]),
-        Section("Pictures", [Pictures([Picture(data) for data in pictures], large=True)]),
-        Section(
-            "The worst mistakes",
-            [Pictures(mistakes)] if mistakes else [Text("None: every photo was decided exactly right.")],
-        ),
-        Section("What was scored", [Table(("", ""), list(facts), text=(0, 1))]),
-    ]
-    return render(title, lead, sections, headline)
-
-
-def _overall_table(result: EvalResult) -> Table:
-    """One row per figure, with its remark under the name."""
     rows = overall_rows(result.scores, result.bounds)
-    cells = [((name, remark) if remark else name, value, interval) for name, value, interval, remark in rows]
-    return Table(("figure", "value", "interval"), cells)
+    overall = [((name, remark) if remark else name, value, interval) for name, value, interval, remark in rows]
+    worst = Pictures(mistakes) if mistakes else Text("None: every photo was decided exactly right.")
+    sections: dict[str, list] = {
+        "All photos": [Table(("figure", "value", "interval"), overall), *map(Text, notes)],
+        "Class by class": [_class_table(result, labels)],
+        "By true label set": [_set_table(result, labels)],
+        "Pictures": [Pictures([Picture(data) for data in pictures], large=True)],
+        "The worst mistakes": [worst],
+        "What was scored": [Table(("", ""), facts, text=(0, 1))],
+    }
+    return render(title, lead, sections, headline)
 
 
 def _class_table(result: EvalResult, labels: Sequence[str]) -> Table:

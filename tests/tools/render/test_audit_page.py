@@ -4,8 +4,6 @@ import re
 
 from tools.render.audit_page import MOST_DUPLICATES, MOST_ROWS, PHOTOS_PER_LABEL, audit_page
 
-CODES = {"scab": "000001", "rust": "000010"}
-
 
 def manifest(**changes) -> dict:
     files = {f"000001/{n:03}.jpg": {} for n in range(30)} | {"000010/030.jpg": {}, "000010/030.made-flip.jpg": {}}
@@ -35,15 +33,15 @@ def manifest(**changes) -> dict:
     return {**known, "splits": {"train": split}, "left_out": left_out, **changes}
 
 
-def page_of(content: dict) -> tuple[str, list[tuple[str, int]]]:
+def page_of(content: dict) -> tuple[str, list[str]]:
     """The page's text without tags, and the pictures it asked for."""
     asked = []
 
-    def picture(file, side):
-        asked.append((file, side))
+    def picture(file):
+        asked.append(file)
         return b"\xff\xd8\xff"
 
-    page = audit_page(content, CODES, picture)
+    page = audit_page(content, picture)
     return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", page.split("<body>")[1])), asked
 
 
@@ -61,7 +59,7 @@ def test_counts_and_lists_are_on_the_page():
     assert f"and {31 - MOST_ROWS} rarer sizes" in text
     places = [0, 2, 5, 7, 10, 12, 15, 17, 20, 22, 25, 27]  # 12 of 30: every 2.5th
     assert len(places) == PHOTOS_PER_LABEL
-    assert asked == [(f"train/000001/{place:03}.jpg", 168) for place in places] + [("train/000010/030.jpg", 168)]
+    assert asked == [f"train/000001/{place:03}.jpg" for place in places] + ["train/000010/030.jpg"]
 
 
 def test_duplicates_are_shown_together_with_their_faults():
@@ -73,6 +71,6 @@ def test_duplicates_are_shown_together_with_their_faults():
     assert "near duplicates, different labels, a leak between splits train/001.jpg scab train/030.jpg rust" in text
     assert "53 groups of duplicates; 53 with different labels." in text
     pair = ["train/000001/001.jpg", "train/000010/030.jpg"]
-    assert [file for file, _ in asked][-2 * MOST_DUPLICATES :] == pair * MOST_DUPLICATES
+    assert asked[-2 * MOST_DUPLICATES :] == pair * MOST_DUPLICATES
     text, _ = page_of(manifest(settings={"duplicates": False}))
     assert "Not looked for" in text
