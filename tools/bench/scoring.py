@@ -79,7 +79,7 @@ def measure_cam(args, ensemble: Predictor, split: Split) -> list[Row]:
     (predictor,) = ensemble.members
     model, labels, theirs = predictor.model, predictor.labels, args.folder / "theirs"
     recipe, amp = CamRecipe("gradcam", choose_classic_layer(model)), load().config.AMP
-    sources = photos.list_split_photos([split], len(labels))
+    sources = photos.list_split_photos([split])
     transform, geometry = predictor.preprocess.transform(), predictor.preprocess.geometry()
     theirs.mkdir()
 

@@ -1,9 +1,10 @@
 """The photos that heat maps are made of: which ones, what is explained of each, and the maps as arrays."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
+from itertools import chain, count, zip_longest
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,8 +23,7 @@ from tools.explain.score import BoxedLabel
 Boxed = tuple[Split, Photo, int, list[Box]]  # a photo, one of its classes, and the boxes of that class
 
 
-@dataclass(frozen=True)
-class PhotoSource:
+class PhotoSource(NamedTuple):
     """A photo that is to be explained, not yet read.
 
     Attributes:
@@ -39,8 +39,7 @@ class PhotoSource:
     truth: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Explanation:
+class Explanation(NamedTuple):
     """One class of one photo. There is one column per model and recipe, the recipes of the first model first.
 
     Attributes:
@@ -53,28 +52,13 @@ class Explanation:
     maps: list[np.ndarray]
 
 
-def number_repeated(stems: Iterable[str]) -> Iterator[str]:
-    """The stems in order, numbered where one occurs again, so that no photo's pictures replace another's."""
-    taken = set()
-    for stem in stems:
-        name, number = stem, 1
-        while name in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(name)
-        yield name
-
-
 def list_named_photos(names: Sequence[str]) -> list[PhotoSource]:
     """The photos in the files and folders, and of the patterns, that a user gives."""
     paths, _ = find_photos(names)
-    stems = number_repeated(path.stem for path in paths)
-    return [PhotoSource(str(path), stem, partial(read_image, path)) for path, stem in zip(paths, stems, strict=True)]
+    return number_repeated(PhotoSource(str(path), path.stem, partial(read_image, path)) for path in paths)
 
 
-def list_split_photos(
-    splits: Sequence[Split], num_classes: int, examples: int = 0, several_first: bool = False
-) -> list[PhotoSource]:
+def list_split_photos(splits: Sequence[Split], examples: int = 0, several_first: bool = False) -> list[PhotoSource]:
     """The photos of splits: all, or `examples` of them, taking every label in turn.
 
     Args:
@@ -82,20 +66,29 @@ def list_split_photos(
     """
     found = [(split, photo) for split in splits for photo in split.photos]
     if examples:
-        by_class = [[one for one in found if c in one[1].classes] for c in range(num_classes)]
-        in_turn = [group[i] for i in range(max(map(len, by_class))) for group in by_class if i < len(group)]
+        by_class = [[one for one in found if c in one[1].classes] for c in range(len(splits[0].classes))]
+        in_turn = [one for turn in zip_longest(*by_class) for one in turn if one]
         found = list({(split.where, photo.file): (split, photo) for split, photo in in_turn}.values())
         if several_first:
             found.sort(key=lambda one: -len(one[1].classes))
         found = found[:examples]
-    stems = number_repeated(Path(photo.name).stem for _, photo in found)
-    return [describe_photo(split, photo, stem) for (split, photo), stem in zip(found, stems, strict=True)]
+    return number_repeated(describe_photo(split, photo) for split, photo in found)
 
 
-def describe_photo(split: Split, photo: Photo, stem: str) -> PhotoSource:
-    """A photo of a split, read when it is needed."""
-    where = split.source.locate(photo.file)
+def describe_photo(split: Split, photo: Photo, prefix: str = "") -> PhotoSource:
+    """A photo of a split, read when it is needed; the names of its figures begin with `prefix`."""
+    where, stem = split.source.locate(photo.file), prefix + Path(photo.name).stem
     return PhotoSource(where, stem, lambda: decode(split.source.read(photo.file), where), photo.classes)
+
+
+def number_repeated(sources: Iterable[PhotoSource]) -> list[PhotoSource]:
+    """The sources with repeated stems numbered, so that no photo's pictures replace another's."""
+    by_stem: dict[str, PhotoSource] = {}
+    for source in sources:
+        stems = chain([source.stem], (f"{source.stem}_{number}" for number in count(2)))
+        stem = next(stem for stem in stems if stem not in by_stem)
+        by_stem[stem] = source._replace(stem=stem)
+    return list(by_stem.values())
 
 
 def load_batches(
