@@ -1,16 +1,14 @@
 """Compares runs, epoch snapshots and predictions.csv files on the same photos, pairwise against the first."""
 
-from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import DataError, UsageError
-
-if TYPE_CHECKING:
-    from tools.evaluate.predictions import PredictionTable
+from tools.base.tables import format_table
 
 EPILOG = """
 examples
@@ -28,63 +26,56 @@ SHOWN = ("exact", "hit1", "accuracy", "macro_f1")
 def main(argv: list[str]) -> int:
     """Parses `argv`, scores runs and checkpoints, and prints the table."""
     parser = cli.Parser(prog="python -m tools compare", description=__doc__, epilog=EPILOG)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="run folder, checkpoint or predictions.csv")
-    parser.add_argument(
-        "--split", default="test", choices=["train", "val", "test"], help="photos to score (default test)"
-    )
-    parser.add_argument("--by", default="exact", choices=SHOWN, help="figure to compare (default exact)")
-    parser.add_argument("--mean", action="store_true", help="the runs differ by chance only: show mean and spread")
+    add = parser.add_argument
+    add("runs", nargs="+", metavar="RUN", help="run folder, checkpoint or predictions.csv")
+    add("--split", default="test", choices=["train", "val", "test"], help="photos to score (default test)")
+    add("--by", default="exact", choices=SHOWN, help="figure to compare (default exact)")
+    add("--mean", action="store_true", help="the runs differ by chance only: show mean and spread")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     loaded = load(None, None, overrides(args))
 
+    import numpy as np
+
     from tools.base.bootstrap import interval
-    from tools.base.tables import format_table
     from tools.evaluate.metrics import measure_draws, score
 
     runs = [read_run(name, loaded, args) for name in args.runs]
-    images, labels, truth = photos_of(runs)
-    rows, values, first_drawn = [], [], None
-    for run in runs:
-        table = fit_to(run, images, labels)
-        scores = score(table.probability, table.decision, truth)
-        drawn = measure_draws(table.probability, table.decision, truth)[args.by]
-        first_drawn = drawn if first_drawn is None else first_drawn
-        values.append([100 * scores[key] for key in SHOWN])
-        against = describe_difference(
-            values[-1][SHOWN.index(args.by)] - values[0][SHOWN.index(args.by)],
-            interval(100 * (drawn - first_drawn)) or [0.0, 0.0],
-        )
-        rows.append((run.name, run.batch, run.rate, run.epochs, *(f"{v:.2f}" for v in values[-1]), against))
-    rows[0] = (*rows[0][:-1], "-")
+    known = next((run.table for run in runs if run.table.truth is not None), None)
+    if known is None:
+        raise UsageError("none of these knows the true labels; add a run, or a predictions.csv with a column truth")
+    answers = [(table.probability, table.decision, known.truth) for table in (fit_to(run, known) for run in runs)]
+    scores = [score(*answer) for answer in answers]
+    values = 100 * np.array([[figures[key] for key in SHOWN] for figures in scores])
+    drawn = [measure_draws(*answer)[args.by] for answer in answers]
+    rows = []
+    for number, run in enumerate(runs):
+        difference = (values[number] - values[0])[SHOWN.index(args.by)]
+        limits = interval(100 * (drawn[number] - drawn[0])) or [0.0, 0.0]
+        against = describe_difference(difference, limits) if number else "-"
+        rows.append((run.name, run.batch, run.rate, run.epochs, *(f"{v:.2f}" for v in values[number]), against))
     if args.mean:
-        rows.append(("mean ± sd", "", "", "", *spread(values), f"{len(values)} runs"))
-    print(f"{len(images)} photos")
+        deviations = values.std(axis=0, ddof=1 if len(runs) > 1 else 0)
+        spread = (f"{mean:.2f} ± {sd:.2f}" for mean, sd in zip(values.mean(axis=0), deviations, strict=True))
+        rows.append(("mean ± sd", "", "", "", *spread, f"{len(runs)} runs"))
+    print(f"{len(known.images)} photos")
     header = ("run", "batch", "peak lr", "epochs", *(f"{key} %" for key in SHOWN), f"{args.by} against the first")
     print("\n".join(format_table([header, *rows], "<" + ">" * (len(header) - 2) + "<")))
     return 0
 
 
-@dataclass(frozen=True)
-class Run:
-    """One thing to compare.
-
-    Attributes:
-        table: its predictions, a `tools.evaluate.predictions.PredictionTable`.
-        batch, rate, epochs: images per update, peak learning rate and trained epochs; a dash where unknown.
-    """
+class Run(NamedTuple):
+    """One thing to compare."""
 
     name: str
-    table: "PredictionTable"
-    batch: str = "-"
-    rate: str = "-"
-    epochs: str = "-"
+    table: Any  # its predictions, a tools.evaluate.predictions.PredictionTable
+    batch: str = "-"  # images per update
+    rate: str = "-"  # peak learning rate
+    epochs: str = "-"  # trained epochs
 
 
 def read_run(name: str, loaded, args) -> Run:
     """The run called `name`: a predictions.csv as it is, a run folder or a checkpoint after scoring it."""
-    from pathlib import Path
-
     from data.labels import NAME_OF
     from tools.checkpoint.find import checkpoint_at
     from tools.evaluate.predictions import read_predictions
@@ -120,37 +111,25 @@ def score_checkpoint(name: str, path, loaded, args) -> Run:
     return Run(name, table, str(member.images_per_update), f"{rate:.3g}", str(member.epoch + 1))
 
 
-def photos_of(runs: list[Run]):
-    """(images, labels, truth) of the first run that knows the truth; all runs are compared on these."""
-    for run in runs:
-        if run.table.truth is not None:
-            return run.table.images, run.table.labels, run.table.truth
-    raise UsageError("none of these knows the true labels; add a run, or a predictions.csv with a column truth")
+def fit_to(run: Run, known):
+    """The run's table, its rows as in the table `known`.
 
-
-def fit_to(run: Run, images, labels):
-    """The run's table in the order of `images`. Raises DataError for other photos or labels, or no probabilities."""
+    Raises:
+        DataError: for other photos or labels, or no probabilities.
+    """
     from tools.evaluate.predictions import aligned
 
     name, table = run.name, run.table
-    if tuple(table.labels) != tuple(labels):
-        raise DataError(f"{name} has the labels {', '.join(table.labels)}, the others have {', '.join(labels)}")
+    if table.labels != known.labels:
+        raise DataError(f"{name} has the labels {', '.join(table.labels)}, the others have {', '.join(known.labels)}")
     if table.probability is None:
         raise DataError(f"{name} holds no probabilities; score it alone with python -m tools score")
-    if len(table.images) != len(images):
-        raise DataError(f"{name} has {len(table.images)} photos, the others have {len(images)}")
-    return aligned(table, images, name)
+    if len(table.images) != len(known.images):
+        raise DataError(f"{name} has {len(table.images)} photos, the others have {len(known.images)}")
+    return aligned(table, known.images, name)
 
 
 def describe_difference(points: float, limits: list[float]) -> str:
     """`+1.33 [+0.17, +2.50]`, with a remark where the interval holds 0."""
     remark = "  difference not significant" if limits[0] <= 0 <= limits[1] else ""
     return f"{points:+.2f} [{limits[0]:+.2f}, {limits[1]:+.2f}]{remark}"
-
-
-def spread(values: list[list[float]]) -> list[str]:
-    """`mean ± sample standard deviation` per column."""
-    import numpy as np
-
-    deviations = np.std(values, axis=0, ddof=1 if len(values) > 1 else 0)
-    return [f"{mean:.2f} ± {sd:.2f}" for mean, sd in zip(np.mean(values, axis=0), deviations, strict=True)]

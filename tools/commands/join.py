@@ -1,6 +1,11 @@
 """Joins the CSV files that `predict --shard` wrote on several machines into one."""
 
+from pathlib import Path
+
 from tools.base import cli
+from tools.base.errors import DataError
+from tools.base.files import check_output_file, read_regular, write_bytes
+from tools.base.tables import format_csv, read_csv
 
 EPILOG = """
 example
@@ -16,11 +21,6 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--csv", required=True, metavar="FILE", help="the file to write")
     args = parser.parse_args(argv)
 
-    from pathlib import Path
-
-    from tools.base.errors import DataError
-    from tools.base.files import check_output_file, read_regular, write_bytes
-    from tools.base.tables import format_csv, read_csv
     from tools.evaluate.predictions import MAX_BYTES
 
     check_output_file("--csv", args.csv, args.parts)

@@ -3,11 +3,16 @@
 import re
 import sys
 from argparse import ArgumentTypeError
+from collections import Counter, defaultdict
+from contextlib import ExitStack
 
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
 from tools.base.errors import DataError, UsageError, listing
+from tools.base.files import check_output_file
+from tools.base.tables import format_table, to_utf8
+from tools.base.threads import batches, in_threads
 
 EPILOG = """
 examples
@@ -34,22 +39,16 @@ def shard(text: str) -> slice:
 def main(argv: list[str]) -> int:
     """Parses `argv`, predicts, prints or writes."""
     parser = cli.Parser(prog="python -m tools predict", description=__doc__, epilog=EPILOG)
-    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="file, folder or pattern")
-    parser.add_argument(
-        "--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints, averaged"
-    )
-    parser.add_argument("--csv", metavar="FILE", help="write a CSV, or go on with it (- for stdout)")
-    parser.add_argument("--json", metavar="FILE", help="write JSON, or go on with it (- for stdout)")
-    parser.add_argument("--overwrite", action="store_true", help="begin --csv and --json again")
-    parser.add_argument("--shard", type=shard, default=slice(None), metavar="I/N", help="part I of N, for N machines")
-    parser.add_argument(
-        "--abstain-at",
-        type=cli.share,
-        default=0.05,
-        metavar="RISK",
-        help="share of wrong answers to allow (default 0.05)",
-    )
-    parser.add_argument("--max-bad", type=int, default=0, metavar="N", help="succeed with up to N unreadable photos")
+    add = parser.add_argument
+    add("photos", nargs="+", metavar="PHOTO", help="file, folder or pattern")
+    add("--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints, averaged")
+    add("--csv", metavar="FILE", help="write a CSV, or go on with it (- for stdout)")
+    add("--json", metavar="FILE", help="write JSON, or go on with it (- for stdout)")
+    add("--overwrite", action="store_true", help="begin --csv and --json again")
+    add("--shard", type=shard, default=slice(None), metavar="I/N", help="part I of N, for N machines")
+    risk = "share of wrong answers to allow (default 0.05)"
+    add("--abstain-at", type=cli.share, default=0.05, metavar="RISK", help=risk)
+    add("--max-bad", type=int, default=0, metavar="N", help="succeed with up to N unreadable photos")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     if args.max_bad < 0:
@@ -63,7 +62,6 @@ def predict(loaded, args) -> int:
     """Predicts photo by photo; prints a line for each, or writes a row and prints a summary at the end."""
     from data.images import note_ignored
     from data.loading.split import find_photos
-    from tools.base.files import check_output_file
     from tools.checkpoint.find import find_checkpoints
     from tools.evaluate.predictor import load_predictor
     from tools.runtime.distributed import Ranks, choose_device
@@ -93,10 +91,7 @@ def predict(loaded, args) -> int:
 
 def record(predictor, photos, summary, config, args) -> None:
     """Adds to the files of --csv and --json what they lack of the photos; without these files, prints a line each."""
-    from contextlib import ExitStack
-
     from tools.base.log import progress, say
-    from tools.base.tables import to_utf8
     from tools.evaluate.prediction_files import CsvFormat, JsonFormat, PredictionFile
 
     names = {to_utf8(str(photo)): photo for photo in photos}
@@ -131,7 +126,6 @@ def predict_photos(predictor, photos, risk: float, config):
 
     from data.build import num_workers
     from data.images import read_image
-    from tools.base.threads import batches, in_threads
     from tools.evaluate.prediction_files import Row
     from tools.evaluate.predictions import predictions_of
     from tools.evaluate.result import confidence_cut
@@ -161,32 +155,27 @@ class Summary:
 
     def __init__(self, labels):
         self.columns = ("photos", *labels, "unsure", "unreadable")
-        self.counts: dict[str, dict[str, int]] = {}
+        self.counts: dict[str, Counter] = defaultdict(Counter)
         self.errors: list[str] = []
         self.num_predicted = 0
 
     def add(self, row) -> None:
         """Counts one `Row`."""
-        counts = self.counts.setdefault(row.image.rpartition("/")[0] or ".", dict.fromkeys(self.columns, 0))
-        counts["photos"] += 1
+        counts = self.counts[row.image.rpartition("/")[0] or "."]
         if row.error:
-            counts["unreadable"] += 1
+            counts.update(("photos", "unreadable"))
             self.errors.append(row.error)
-            return
-        self.num_predicted += 1
-        counts["unsure"] += row.unsure
-        for label in row.prediction.labels:
-            counts[label] += 1
+        else:
+            counts.update(("photos", *row.prediction.labels, *(["unsure"] if row.unsure else [])))
+            self.num_predicted += 1
 
     def lines(self, most: int = 40) -> list[str]:
         """A table with a line per folder, at most `most`, and one for all."""
-        from tools.base.tables import format_table
-
-        shown = sorted(self.counts.items())
-        rows = [(cli.printable(folder), *counts.values()) for folder, counts in shown[:most]]
-        if len(shown) > most:
-            rows.append((f"... and {len(shown) - most} more", *("" for _ in self.columns)))
-        if len(shown) != 1:
-            totals = (sum(counts[column] for counts in self.counts.values()) for column in self.columns)
-            rows.append(("all", *totals))
+        folders = sorted(self.counts.items())
+        shown = [(cli.printable(folder), counts) for folder, counts in folders[:most]]
+        if len(folders) != 1:
+            shown.append(("all", sum(self.counts.values(), Counter())))
+        rows = [(name, *(counts[column] for column in self.columns)) for name, counts in shown]
+        if len(folders) > most:
+            rows.insert(most, (f"... and {len(folders) - most} more", *("" for _ in self.columns)))
         return format_table([("folder", *self.columns), *rows])

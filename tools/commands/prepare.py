@@ -1,6 +1,10 @@
 """Audits raw photos and label CSVs, and writes the folders that main.py, test.py and visual.py read."""
 
+from pathlib import Path
+
 from tools.base import cli
+from tools.base.errors import UsageError, listing
+from tools.base.files import locked, publish, staging
 
 EPILOG = """
 reads   SRC/{train,val,test}/images and SRC/{split}/{split}_label.csv (or SRC/{split}_label.csv), with the columns
@@ -16,12 +20,8 @@ def build_parser() -> cli.Parser:
     add = parser.add_argument
     add("--src", default="plant_dataset", metavar="FOLDER", help="raw data (default: %(default)s)")
     add("--dst", default="dataset", metavar="FOLDER", help="folder to write (default: %(default)s)")
-    add(
-        "--multi-label",
-        default="copy",
-        choices=["copy", "error", "first"],
-        help="a photo with several labels: one file per label, an error, or its first label only",
-    )
+    several = "a photo with several labels: one file per label, an error, or its first label only"
+    add("--multi-label", default="copy", choices=["copy", "error", "first"], help=several)
     add("--mode", default="link", choices=["link", "copy"], help="hard links, or copies of the photos")
     add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="cut one folder into shares, sum 1")
     add("--seed", default=0, type=int, metavar="N", help="of the cut of --split (default: %(default)s)")
@@ -32,13 +32,8 @@ def build_parser() -> cli.Parser:
     names = ("--no-duplicates", "--no-twins")  # the latter in earlier versions
     add(*names, action="store_false", dest="duplicates", help="do not look for photos that show the same")
     add("--allow-leak", action="store_true", help="continue although duplicates lie in different splits")
-    add(
-        "--max-missing",
-        default=0,
-        type=int,
-        metavar="N",
-        help="leave out up to N rows without a photo, and N photos without a row",
-    )
+    missing = "leave out up to N rows without a photo, and N photos without a row"
+    add("--max-missing", default=0, type=int, metavar="N", help=missing)
     add("--max-bad", default=0, type=int, metavar="N", help="leave out up to N unreadable photos")
     add("--follow-links", action="store_true", help="read photos through links that lead out of SRC")
     add("--overwrite", action="store_true", help="replace a DST that this command made")
@@ -47,8 +42,6 @@ def build_parser() -> cli.Parser:
 
 def check_arguments(args) -> None:
     """Raises UsageError for values that argparse cannot check."""
-    from tools.base.errors import UsageError
-
     if args.split and not (min(args.split) >= 0 < args.split[0] and abs(sum(args.split) - 1) < 1e-6):
         raise UsageError(
             f"--split {' '.join(map(str, args.split))}: shares must be 0 or more, TRAIN above 0, their sum 1"
@@ -66,8 +59,6 @@ def check_arguments(args) -> None:
 
 def check_apart(src, dst, raws) -> None:
     """Raises UsageError when writing `dst` would touch what is read."""
-    from tools.base.errors import UsageError
-
     target = dst.resolve()
     if src.resolve().is_relative_to(target) or any(target.is_relative_to(raw.folder.resolve()) for raw in raws):
         raise UsageError(f"--dst {dst} and --src {src}: one lies inside the other; choose another --dst")
@@ -122,7 +113,6 @@ def bar(description: str):
 def print_outcome(manifest: dict, dst) -> None:
     """Prints the counts, the duplicates, and everything that was left out."""
     from data.prepare.tree import REPORT, format_counts
-    from tools.base.errors import listing
 
     print(*format_counts(manifest["splits"]), sep="\n")
     lines = [cli.printable(describe_group(group)) for group in manifest["duplicates"]]
@@ -144,11 +134,8 @@ def main(argv: list[str]) -> int:
     args = build_parser().parse_args(argv)
     check_arguments(args)
 
-    from pathlib import Path
-
     from data.prepare.raw import check_rows, left_out, read_pool, read_splits
     from data.prepare.tree import check_target, is_finished, write_tree
-    from tools.base.files import locked, publish, staging
 
     src, dst = Path(args.src), Path(args.dst)
     raws = [read_pool(src, args.follow_links)] if args.split else read_splits(src, args.follow_links)

@@ -1,24 +1,23 @@
 """Draws the sample data set (leaves, labels, lesion boxes) in the course's raw layout."""
 
+from pathlib import Path
+
 from tools.base import cli
+from tools.base.errors import UsageError
 
 
 @cli.command
 def main(argv: list[str]) -> int:
     """Parses `argv` and draws the data set."""
     parser = cli.Parser(prog="python -m tools sample", description=__doc__)
-    parser.add_argument(
-        "--dst", default="plant_dataset", metavar="FOLDER", help="folder to write (default: %(default)s)"
-    )
-    parser.add_argument("--seed", default=0, type=int, metavar="N", help="another seed draws other leaves")
-    parser.add_argument("--counts", nargs=3, type=int, metavar=("TRAIN", "VAL", "TEST"), help="leaves per split")
+    add = parser.add_argument
+    add("--dst", default="plant_dataset", metavar="FOLDER", help="folder to write (default: %(default)s)")
+    add("--seed", default=0, type=int, metavar="N", help="another seed draws other leaves")
+    add("--counts", nargs=3, type=int, metavar=("TRAIN", "VAL", "TEST"), help="leaves per split")
     args = parser.parse_args(argv)
-
-    from pathlib import Path
 
     from data.labels import SPLITS
     from data.sample.write import COUNTS, photo_names, write_sample
-    from tools.base.errors import UsageError
 
     counts = dict(zip(SPLITS, args.counts, strict=True)) if args.counts else COUNTS
     if args.seed < 0 or min(counts.values()) < 1:

@@ -1,6 +1,11 @@
 """Scores any program's predictions against a label CSV, with the figures and intervals of test.py."""
 
+import json
+from pathlib import Path
+
 from tools.base import cli
+from tools.base.files import check_output_file, write_bytes
+from tools.base.tables import format_table
 
 EPILOG = """
 predictions: a first column images, then decision or labels (names separated by spaces), or one column per label
@@ -19,14 +24,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
 
-    import json
-    from pathlib import Path
-
     import numpy as np
 
     from data.labels import NAME_OF, read_labels
-    from tools.base.files import check_output_file, write_bytes
-    from tools.base.tables import format_table
     from tools.evaluate.metrics import OVERALL, PER_CLASS
     from tools.evaluate.predictions import aligned, read_predictions
     from tools.evaluate.result import class_rows, figures_of, overall_lines

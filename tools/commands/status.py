@@ -6,6 +6,7 @@ from pathlib import Path
 
 from tools.base import cli
 from tools.base.errors import CheckpointError, DataError, ResourceError
+from tools.base.files import holder, read_regular
 
 
 @cli.command
@@ -27,7 +28,6 @@ def read_status(folder: Path) -> dict:
         CheckpointError: when `folder` is not a run folder.
         ResourceError: when one of its files cannot be read.
     """
-    from tools.base.files import holder, read_regular
     from tools.train.history import HISTORY, read_history
 
     path = folder / "status.json"

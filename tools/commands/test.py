@@ -1,10 +1,13 @@
 """Scores a trained model on the test photos: the course's accuracy over copies, and what that figure leaves out."""
 
+import json
 from functools import partial
+from pathlib import Path
 
-from configs.flags import add_config_flags, overrides
+from configs.flags import KEY_OF_FLAG, add_config_flags, overrides
 from configs.load import check_acting, load
 from tools.base import cli
+from tools.base.files import check_output_folder, write_bytes
 from tools.commands import hint_config_key
 
 EPILOG = """
@@ -22,9 +25,8 @@ FLAGS = (
     *("--output", "--tag", "--tta", "--decide"),
 )
 ACTING = (  # config keys that are not the checkpoint's
-    *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.FOLLOW_LINKS", "DATA.BATCH_SIZE", "DATA.NUM_WORKERS"),
-    *("AMP.OPT_LEVEL", "AMP.DTYPE", "MODEL.RESUME", "OUTPUT", "TAG", "TEST.TTA", "TEST.DECIDE_BY"),
-    *("DIST.BACKEND", "DIST.TIMEOUT_SECONDS"),
+    *(KEY_OF_FLAG[flag] for flag in FLAGS),
+    *("MODEL.RESUME", "DATA.NUM_WORKERS", "AMP.DTYPE", "DIST.BACKEND", "DIST.TIMEOUT_SECONDS"),
 )
 MAX_MISTAKES = 24  # shown in the report
 
@@ -33,16 +35,15 @@ MAX_MISTAKES = 24  # shown in the report
 def main(argv: list[str]) -> int:
     """Parses `argv`, scores, prints and writes."""
     parser = cli.Parser(hint=hint_config_key, prog="test.py", description=__doc__, epilog=EPILOG)
-    parser.add_argument("--cfg", metavar="FILE", help="score the run of this config (and --tag)")
-    parser.add_argument("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
-    parser.add_argument(
-        "--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints to score, averaged"
-    )
-    parser.add_argument("--split", default="test", choices=["train", "val", "test"], help="photos to score")
-    parser.add_argument("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
-    parser.add_argument("--abstain-at", type=cli.share, metavar="RISK", help="share of wrong answers to stay under")
-    parser.add_argument("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
-    parser.add_argument("--verbose", action="store_true", help="print one line per label copy")
+    add = parser.add_argument
+    add("--cfg", metavar="FILE", help="score the run of this config (and --tag)")
+    add("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
+    add("--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints to score, averaged")
+    add("--split", default="test", choices=["train", "val", "test"], help="photos to score")
+    add("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
+    add("--abstain-at", type=cli.share, metavar="RISK", help="share of wrong answers to stay under")
+    add("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
+    add("--verbose", action="store_true", help="print one line per label copy")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     check_acting(args.opts, ACTING)
@@ -62,11 +63,8 @@ def main(argv: list[str]) -> int:
 
 def score_split(loaded, args, run, ranks, device) -> int:
     """Scores one or several checkpoints on one split; `run` is the run folder that --cfg named, or None."""
-    from pathlib import Path
-
     from data.build import build_split
     from data.loading.split import describe
-    from tools.base.files import check_output_folder
     from tools.base.log import progress
     from tools.checkpoint.find import find_checkpoints
     from tools.evaluate.predictor import load_predictor, predict_split
@@ -103,9 +101,6 @@ def score_split(loaded, args, run, ranks, device) -> int:
 
 def write_results(folder, result, predictor, split, digest: str, abstaining: dict | None) -> None:
     """Writes metrics.json, predictions.csv, the pictures and report.html; `digest` is the split's."""
-    import json
-
-    from tools.base.files import write_bytes
     from tools.evaluate.predictions import to_csv
     from tools.render.score_page import score_page
 
@@ -114,12 +109,13 @@ def write_results(folder, result, predictor, split, digest: str, abstaining: dic
     if abstaining:
         metrics["abstaining"] = abstaining
     pictures = draw_pictures(result, labels, metrics["calibration"])
+    facts = [(key, metrics[key]) for key in ("split", "targets", "decide", "tta", "data_digest")]
+    facts += [(entry["path"], f"step {entry['step']}, sha256 {entry['sha256']}") for entry in metrics["checkpoints"]]
     page = score_page(
         result,
         labels,
         title=f"{predictor.members[0].config.MODEL.NAME} on {split.where}",
-        facts=[(key, metrics[key]) for key in ("split", "targets", "decide", "tta", "data_digest")]
-        + [(entry["path"], f"step {entry['step']}, sha256 {entry['sha256']}") for entry in metrics["checkpoints"]],
+        facts=facts,
         pictures=list(pictures.values()),
         mistakes=worst_mistakes(result, split, labels),
         abstaining=abstaining,
@@ -186,12 +182,10 @@ def print_copies(split, result) -> None:
     """Prints the course project's line for every label copy."""
     from data.labels import label_name
 
-    top = {p.file: split.classes[row.argmax()] for p, row in zip(split.photos, result.probability, strict=True)}
+    names = [f"{code} {label_name(code)}" for code in split.classes]
+    top = {p.file: names[row.argmax()] for p, row in zip(split.photos, result.probability, strict=True)}
     for copy in split.copies:
-        actual, predicted = split.classes[copy.classes[0]], top[copy.file]
-        print(
-            f"Image: {copy.name}, Actual: {actual} {label_name(actual)}, Predicted: {predicted} {label_name(predicted)}"
-        )
+        print(f"Image: {copy.name}, Actual: {names[copy.classes[0]]}, Predicted: {top[copy.file]}")
 
 
 def print_scores(result, predictor, abstaining: dict | None) -> None:
