@@ -2,7 +2,6 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from configs.flags import add_config_flags, overrides
 from configs.load import load
@@ -41,19 +40,20 @@ def main(argv: list[str]) -> int:
     from tools.evaluate.metrics import measure_draws, score
 
     runs = [read_run(name, loaded, args) for name in args.runs]
-    known = next((run.table for run in runs if run.table.truth is not None), None)
+    known = next((table for _, table in runs if table.truth is not None), None)
     if known is None:
         raise UsageError("none of these knows the true labels; add a run, or a predictions.csv with a column truth")
-    answers = [(table.probability, table.decision, known.truth) for table in (fit_to(run, known) for run in runs)]
+    tables = [fit_to(known, facts[0], table) for facts, table in runs]
+    answers = [(table.probability, table.decision, known.truth) for table in tables]
     scores = [score(*answer) for answer in answers]
     values = 100 * np.array([[figures[key] for key in SHOWN] for figures in scores])
     drawn = [measure_draws(*answer)[args.by] for answer in answers]
     rows = []
-    for number, run in enumerate(runs):
+    for number, (facts, _) in enumerate(runs):
         difference = (values[number] - values[0])[SHOWN.index(args.by)]
         limits = interval(100 * (drawn[number] - drawn[0])) or [0.0, 0.0]
         against = describe_difference(difference, limits) if number else "-"
-        rows.append((run.name, run.batch, run.rate, run.epochs, *(f"{v:.2f}" for v in values[number]), against))
+        rows.append((*facts, *(f"{v:.2f}" for v in values[number]), against))
     if args.mean:
         deviations = values.std(axis=0, ddof=1 if len(runs) > 1 else 0)
         spread = (f"{mean:.2f} ± {sd:.2f}" for mean, sd in zip(values.mean(axis=0), deviations, strict=True))
@@ -64,18 +64,12 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-class Run(NamedTuple):
-    """One thing to compare."""
+def read_run(name: str, loaded, args):
+    """((name, images per update, peak learning rate, epochs), predictions) of a run.
 
-    name: str
-    table: Any  # its predictions, a tools.evaluate.predictions.PredictionTable
-    batch: str = "-"  # images per update
-    rate: str = "-"  # peak learning rate
-    epochs: str = "-"  # trained epochs
-
-
-def read_run(name: str, loaded, args) -> Run:
-    """The run called `name`: a predictions.csv as it is, a run folder or a checkpoint after scoring it."""
+    Args:
+        name: a predictions.csv, whose numbers are not known, or a run folder or checkpoint, which is scored.
+    """
     from data.labels import NAME_OF
     from tools.checkpoint.find import checkpoint_at
     from tools.evaluate.predictions import read_predictions
@@ -84,12 +78,12 @@ def read_run(name: str, loaded, args) -> Run:
     if not path.exists():
         raise DataError(f"{path} does not exist; give run folders, checkpoints or predictions.csv files")
     if path.suffix == ".csv":
-        return Run(name, read_predictions(path, list(NAME_OF.values())))
+        return (name, "-", "-", "-"), read_predictions(path, list(NAME_OF.values()))
     return score_checkpoint(name, checkpoint_at(path), loaded, args)
 
 
-def score_checkpoint(name: str, path, loaded, args) -> Run:
-    """The run of the checkpoint at `path`, after scoring it on the split."""
+def score_checkpoint(name: str, path, loaded, args):
+    """What `read_run` returns, of the checkpoint at `path`."""
     from data.build import build_split
     from tools.base.log import progress
     from tools.evaluate.predictions import PredictionTable
@@ -108,18 +102,17 @@ def score_checkpoint(name: str, path, loaded, args) -> Run:
     rate = scale_lr(member.config.TRAIN.BASE_LR, member.images_per_update)
     names = [photo.name for photo in split.photos]
     table = PredictionTable(names, tuple(predictor.labels), result.probability, result.decision, truth)
-    return Run(name, table, str(member.images_per_update), f"{rate:.3g}", str(member.epoch + 1))
+    return (name, member.images_per_update, f"{rate:.3g}", member.epoch + 1), table
 
 
-def fit_to(run: Run, known):
-    """The run's table, its rows as in the table `known`.
+def fit_to(known, name: str, table):
+    """The table of the run `name`, its rows as in the table `known`.
 
     Raises:
         DataError: for other photos or labels, or no probabilities.
     """
     from tools.evaluate.predictions import aligned
 
-    name, table = run.name, run.table
     if table.labels != known.labels:
         raise DataError(f"{name} has the labels {', '.join(table.labels)}, the others have {', '.join(known.labels)}")
     if table.probability is None:

@@ -8,6 +8,18 @@ from tools.render.page import Bars, Picture, Pictures, Table, Text, render
 PHOTOS_PER_LABEL = 12
 MOST_DUPLICATES = 50  # groups that are shown; the manifest lists all
 MOST_ROWS = 20  # in the table of sizes
+_COUNTS = {  # name of a row -> its value for a split of the manifest
+    "photos": lambda split: split["rows"],
+    "with several labels": lambda split: split["several"],
+    "files, one per label": lambda split: sum(split["labels"].values()),
+    "made by --balance": lambda split: sum(split["made"].values()),
+    "copied, not linked": lambda split: split["copied"],
+}
+_UNUSUAL = {
+    "turned by EXIF": lambda split: split["facts"]["turned"],
+    "several frames, first used": lambda split: split["facts"]["animated"],
+    "wrong extension": lambda split: split["facts"]["misnamed"],
+}
 
 
 def audit_page(manifest: dict, picture: Callable[[str], bytes]) -> str:
@@ -19,35 +31,15 @@ def audit_page(manifest: dict, picture: Callable[[str], bytes]) -> str:
     splits = manifest["splits"]
     photos = ", ".join(f"{split['rows']} photos in {name}" for name, split in splits.items())
     sections = {
-        "Counts": [_counts(splits)],
+        "Counts": [_by_split(splits, _COUNTS)],
         **{f"Labels in {name}": _labels(split) for name, split in splits.items()},
-        "Files": [_unusual(splits), *(_frequent(splits, fact) for fact in ("sizes", "modes", "formats"))],
+        "Files": [_by_split(splits, _UNUSUAL), *(_frequent(splits, fact) for fact in ("sizes", "modes", "formats"))],
         "Photos of each label": _mosaics(splits, picture),
         "Duplicates": _duplicates(manifest, picture),
         "Left out": _left_out(manifest["left_out"]),
         "Settings and notes": _settings(manifest),
     }
     return render("The data set", f"{photos}.", sections)
-
-
-def _counts(splits: dict) -> Table:
-    rows = {
-        "photos": lambda split: split["rows"],
-        "with several labels": lambda split: split["several"],
-        "files, one per label": lambda split: sum(split["labels"].values()),
-        "made by --balance": lambda split: sum(split["made"].values()),
-        "copied, not linked": lambda split: split["copied"],
-    }
-    return _by_split(splits, rows)
-
-
-def _unusual(splits: dict) -> Table:
-    rows = {
-        "turned by EXIF": lambda split: split["facts"]["turned"],
-        "several frames, first used": lambda split: split["facts"]["animated"],
-        "wrong extension": lambda split: split["facts"]["misnamed"],
-    }
-    return _by_split(splits, rows)
 
 
 def _by_split(splits: dict, rows: dict[str, Callable[[dict], object]]) -> Table:
