@@ -218,6 +218,7 @@ KEYS: dict[str, Key] = {
     "AMP.BACKEND": Key("native", "native (torch.amp) or apex (NVIDIA's)", one_of("native", "apex")),
     "AMP.DTYPE": Key("auto", "dtype of native; auto: bf16 where the card has it", one_of("auto", "bf16", "fp16")),
     "DIST.BACKEND": Key("auto", "auto: nccl on a GPU, else gloo", one_of("auto", "gloo", "nccl"), may_change=True),
+    "DIST.REDUCE_DTYPE": Key("none", "dtype in which gradients are summed; none: their own", one_of("none", "bf16")),
     "DIST.TIMEOUT_SECONDS": Key(600, "a rank that is silent for so long is treated as lost", between(1, 604_800), True),
     "OUTPUT": Key("output", "folder of the run folders", PATH, flag="--output", may_change=True),
     "TAG": Key("default", "names the run: <output>/<MODEL.NAME>/<tag>", folder_name(64), flag="--tag", may_change=True),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from data.loading.batches import Normalize, collate
+from data.loading.batches import Batch, Normalize, collate
 from data.loading.cache import Encoded, Pixels, shared_pixels
 from data.loading.dataset import LeafDataset
 from data.loading.mixup import Mixer
@@ -143,25 +143,28 @@ def _ranks_here(world_size: int) -> int:
     return int(local)
 
 
-def batches_of(loader: DataLoader, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-    """The loader's `(images [B, 3, S, S] normalised, targets [B, num_classes])` on `device`.
-
-    Pixels are copied as bytes and normalised there. The error of an unreadable photo is raised here.
-    """
-    assert isinstance(loader.dataset, LeafDataset)
+def raw_batches(loader: DataLoader) -> Iterator[Batch]:
+    """The loader's batches in main memory. The error of an unreadable photo is raised here."""
     for batch in loader:
         if isinstance(batch, UserError):
             raise batch
-        yield loader.dataset.finish(batch, device)
+        yield batch
 
 
-def resume_batches(
-    loader: DataLoader, epoch: int, first: int, device: torch.device | str = "cpu"
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of a training epoch from number `first` on; skipped photos are not read."""
+def batches_of(loader: DataLoader, device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+    """The loader's `(images [B, 3, S, S] normalised, targets [B, num_classes])` on `device`.
+
+    Pixels are copied as bytes and normalised there.
+    """
+    assert isinstance(loader.dataset, LeafDataset)
+    return (loader.dataset.finish(batch, device) for batch in raw_batches(loader))
+
+
+def resume_batches(loader: DataLoader, epoch: int, first: int) -> Iterator[Batch]:
+    """The raw batches of a training epoch from number `first` on; skipped photos are not read."""
     assert isinstance(loader.batch_sampler, TrainBatches)
     loader.batch_sampler.epoch, loader.batch_sampler.first = epoch, first
-    return batches_of(loader, device)
+    return raw_batches(loader)
 
 
 def _check_workers(workers: int, batch_bytes: int, world_size: int) -> None:

@@ -85,9 +85,10 @@ class Mixer:
 def apply_mix(images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:
     """Neighbouring rows of `images` `[B, C, H, W]` and of float `targets` `[B, num_classes]`, mixed."""
     partners, other = _swap(images), _swap(targets)
-    weight = mix.weight.to(images.device).to(targets.dtype)[:, None]
+    weight = mix.weight.to(images.device, non_blocking=True).to(targets.dtype)[:, None]
     mixed_targets = targets * weight + other * (1 - weight)
-    pixel_weight = torch.where(mix.cut, 1.0, mix.weight).to(images.device).to(images.dtype).view(-1, 1, 1, 1)
+    pixel_weight = torch.where(mix.cut, 1.0, mix.weight).to(images.device, non_blocking=True)
+    pixel_weight = pixel_weight.to(images.dtype).view(-1, 1, 1, 1)
     mixed = images * pixel_weight + partners * (1 - pixel_weight)
     for row, (y0, y1, x0, x1) in enumerate(mix.boxes.tolist()):
         mixed[row, :, y0:y1, x0:x1] = partners[row, :, y0:y1, x0:x1]

@@ -83,7 +83,10 @@ def listing(names: Sequence[str], separator: str = ", ", most: int = 5) -> str:
 
 
 _OURS = ("configs", "models", "data", "tools", "main", "test", "visual", "process_dataset")
-_NO_MEMORY = ("allocate memory", "bad alloc", "could not create a primitive")  # torch on a CPU, C++, oneDNN
+_NO_MEMORY = (  # in lower case
+    *("allocate memory", "bad alloc", "could not create a primitive"),  # torch on a CPU, C++, oneDNN
+    *("out of memory", "out_of_memory", "alloc_failed", "allocation_failed", "unable to find an engine"),  # of CUDA
+)
 _PEERS = ("DistBackendError", "DistNetworkError", "DistStoreError")  # of torch.distributed
 
 
@@ -108,6 +111,8 @@ def as_user_error(error: Exception) -> UserError:
         return ResourceError(f"{text}; was it out of memory? Lower DATA.NUM_WORKERS or --batch-size and run it again")
     if text.startswith("Expected more than 1 value per channel"):
         return UsageError(f"batch norm cannot train: {text}; raise --batch-size or DATA.IMG_SIZE")
+    if "unhandled cuda error" in text:
+        return ResourceError(f"the GPUs cannot exchange gradients: {text}; NCCL_DEBUG=INFO shows why")
     if kind in _PEERS or "gloo/transport" in text:
         return PeerLostError(f"another rank is gone: {text}; look for its own error, then run the same command again")
     place = traceback.extract_tb(error.__traceback__)[-1]
@@ -119,7 +124,7 @@ def as_user_error(error: Exception) -> UserError:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether the memory of the GPU or the main memory ran out."""
-    text = str(error)
+    text = str(error).lower()
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"

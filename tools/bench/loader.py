@@ -14,6 +14,7 @@ from torchvision.datasets import ImageFolder
 
 from configs.load import load
 from data.build import augmentation_arguments, build_preprocess, build_train_loader, resume_batches
+from data.loading.batches import Normalize
 from data.loading.split import scan_split
 from data.loading.transforms import keep_one_bit, ops_of
 from tools.base.errors import UsageError
@@ -80,8 +81,8 @@ def make_epoch(root: Path, opts: list[str]) -> Callable[[], object]:
     config, preprocess = load_config(opts)
     split = scan_split(root, "train", config.DATA.ZIP_MODE, follow=config.DATA.FOLLOW_LINKS)
     loader = build_train_loader(config.DATA, config.AUG, split, preprocess, seed=0)
-    epochs = itertools.count()
-    return lambda: deque(resume_batches(loader, next(epochs), 0), maxlen=0)
+    finish, epochs = Normalize(preprocess.mean, preprocess.std), itertools.count()
+    return lambda: deque((finish(batch, "cpu") for batch in resume_batches(loader, next(epochs), 0)), maxlen=0)
 
 
 def load_config(opts: list[str]) -> tuple:

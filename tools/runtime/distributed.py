@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from tools.base.errors import ResourceError, UsageError, UserError
+from tools.base.errors import ResourceError, UsageError, UserError, as_user_error
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,10 @@ class Ranks:
         return self.rank == 0
 
 
+Bucket = tuple[list[Tensor], Tensor]  # parameters, and their gradients in one flat tensor
+
 ALONE = Ranks()
-BUCKET_BYTES = 2**25  # of gradients that are summed over ranks at once
+BUCKET_BYTES = 2**25
 
 
 def ranks_from_environment(environ=os.environ) -> Ranks:
@@ -66,10 +68,12 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
     if ranks.world_size == 1 and "RANK" not in os.environ:
         yield
         return
-    if backend == "auto":
-        backend = "nccl" if device.type == "cuda" else "gloo"
     if backend == "nccl" and device.type != "cuda":
         raise ResourceError("DIST.BACKEND nccl needs a GPU; use gloo or auto")
+    if device.type == "cuda" and backend != "gloo":
+        backend = "cpu:gloo,cuda:nccl"  # tensors on the CPU, which are the votes, do not wait for the GPU
+    else:
+        backend = "gloo"
     address, port = (os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT"))
     if not address or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
         raise UsageError(
@@ -122,36 +126,50 @@ def sum_across_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def worst_of_ranks(value: int, device: torch.device) -> int:
-    """The largest value of any rank."""
+def largest_of_ranks(votes: Sequence[int]) -> list[int]:
+    """Elementwise maximum over all ranks. Goes over gloo, so it does not wait for what a GPU has still to compute."""
     if not dist.is_initialized():
-        return value
-    largest = torch.tensor(value, device=device)
+        return list(votes)
+    largest = torch.tensor(votes)
     dist.all_reduce(largest, dist.ReduceOp.MAX)
-    return int(largest)
+    return largest.tolist()
 
 
-def sum_gradients(parameters: Sequence[Tensor]) -> None:
-    """Replaces every gradient by its sum over all ranks; a missing one counts as zero.
+def pack_gradients(parameters: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Bucket]:
+    """Copies gradients, zeros for missing ones, into buckets for `sum_buckets`; nothing for a process without others.
+
+    Memory may run out here, so it is done before the ranks agree to sum.
+
+    Args:
+        dtype: of the buckets; None keeps that of the gradients.
+    """
+    if not dist.is_initialized():
+        return []
+    ends = itertools.accumulate(parameter.nbytes for parameter in parameters)
+    placed = zip(parameters, ends, strict=True)
+    groups = itertools.groupby(placed, lambda pair: (pair[0].dtype, pair[1] // BUCKET_BYTES))
+    buckets = [[parameter for parameter, _ in pairs] for _, pairs in groups]
+    return [(bucket, _flat_gradients(bucket, dtype or bucket[0].dtype)) for bucket in buckets]
+
+
+def _flat_gradients(parameters: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    gradients = (torch.zeros_like(p) if p.grad is None else p.grad for p in parameters)
+    return torch.cat([gradient.flatten().to(dtype) for gradient in gradients])
+
+
+def sum_buckets(buckets: Sequence[Bucket]) -> None:
+    """Replaces every gradient by its sum over all ranks.
 
     Not DistributedDataParallel: it reduces inside the backward pass, where a rank that ran out of memory could no
     longer tell the others. The price is that the reduction does not overlap with the backward pass.
     """
-    if not dist.is_initialized():
-        return
-    gradients = []
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-        gradients.append(parameter.grad)
-    ends = itertools.accumulate(gradient.nbytes for gradient in gradients)
-    placed = zip(gradients, ends, strict=True)
-    for _, pairs in itertools.groupby(placed, lambda pair: (pair[0].dtype, pair[1] // BUCKET_BYTES)):
-        bucket = [gradient for gradient, _ in pairs]
-        flat = torch.cat([gradient.flatten() for gradient in bucket])
+    for parameters, flat in buckets:
         dist.all_reduce(flat)
-        for gradient, part in zip(bucket, flat.split([g.numel() for g in bucket]), strict=True):
-            gradient.copy_(part.view_as(gradient))
+        gradients = [torch.empty_like(p) if p.grad is None else p.grad for p in parameters]
+        parts = flat.split([gradient.numel() for gradient in gradients])
+        torch._foreach_copy_(gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
 
 
 def share_weights(*models: nn.Module) -> None:
@@ -162,25 +180,27 @@ def share_weights(*models: nn.Module) -> None:
                 dist.broadcast(tensor.data, 0)
 
 
-def raise_together(error: UserError | None, ranks: Ranks) -> None:
+def raise_together(error: Exception | None, ranks: Ranks) -> None:
     """Raises on every rank when any rank has an `error`: the error itself there, a line that points to it elsewhere."""
-    codes = gather_objects(error.exit_code if error else 0)
+    code = as_user_error(error).exit_code if error else 0
+    if not any(largest_of_ranks([code])):
+        return
+    codes = gather_objects(code)
     if error:
         raise error
-    failed = next((rank for rank, code in enumerate(codes) if code), None)
-    if failed is not None:
-        other = UserError(f"rank {ranks.rank} stops because rank {failed} failed; its own line says why")
-        other.exit_code = codes[failed]
-        raise other
+    failed = next(rank for rank, code in enumerate(codes) if code)
+    other = UserError(f"rank {ranks.rank} stops because rank {failed} failed; its own line says why")
+    other.exit_code = codes[failed]
+    raise other
 
 
 @contextmanager
-def on_first_rank(ranks: Ranks) -> Iterator[None]:
-    """Around a block in which only the first rank works: an error there ends all ranks with the same exit code."""
+def together(ranks: Ranks) -> Iterator[None]:
+    """Around work after which the ranks meet: an exception on any rank ends all of them, with the same exit code."""
     error = None
     try:
         yield
-    except UserError as raised:
+    except Exception as raised:
         error = raised
     raise_together(error, ranks)
 

@@ -11,9 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-import torch
-
-from tools.runtime.distributed import sum_across_ranks
+from tools.runtime.distributed import largest_of_ranks
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -26,18 +24,15 @@ class Requests:
     def __init__(self):
         self.ending, self.saving = 0, False
 
-    def agreed(self, device: torch.device, saving: bool = False) -> tuple[int, bool]:
+    def agreed(self, saving: bool = False) -> tuple[int, bool]:
         """(signal that ends the run or 0, whether to save now): the same on every rank, if any of them was asked.
 
         Args:
             saving: whether this rank wants to save for another reason.
         """
-        wishes = torch.zeros(65)  # 0: save; 1 to 64: the signal
-        wishes[0] = self.saving or saving
-        wishes[self.ending] += self.ending > 0
+        ending, saves = largest_of_ranks([self.ending, int(self.saving or saving)])
         self.saving = False
-        save, *endings = sum_across_ranks(wishes.to(device)).tolist()
-        return next((number for number, count in enumerate(endings, 1) if count), 0), save > 0
+        return ending, bool(saves)
 
     def end(self, number: int, _frame) -> None:
         """The handler of SIGINT, SIGTERM and SIGHUP; a second SIGINT interrupts at once."""

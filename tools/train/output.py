@@ -14,7 +14,7 @@ from tools.base.files import write_bytes
 from tools.base.log import create_logger
 from tools.checkpoint import store
 from tools.render.figures import draw_curves
-from tools.runtime.distributed import Ranks, on_first_rank
+from tools.runtime.distributed import Ranks, together
 from tools.train.history import HISTORY, add_row
 
 STATUS, CURVES, LOG, CONFIG = "status.json", "curves.png", "log.txt", "config.yaml"
@@ -68,7 +68,7 @@ class RunFolder:
 
     def save_last(self, content: dict) -> None:
         """Writes last.pth; the file of that name becomes previous.pth."""
-        with on_first_rank(self.ranks), self._owned():
+        with together(self.ranks), self._owned():
             if self.ranks.first:
                 store.save(self.path / store.LAST, self.meta | content, self.path / store.PREVIOUS)
 
@@ -79,7 +79,7 @@ class RunFolder:
             row: for `tools.train.history.add_row`.
             content: the inference weights, their scores and the fitted rule.
         """
-        with on_first_rank(self.ranks), self._owned():
+        with together(self.ranks), self._owned():
             if self.ranks.first:
                 if is_best:
                     store.save(self.path / store.BEST, self.meta | content)

@@ -6,10 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 
 from data.build import build_mixer
+from data.loading.batches import Normalize
 from data.loading.seeds import INIT, seed_of
 from models.build import build_model, compiled, head_name, layer_index, no_weight_decay
 from models.pretrained import download_weights, find_pretrained
@@ -18,9 +18,10 @@ from models.weights import load_pretrained
 from tools.base.errors import UsageError
 from tools.checkpoint import store
 from tools.runtime.distributed import Ranks, share_weights
-from tools.runtime.precision import Precision, trainable
+from tools.runtime.precision import DTYPES, Precision, trainable
 from tools.train.data import RunData
 from tools.train.draws import batch_draws
+from tools.train.ema import ModelEma
 from tools.train.losses import build_criterion, class_weights
 from tools.train.optim import build_optimizer, freeze, parameter_groups, set_train_mode
 from tools.train.run import Plan, TrainState
@@ -97,8 +98,7 @@ def make_train_state(config, precision: Precision, device: torch.device, *, down
     freeze(model, config.TRAIN.FREEZE)
     model, optimizer = precision.prepare(model, _make_optimizer(model, config.TRAIN))
     decay = config.TRAIN.EMA_DECAY
-    ema = ModelEmaV3(model, decay=decay, use_warmup=True, warmup_power=2 / 3) if decay else None
-    return TrainState(model, optimizer, precision, ema), origin
+    return TrainState(model, optimizer, precision, ModelEma(model, decay) if decay else None), origin
 
 
 def _load_start_weights(model: nn.Module, config, download: bool) -> str:
@@ -159,8 +159,10 @@ def make_step_context(
         schedule=make_schedule(config.TRAIN, plan),
         batch_size=config.DATA.BATCH_SIZE,
         photos=lambda step: data.photos(step, plan.steps_per_epoch, plan.accumulation_steps),
+        to_device=Normalize(data.preprocess.mean, data.preprocess.std),
         clip_grad=config.TRAIN.CLIP_GRAD,
         ranks=ranks,
+        reduce_dtype=DTYPES.get(config.DIST.REDUCE_DTYPE),
     )
 
 

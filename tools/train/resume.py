@@ -14,7 +14,7 @@ from tools.base.files import holder, locked
 from tools.checkpoint import store
 from tools.checkpoint.find import stored_config
 from tools.checkpoint.schema import RESUME
-from tools.runtime.distributed import Ranks, gather_objects, on_first_rank
+from tools.runtime.distributed import Ranks, gather_objects, together
 from tools.train.history import HISTORY, read_history
 from tools.train.output import CHECKPOINTS, RUN_FILES
 
@@ -42,7 +42,7 @@ class Start:
 def sole_run(loaded: Loaded, ranks: Ranks) -> Iterator[None]:
     """Inside, no other run uses the folder. Raises BusyError on every rank when one does."""
     with ExitStack() as held:
-        with on_first_rank(ranks):
+        with together(ranks):
             if ranks.first:
                 check_folder(loaded)
                 held.enter_context(locked(loaded.run_folder))
@@ -51,7 +51,7 @@ def sole_run(loaded: Loaded, ranks: Ranks) -> Iterator[None]:
 
 def check_unused(loaded: Loaded, ranks: Ranks) -> None:
     """Raises as `sole_run` does, and does not take the lock."""
-    with on_first_rank(ranks):
+    with together(ranks):
         if ranks.first:
             check_folder(loaded)
             if who := holder(loaded.run_folder):

@@ -10,7 +10,6 @@ from itertools import takewhile
 
 import numpy as np
 import torch
-from timm.utils import ModelEmaV3
 from torch import nn
 from tqdm import tqdm
 
@@ -22,11 +21,12 @@ from tools.evaluate.calibration import fit
 from tools.evaluate.inference import predict
 from tools.evaluate.metrics import score
 from tools.evaluate.rule import DecisionRule
-from tools.runtime.distributed import on_first_rank, share_weights
+from tools.runtime.distributed import share_weights, together
 from tools.runtime.memory import peak_memory
 from tools.runtime.precision import Precision
 from tools.runtime.signals import Requests, requests
 from tools.train.data import RunData
+from tools.train.ema import ModelEma
 from tools.train.history import SCORES
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.losses import CRITERIA
@@ -88,7 +88,7 @@ class TrainState:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     precision: Precision
-    ema: ModelEmaV3 | None = None
+    ema: ModelEma | None = None
 
     def inference_model(self) -> nn.Module:
         """The weights that are validated, selected and tested."""
@@ -184,7 +184,7 @@ class Run:
         epoch, first = divmod(progress.step, plan.steps_per_epoch)
         if first == 0:
             progress.sums = [0.0] * 4
-        batches = resume_batches(self.data.train_loader, epoch, first * plan.accumulation_steps, self.context.device)
+        batches = resume_batches(self.data.train_loader, epoch, first * plan.accumulation_steps)
         results = train_one_epoch(self.context, batches, progress, plan.num_batches, plan.accumulation_steps)
         hidden = None if ranks.first else True  # None: shown on a terminal only
         bar = tqdm(total=plan.steps_per_epoch, initial=first, desc=f"epoch {epoch + 1}", leave=False, disable=hidden)
@@ -192,10 +192,10 @@ class Run:
         with bar:
             for done, result in enumerate(results, first + 1):
                 if self.state.ema is not None:
-                    self.state.ema.update(self.state.module, step=progress.step)
+                    self.state.ema.update(progress.step)
                 bar.update()
                 if (done - 1) % plan.print_freq == 0 or done == plan.steps_per_epoch:
-                    with on_first_rank(ranks):
+                    with together(ranks):
                         self._log_step(done, result, (time.monotonic() - started) / (done - first))
                 last = progress.step == plan.last_step
                 planned = last or (plan.save_every_steps > 0 and progress.step % plan.save_every_steps == 0)
@@ -210,7 +210,7 @@ class Run:
         """Between two steps: saves when it is time to or was asked for, and leaves when a signal asked for it."""
         plan, step = self.plan, self.progress.step
         minutes = (time.monotonic() - self._saved_at) / 60
-        ending, saving = asked.agreed(self.context.device, saving=0 < plan.save_every_minutes <= minutes)
+        ending, saving = asked.agreed(saving=0 < plan.save_every_minutes <= minutes)
         if planned or ending or saving:
             self.output.save_last(self._header() | self.state.state_dict() | asdict(self.progress))
             self._saved_at = time.monotonic()

@@ -14,7 +14,7 @@ from data.loading.split import describe
 from models.swin_transformer import SwinTransformer
 from tools.checkpoint import store
 from tools.evaluate.rule import DecisionRule
-from tools.runtime.distributed import Ranks, on_first_rank
+from tools.runtime.distributed import Ranks, together
 from tools.runtime.precision import choose_precision
 from tools.runtime.signals import children_end
 from tools.train.data import RunData, count_table, load_data
@@ -103,7 +103,7 @@ def _resume(run: Run, config, allowed: list[str]) -> None:
         check_unchanged(run.start, config, meta, allowed)
         run.restore()
     if not run.nothing_left():
-        with on_first_rank(ranks):
+        with together(ranks):
             check_room(run.output.path, *checkpoint_bytes(run.state))
 
 

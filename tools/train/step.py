@@ -9,20 +9,37 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from tools.base.errors import NumericsError, ResourceError, UserError, as_user_error, is_out_of_memory, listing
-from tools.runtime.distributed import ALONE, Ranks, raise_together, sum_across_ranks, sum_gradients, worst_of_ranks
+from tools.base.errors import NumericsError, ResourceError, as_user_error, is_out_of_memory, listing
+from tools.runtime.distributed import (
+    ALONE,
+    Ranks,
+    largest_of_ranks,
+    pack_gradients,
+    raise_together,
+    sum_across_ranks,
+    sum_buckets,
+    together,
+)
 from tools.runtime.memory import release_freed_memory
 from tools.runtime.precision import Precision, trainable
 from tools.train.draws import Draws
 from tools.train.optim import set_learning_rate
 
-Batch = tuple[Tensor, Tensor]  # images [B, 3, S, S] and targets [B, num_classes]
+Batch = tuple[Tensor, ...]  # images and targets of B images in main memory, then what `to_device` needs besides
 _DONE, _OUT_OF_MEMORY, _ERROR = range(3)  # attempt outcomes, in order of severity
+
+
+def move(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The images and targets of a batch on the device, as they are."""
+    images, targets, *_ = (part.to(device, non_blocking=True) for part in batch)
+    return images, targets
 
 
 @dataclass(frozen=True)
@@ -34,7 +51,9 @@ class StepContext:
         schedule: step -> learning rate.
         batch_size: images per batch on this rank, the largest micro-batch.
         photos: step -> paths of this rank's photos of the step in order, for messages.
+        to_device: (batch, device) -> images [B, 3, S, S] and targets [B, num_classes] there.
         clip_grad: largest gradient norm; 0 for no clipping.
+        reduce_dtype: in which gradients are summed over ranks; None for their own.
     """
 
     model: nn.Module
@@ -46,8 +65,34 @@ class StepContext:
     schedule: Callable[[int], float]
     batch_size: int
     photos: Callable[[int], Sequence[str]] = lambda _step: ()
+    to_device: Callable[[Any, torch.device], tuple[Tensor, Tensor]] = move
     clip_grad: float = 0.0
     ranks: Ranks = ALONE
+    reduce_dtype: torch.dtype | None = None
+
+    @cached_property
+    def statistics(self) -> "Statistics":
+        """The buffers that a forward pass changes."""
+        return Statistics(self.model)
+
+
+class Statistics:
+    """Saves and restores the statistics of batch norm: the buffers in a state_dict. All other buffers are constants."""
+
+    def __init__(self, model: nn.Module):
+        state = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+        self._buffers = [buffer for buffer in model.buffers() if id(buffer) in state]
+        self._saved = [buffer.clone() for buffer in self._buffers]
+
+    def save(self) -> None:
+        """Copies the buffers."""
+        if self._buffers:
+            torch._foreach_copy_(self._saved, self._buffers)
+
+    def restore(self) -> None:
+        """Gives the buffers the values they were saved with."""
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, self._saved)
 
 
 @dataclass(frozen=True)
@@ -95,29 +140,36 @@ def train_step(
     """
     started, waited, lr = time.perf_counter(), 0.0, context.schedule(step)
     set_learning_rate(context.optimizer, lr)
+    parameters = trainable(context.optimizer)
     taken: list[Batch] = []
-    buffers = [buffer.clone() for buffer in context.model.buffers()]
-    losses, sizes = torch.empty(0), [0]
+    losses, sizes, buckets = torch.empty(0), [0], []
+    context.statistics.save()
     while True:
         error, asked = None, time.perf_counter()
         try:
             taken += islice(batches, num_batches - len(taken))
             waited += time.perf_counter() - asked
             losses, sizes = _accumulate(context, taken, step, micro_batch)
+            buckets = pack_gradients(parameters, context.reduce_dtype)
             outcome = _DONE
         except Exception as raised:
-            outcome, error = _classify(raised, context, step)
-        outcome = worst_of_ranks(outcome, context.device)
+            outcome, error = _classify(raised, context, step, loaded=len(taken) == num_batches)
+        outcome, *used = largest_of_ranks([outcome, *(int(p.grad is not None) for p in parameters)])
         if outcome == _DONE:
             break
         context.optimizer.zero_grad(set_to_none=True)
-        for buffer, before in zip(context.model.buffers(), buffers, strict=True):
-            buffer.copy_(before)
-        if outcome == _ERROR:
-            raise_together(error, context.ranks)
+        context.statistics.restore()
+        raise_together(error, context.ranks)
         release_freed_memory()
         micro_batch = _halve(micro_batch, step, context.ranks)
-    loss_sum, grad_norm = _apply_gradients(context, losses, sizes, step)
+    with together(context.ranks):  # the ranks agree while their GPUs sum
+        sum_buckets(buckets)
+        for parameter, is_used in zip(parameters, used, strict=True):
+            if not is_used:  # on no rank: the optimizer skips it, as it does without other ranks
+                parameter.grad = None
+        loss = sum_across_ranks(losses.sum())
+    with together(context.ranks):
+        loss_sum, grad_norm = _apply_gradients(context, loss, losses, sizes, step)
     images = context.ranks.world_size * sum(sizes)
     return StepResult(loss_sum, images, grad_norm, micro_batch, lr, time.perf_counter() - started, waited)
 
@@ -129,13 +181,12 @@ def _accumulate(
 
     Returns the loss x images of every micro-batch, and its images.
     """
-    num_images = context.ranks.world_size * sum(len(targets) for _, targets in batches)
+    num_images = context.ranks.world_size * sum(len(targets) for _, targets, *_ in batches)
     losses, sizes = [], []
-    for number, (images, targets) in enumerate(batches):
+    for number, batch in enumerate(batches):
         drawn = context.draw(step, number)
-        images, targets = (x.to(context.device, non_blocking=True) for x in (images, targets))
         torch.manual_seed(drawn.seed)
-        images, targets = drawn.mix(images, targets)
+        images, targets = drawn.mix(*context.to_device(batch, context.device))
         for start in range(0, len(images), micro_batch):
             rows = slice(start, start + micro_batch)
             masks = () if drawn.keep is None else (drawn.keep[..., rows],)
@@ -147,19 +198,20 @@ def _accumulate(
     return torch.stack(losses), sizes
 
 
-def _apply_gradients(context: StepContext, losses: Tensor, sizes: list[int], step: int) -> tuple[float, float]:
-    """Sums the gradients over ranks, checks, clips and applies them; returns the summed loss and the gradient norm.
+def _apply_gradients(
+    context: StepContext, loss: Tensor, losses: Tensor, sizes: list[int], step: int
+) -> tuple[float, float]:
+    """Checks, clips and applies the summed gradients; returns the summed loss and the gradient norm.
 
-    Without other ranks, it synchronises with the device only once.
+    The host waits for the device once, for these two numbers.
     """
     optimizer, precision = context.optimizer, context.precision
-    sum_gradients(trainable(optimizer))
-    loss = sum_across_ranks(losses.sum())
     norm = precision.norm(optimizer)
     loss_sum, grad_norm = torch.stack([loss, norm.double()]).tolist()
     overflow = not math.isfinite(grad_norm)
     if not math.isfinite(loss_sum) or (overflow and not precision.may_skip):
-        raise_together(_not_finite(context, losses, sizes, step), context.ranks)
+        _raise_not_finite(context, losses, sizes, step, in_loss=not math.isfinite(loss_sum))
+        return loss_sum, grad_norm  # another rank raises
     if 0 < context.clip_grad < grad_norm and not overflow:  # no pass over the gradients when no clipping is needed
         precision.clip(optimizer, context.clip_grad, norm)
     precision.step(optimizer)
@@ -167,32 +219,27 @@ def _apply_gradients(context: StepContext, losses: Tensor, sizes: list[int], ste
     return loss_sum, grad_norm
 
 
-def _classify(raised: Exception, context: StepContext, step: int) -> tuple[int, UserError | None]:
-    """Maps an exception to an outcome and a user error. Bugs are re-raised unchanged."""
-    if is_out_of_memory(raised):
+def _classify(raised: Exception, context: StepContext, step: int, loaded: bool) -> tuple[int, Exception | None]:
+    """Maps an exception to an outcome and the error to raise. `loaded`: whether all batches of the step are here."""
+    if loaded and is_out_of_memory(raised):
         return _OUT_OF_MEMORY, None
     error = as_user_error(raised)
-    if isinstance(raised, UserError):
+    if isinstance(error, ResourceError) and error is not raised:  # a loader process died or hung, at an unknown photo
+        error = ResourceError(f"{error}; it was reading {listing(context.photos(step))} or a later photo")
         return _ERROR, error
-    if isinstance(error, ResourceError):  # a loader process died or hung: it cannot say at which photo
-        return _ERROR, ResourceError(f"{error}; it was reading {listing(context.photos(step))} or a later photo")
-    raise raised
+    return _ERROR, raised
 
 
-def _not_finite(context: StepContext, losses: Tensor, sizes: list[int], step: int) -> UserError | None:
-    """The error that names this rank's photos behind a non-finite loss or gradient.
-
-    None when only another rank's loss was not finite.
-    """
-    bad = torch.repeat_interleave(~losses.cpu().isfinite(), torch.tensor(sizes)).tolist()
+def _raise_not_finite(context: StepContext, losses: Tensor, sizes: list[int], step: int, in_loss: bool) -> None:
+    """Names this rank's photos behind a non-finite loss or gradient. Returns if only another rank's loss is one."""
     names = list(context.photos(step))
-    if any(bad):
+    if in_loss:
+        bad = torch.repeat_interleave(~losses.cpu().isfinite(), torch.tensor(sizes)).tolist()
+        if not any(bad):
+            return
         names = [name for name, wrong in zip(names, bad, strict=False) if wrong]
-    num_ranks = sum_across_ranks(torch.tensor(float(any(bad)), device=losses.device))
-    if num_ranks and not any(bad):
-        return None
-    return NumericsError(
-        f"the {'loss' if any(bad) else 'gradient'} of step {step} "
+    raise NumericsError(
+        f"the {'loss' if in_loss else 'gradient'} of step {step} "
         f"(learning rate {context.optimizer.param_groups[0]['lr']:.3g}) is not finite, "
         f"photos {listing(names)}; the weights were not changed; lower TRAIN.BASE_LR, or train with --amp-opt-level O0"
     )

@@ -1,0 +1,31 @@
+"""The moving average of a model's weights."""
+
+import copy
+
+import torch
+from torch import nn
+
+
+class ModelEma:
+    """`module`, in eval mode: the exponential moving average of the weights and batch norm statistics of `model`.
+
+    The same values as timm's ModelEmaV3 with warm-up, which collects the tensors of both models again for every update.
+
+    Args:
+        decay: share of the old average, reached after a warm-up: at step s it is at most 1 - s^(-2/3).
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.module, self.decay = copy.deepcopy(model).eval(), decay
+        pairs = list(zip(self.module.state_dict().values(), model.state_dict().values(), strict=True))
+        self._floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._others = [pair for pair in pairs if not pair[0].is_floating_point()]
+
+    @torch.no_grad()
+    def update(self, step: int) -> None:
+        """Moves the average towards the weights of step 1, 2, ..."""
+        decay = min(1 - step ** (-2 / 3), self.decay)
+        averages, values = zip(*self._floats, strict=True)
+        torch._foreach_lerp_(averages, values, weight=1 - decay)
+        for average, value in self._others:
+            average.copy_(value)
