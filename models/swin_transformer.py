@@ -168,9 +168,11 @@ class WindowAttention(nn.Module):
         return scores.softmax(dim=-1).view(*q.shape[:3], q.shape[2]).to(v.dtype) @ v
 
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        bias = bias.to(q.dtype).expand(len(q) // (len(bias) if bias.ndim == 4 else 1), *bias.shape)
-        bias = bias.flatten(0, -4)  # [B*nW, heads, N, N]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+        # The kernel copies a bias that it has to pad. With all windows beside the heads, that is one bias per image.
+        bias = bias.to(q.dtype).flatten(0, -3)[None]  # [1, heads, N, N], or with a mask [1, nW*heads, N, N]
+        shape = v.shape
+        q, k, v = (x.view(-1, bias.shape[1], *shape[2:]) for x in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale).view(shape)
 
     def _bias(self, mask: Tensor | None) -> Tensor:
         """The relative position bias of the attention scores: `[heads, N, N]`, or with a mask `[nW, heads, N, N]`."""
@@ -348,6 +350,8 @@ class SwinTransformer(nn.Module):
         if self.absolute_pos_embed is not None:
             x = x + self.absolute_pos_embed
         x = self.pos_drop(x)
+        if keep is not None and torch.compiler.is_compiling():
+            keep = keep.to(x.device)  # one copy instead of one per branch
         recompute = self.use_checkpoint and self.training and torch.is_grad_enabled()
         keeps = [None] * len(self.layers) if keep is None else keep.split([len(layer.blocks) for layer in self.layers])
         for layer, kept in zip(self.layers, keeps, strict=True):
