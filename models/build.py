@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from models.swin_transformer import SwinTransformer
-from tools.base.errors import Interrupted, UsageError, nearest
+from tools.base.errors import Interrupted, UsageError, is_out_of_memory, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -71,6 +71,9 @@ def compiled(
     Args:
         inputs: arguments as in training, on the device of the model.
         autocast: makes the context of the forward pass.
+
+    Raises:
+        Exception: one of `is_out_of_memory`, when `inputs` are too many images.
     """
     buffers = [buffer.clone() for buffer in forward.buffers()]
     fast: Any = torch.compile(forward)  # a module when given one
@@ -80,9 +83,9 @@ def compiled(
         total.backward()
     except Exception as error:  # compilers, linkers and torch itself raise many kinds
         inner = getattr(error, "inner_exception", error)  # torch wraps every exception, that of a signal too
-        if isinstance(inner, Interrupted):
-            raise inner from None
         torch.compiler.reset()
+        if isinstance(inner, Interrupted) or is_out_of_memory(inner):
+            raise inner from None
         reason = str(error).strip().splitlines()[0]
         return forward, f"TRAIN.COMPILE: torch.compile does not work here and is left out: {reason}"
     finally:

@@ -15,9 +15,10 @@ from models.build import build_model, compiled, head_name, layer_index, no_weigh
 from models.pretrained import download_weights, find_pretrained
 from models.swin_transformer import SwinTransformer
 from models.weights import load_pretrained
-from tools.base.errors import UsageError
+from tools.base.errors import UsageError, is_out_of_memory
 from tools.checkpoint import store
 from tools.runtime.distributed import Ranks, share_weights
+from tools.runtime.memory import release_freed_memory
 from tools.runtime.precision import DTYPES, Precision, trainable
 from tools.train.data import RunData
 from tools.train.draws import batch_draws
@@ -166,19 +167,30 @@ def make_step_context(
     )
 
 
-def compile_forward(config, context: StepContext) -> StepContext:
+def compile_forward(config, context: StepContext, micro_batch: int) -> StepContext:
     """With TRAIN.COMPILE, the context with its model compiled by torch, or a line in the log where torch cannot.
 
     The compiled model shares the parameters of the model itself, which is what is saved, averaged and validated.
+
+    Args:
+        micro_batch: images for the trial; fewer where memory runs out, as in training.
     """
     if not config.TRAIN.COMPILE:
         return context
     model, side = context.model, config.DATA.IMG_SIZE
     set_train_mode(model)
-    inputs: list = [torch.zeros(context.batch_size, 3, side, side, device=context.device)]
+    inputs: list = [torch.zeros(micro_batch, 3, side, side, device=context.device)]
     if isinstance(model, SwinTransformer):
-        inputs.append(model.draw_drop_path(context.batch_size))
-    forward, note = compiled(model, inputs, context.precision.autocast)
+        inputs.append(model.draw_drop_path(micro_batch))
+    try:
+        forward, note = compiled(model, inputs, context.precision.autocast)
+    except Exception as error:
+        if not is_out_of_memory(error) or micro_batch == 1:
+            raise
+        forward = None
+    if forward is None:  # outside of `except`, whose traceback holds the tensors of the trial
+        release_freed_memory()
+        return compile_forward(config, context, (micro_batch + 1) // 2)
     logger = logging.getLogger("plantswin")
     logger.warning(note) if note else logger.info("TRAIN.COMPILE: the forward pass of training is compiled")
     return replace(context, model=forward)

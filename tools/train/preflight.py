@@ -50,7 +50,7 @@ def preflight(loaded: Loaded, ranks: Ranks, device: torch.device, *, overwrite: 
         report("run folder", end)
         return 0
     report("run folder", *_outlook(run))
-    run.context = compile_forward(loaded.config, run.context)
+    run.context = compile_forward(loaded.config, run.context, run.progress.micro_batch)
     results, step_seconds, validation_seconds = try_out(run)
     report("trial", *_experience(run, results))
     sizes = checkpoint_bytes(run.state)

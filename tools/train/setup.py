@@ -45,7 +45,7 @@ def launch(
             return 0
         run.output.open(argv, fresh=not run.start.in_place, damaged=run.start.faults)
         log_start(run, loaded.config)
-        run.context = compile_forward(loaded.config, run.context)
+        run.context = compile_forward(loaded.config, run.context, run.progress.micro_batch)
         run.fit()
     return 0
 

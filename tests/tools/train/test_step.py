@@ -1,6 +1,7 @@
 """One update: in micro-batches, repeated or refused, it is the same update or none."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -9,12 +10,14 @@ import pytest
 import torch
 from conftest import ROOT
 from torch import nn
+from yacs.config import CfgNode
 
 from tools.base.errors import DataError, NumericsError, ResourceError
 from tools.runtime.precision import NativePrecision
 from tools.train.draws import Draws
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.optim import parameter_groups
+from tools.train.parts import compile_forward
 from tools.train.step import StepContext, train_step
 
 CPU = torch.device("cpu")
@@ -179,3 +182,26 @@ def test_the_micro_batch_grows_again_at_the_start_of_an_epoch_only():
     progress.step += 1  # as after a resume inside an epoch
     list(train_one_epoch(told, BATCHES[2:], progress, 4, 2))
     assert progress.micro_batch == 4
+
+
+def test_a_trial_of_compiling_that_does_not_fit_takes_fewer_images(monkeypatch):
+    """Not "torch.compile does not work here". The trial has as many images as a micro-batch, and then half of them."""
+    tried = []
+
+    def narrow(graph, _inputs):
+        def run(*arguments):
+            images = next(argument for argument in arguments if argument.ndim == 4)
+            tried.append(len(images))
+            if len(images) > 3:
+                raise RuntimeError("CUDA error: out of memory")
+            return graph(*arguments)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=narrow, dynamic=False))
+    config = CfgNode({"TRAIN": {"COMPILE": True}, "DATA": {"IMG_SIZE": 8}})
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 2))
+    found = compile_forward(config, context(model), micro_batch=6)
+    torch.compiler.reset()
+    assert tried == [6, 3]
+    assert found.model is not model
