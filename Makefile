@@ -24,7 +24,7 @@ test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
 	$(RUN) -m pytest
 
 soak: $(VENV)/.installed  ## Kills, signals, damage and full disks many times over; docs/reliability.md has the table.
-	$(RUN) -m pytest --soak -rP tests/reliability
+	$(RUN) -m pytest --soak -rP tests/reliability tests/models
 
 lint: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check .

@@ -160,7 +160,7 @@ class WindowAttention(nn.Module):
         q, k, v = qkv.contiguous().unbind(0)  # each [B*nW, heads, N, C/heads]; this copy saves three
         # The fused kernels of a GPU never store the scores; on a CPU plain products are twice as fast.
         attend = self._fused if qkv.is_cuda and windows else self._plain
-        return attend(q, k, v, self._bias(mask)).transpose(1, 2).reshape(windows, n, self.dim)
+        return attend(q, k, v, self._bias(mask)).transpose(-3, -2).reshape(windows, n, self.dim)
 
     def _plain(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         scores = q @ k.transpose(-2, -1)
@@ -170,9 +170,9 @@ class WindowAttention(nn.Module):
     def _fused(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
         # The kernel copies a bias that it has to pad. With all windows beside the heads, that is one bias per image.
         bias = bias.to(q.dtype).flatten(0, -3)[None]  # [1, heads, N, N], or with a mask [1, nW*heads, N, N]
-        shape = v.shape
-        q, k, v = (x.view(-1, bias.shape[1], *shape[2:]) for x in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale).view(shape)
+        q, k, v = (x.view(-1, bias.shape[1], *x.shape[2:]) for x in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=self.scale)
+        return attended.unflatten(1, (-1, self.num_heads))  # [B, nW, heads, N, C/heads]
 
     def _bias(self, mask: Tensor | None) -> Tensor:
         """The relative position bias of the attention scores: `[heads, N, N]`, or with a mask `[nW, heads, N, N]`."""

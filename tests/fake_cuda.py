@@ -9,6 +9,7 @@ import contextlib
 from collections import defaultdict
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -49,10 +50,20 @@ def fake_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
     monkeypatch.setattr(torch.Tensor, "backward", backward)
     monkeypatch.setattr(torch._C, "_current_graph_task_id", lambda: 0)  # one recomputation per checkpoint
+    monkeypatch.setattr(F, "scaled_dot_product_attention", _efficient_attention)
     watch = _Watch()
     monkeypatch.setattr(FakeTensor, "tolist", lambda values: watch.waits.append("tolist") or [1.0] * values.numel())
     with FakeTensorMode(allow_non_fake_inputs=True), watch:
         yield watch.waits
+
+
+def _efficient_attention(q, k, v, attn_mask=None, dropout_p=0.0, scale=None):
+    """torch's choice on a card, which it does not make without one: a bias padded to 8 columns, then the kernel."""
+    if attn_mask is not None:
+        columns = attn_mask.shape[-1]
+        attn_mask = F.pad(attn_mask, (0, -columns % 8))[..., :columns].expand(*q.shape[:3], columns)
+    attend = torch.ops.aten._scaled_dot_product_efficient_attention
+    return attend(q, k, v, attn_mask, compute_log_sumexp=True, dropout_p=dropout_p, scale=scale)[0]
 
 
 def to_gpu(module: nn.Module) -> nn.Module:

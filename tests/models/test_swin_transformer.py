@@ -120,15 +120,13 @@ def test_the_lean_model_has_the_same_logits_and_gradients(dtype, use_checkpoint)
 
 def test_on_a_gpu_the_bias_of_shifted_windows_is_passed_once_and_not_per_image(monkeypatch):
     """Stage 1 of Swin-T, 32 images: `[1, nW*heads, N, N]` in bf16, 0.9 MiB, where one per image takes 28."""
-    passed = []
-    monkeypatch.setattr(
-        F, "scaled_dot_product_attention", lambda _q, _k, v, attn_mask, **_: passed.append(attn_mask) or v
-    )
-    layer, mask = WindowAttention(96, 7, 3), shifted_window_mask(56, 56, 7, 3)
+    passed, layer, mask = [], WindowAttention(96, 7, 3), shifted_window_mask(56, 56, 7, 3)
     with fake_gpu(monkeypatch), torch.autocast("cuda", torch.bfloat16):
+        attend = F.scaled_dot_product_attention
+        spy = lambda *qkv, attn_mask, scale: passed.append(attn_mask) or attend(*qkv, attn_mask, scale=scale)  # noqa: E731
+        monkeypatch.setattr(F, "scaled_dot_product_attention", spy)
         layer, windows = to_gpu(layer), torch.empty(32 * 64, 49, 96, device=CUDA)
-        layer(windows)
-        layer(windows, mask.to(CUDA))
+        assert layer(windows).shape == layer(windows, mask.to(CUDA)).shape == windows.shape
     assert [tuple(bias.shape) for bias in passed] == [(1, 3, 49, 49), (1, 64 * 3, 49, 49)]
     assert [bias.untyped_storage().nbytes() for bias in passed] == [2 * 3 * 49 * 49, 2 * 64 * 3 * 49 * 49]
 
