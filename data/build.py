@@ -59,24 +59,23 @@ def build_train_loader(
     batches = TrainBatches(len(samples), data.BATCH_SIZE, shard, seed, weights)
     workers = num_workers(data.NUM_WORKERS, shard.world_size)
     _check_workers(workers, data.BATCH_SIZE * 3 * data.IMG_SIZE**2, shard.world_size)
-    return _loader(dataset, batches, workers, data.PIN_MEMORY and torch.cuda.is_available(), worker_init)
+    return _loader(dataset, batches, workers, data.PIN_MEMORY, worker_init)
 
 
 def build_eval_loader(
+    data,
     split: Split,
     preprocess: Preprocess,
     *,
-    batch_size: int,
-    workers: int,
     shard: Shard = WHOLE,
     worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
     """Loader of every photo of `split` once over all ranks, to be read with `batches_of`."""
     dataset = LeafDataset(split, split.photos, preprocess.view, Normalize(preprocess.mean, preprocess.std))
-    batches = EvalBatches(len(split.photos), batch_size, shard)
-    workers = min(workers, len(batches))
-    _check_workers(workers, batch_size * 3 * preprocess.size**2, shard.world_size)
-    return _loader(dataset, batches, workers, pin=False, worker_init=worker_init)
+    batches = EvalBatches(len(split.photos), data.BATCH_SIZE, shard)
+    workers = min(num_workers(data.NUM_WORKERS, shard.world_size), len(batches))
+    _check_workers(workers, data.BATCH_SIZE * 3 * preprocess.size**2, shard.world_size)
+    return _loader(dataset, batches, workers, data.PIN_MEMORY, worker_init)
 
 
 def balancing_weights(samples: Sequence[Photo]) -> list[float]:
@@ -195,13 +194,13 @@ def check_shared_memory(workers: int, batch_bytes: int, free: int) -> None:
         )
 
 
-def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init=None) -> DataLoader:
+def _loader(dataset: LeafDataset, batches, workers: int, pin: bool, worker_init) -> DataLoader:
     return DataLoader(
         dataset,
         batch_sampler=batches,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=pin,
+        pin_memory=pin and torch.cuda.is_available(),
         persistent_workers=workers > 0,
         worker_init_fn=worker_init,
         timeout=TIMEOUT_SECONDS if workers else 0,

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> int:
 
     import torch
 
-    from data.build import batches_of, build_eval_loader, build_preprocess, build_split, num_workers
+    from data.build import batches_of, build_eval_loader, build_preprocess, build_split
     from data.loading.seeds import INIT, seed_of
     from models.build import build_model, normalization
     from tools.evaluate.inference import predict
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     torch.manual_seed(seed_of(config.SEED, INIT))
     model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes), test_size=config.TEST.IMG_SIZE)
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
-    loader = build_eval_loader(split, preprocess, batch_size=data.BATCH_SIZE, workers=num_workers(data.NUM_WORKERS))
+    loader = build_eval_loader(data, split, preprocess)
     logits, truth = predict(model, batches_of(loader, device), device, NativePrecision("cpu", None), len(train.classes))
     combinations = [photo.classes for photo in train.photos]
     rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE_BY, combinations, len(train.classes))

@@ -109,6 +109,7 @@ def measure(config, device) -> int:
 
     from models.build import build_model
     from tools.evaluate.inference import measure_throughput
+    from tools.runtime.memory import describe_memory, peak_memory
     from tools.runtime.precision import choose_precision
 
     precision, _ = choose_precision(config.AMP.OPT_LEVEL, "native", config.AMP.DTYPE, device)
@@ -118,7 +119,7 @@ def measure(config, device) -> int:
     speed = measure_throughput(model, images, precision)
     print(
         f"batch_size {len(images)} throughput {speed['images_per_second']:.1f} images/s  "
-        f"per batch: p50 {1e3 * speed['p50_seconds']:.1f} ms, p95 {1e3 * speed['p95_seconds']:.1f} ms  "
-        f"peak memory {speed['peak_bytes'] / 2**20:.0f} MB  ({precision} on {device})"
+        f"latency per batch: p50 {1e3 * speed['p50_seconds']:.1f} ms, p95 {1e3 * speed['p95_seconds']:.1f} ms  "
+        f"peak memory {describe_memory(peak_memory(device))}  ({precision} on {device})"
     )
     return 0

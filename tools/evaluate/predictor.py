@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from data.build import batches_of, build_eval_loader, num_workers
+from data.build import batches_of, build_eval_loader
 from data.labels import healthy_index, label_name
 from data.loading.samplers import Shard
 from data.loading.split import Split
@@ -117,12 +118,11 @@ class Predictor:
         Raises:
             NumericsError: naming a photo for which the model's output is not finite.
         """
-        logits = np.zeros((len(names), len(self.classes)), np.float32)
-        device = next(self.members[0].model.parameters()).device
+        device, views = next(self.members[0].model.parameters()).device, VIEWS[self.tta]
         precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
-        for member, batch in zip(self.members, images, strict=True):
-            seen = average_views(member.model, batch.to(device), VIEWS[self.tta], precision)
-            logits += seen.cpu().numpy() / len(self.members)
+        pairs = zip(self.members, images, strict=True)
+        seen = (average_views(member.model, batch.to(device), views, precision) for member, batch in pairs)
+        logits = reduce(torch.add, (each / len(self.members) for each in seen)).cpu().numpy()
         check_finite(logits, names)
         return self.rule.answer(logits)
 
@@ -210,11 +210,10 @@ def predict_split(
         watch: wraps the batches, for a progress bar.
     """
     precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
-    workers, shard = num_workers(data.NUM_WORKERS, ranks.world_size), Shard(ranks.rank, ranks.world_size)
+    shard = Shard(ranks.rank, ranks.world_size)
     total: np.ndarray = np.zeros(1, np.float32)
     for member in predictor.members:
-        loader = build_eval_loader(split, member.preprocess, batch_size=data.BATCH_SIZE, workers=workers, shard=shard)
-        batches = watch(batches_of(loader, device))
+        batches = watch(batches_of(build_eval_loader(data, split, member.preprocess, shard=shard), device))
         logits, truth = predict(member.model, batches, device, precision, len(predictor.classes), VIEWS[predictor.tta])
         total = total + logits / len(predictor.members)
     check_finite(total, [split.source.locate(photo.file) for photo in split.photos])

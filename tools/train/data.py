@@ -15,7 +15,6 @@ from data.build import (
     build_preprocess,
     build_split,
     build_train_loader,
-    num_workers,
 )
 from data.labels import label_name
 from data.loading.dataset import LeafDataset
@@ -67,8 +66,7 @@ def load_data(config, ranks: Ranks) -> RunData:
     both: dict[str, Any] = {"shard": Shard(ranks.rank, ranks.world_size), "worker_init": init_worker}
     balanced = config.TRAIN.BALANCE == "sampler"
     train_loader = build_train_loader(data, config.AUG, train, preprocess, seed=config.SEED, balanced=balanced, **both)
-    workers = num_workers(data.NUM_WORKERS, ranks.world_size)
-    val_loader = build_eval_loader(val, preprocess, batch_size=data.BATCH_SIZE, workers=workers, **both)
+    val_loader = build_eval_loader(data, val, preprocess, **both)
     return RunData(train, val, preprocess, train_loader, val_loader)
 
 

@@ -20,7 +20,7 @@ from tools.checkpoint import store
 from tools.evaluate.inference import predict
 from tools.runtime.distributed import Ranks
 from tools.runtime.environment import check_architecture, check_packages
-from tools.runtime.memory import peak_memory
+from tools.runtime.memory import describe_memory, peak_memory
 from tools.runtime.precision import choose_precision
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.output import CHECKPOINTS
@@ -75,7 +75,7 @@ def try_out(run: Run) -> tuple[list[StepResult], float, float]:
     load_seconds = results[0].waited * min(plan.accumulation_steps, max(workers, 1))  # it was loaded by so many at once
     step_seconds = _seconds_per_step(results[-1].seconds, results[-1].waited, load_seconds, workers)
     started = time.perf_counter()
-    one = list(islice(batches_of(data.val_loader), 1))  # none where there are fewer photos than ranks
+    one = list(islice(batches_of(data.val_loader, context.device), 1))  # none where there are fewer photos than ranks
     waited = time.perf_counter() - started
     predict(run.state.inference_model(), one, context.device, context.precision, len(data.train.classes))
     seconds = time.perf_counter() - started
@@ -142,10 +142,10 @@ def _experience(run: Run, results: list[StepResult]) -> tuple[str, list[str]]:
     seconds = ", then ".join(f"{result.seconds:.2f} s" for result in results)
     where = "of main memory, loader processes not counted"
     if device.type == "cuda":
-        where = f"of {torch.cuda.get_device_properties(device).total_memory / 2**20:.0f} on the GPU"
+        where = f"of {torch.cuda.get_device_properties(device).total_memory / 2**20:.0f} MB on the GPU"
     line = (
         f"{len(results)} update(s) of {results[0].images} images: {seconds}; "
-        f"loss {last.loss:.3f}; peak {peak_memory(device) / 2**20:.0f} MB {where}"
+        f"loss {last.loss:.3f}; peak {describe_memory(peak_memory(device))} {where}"
     )
     if last.micro_batch == run.context.batch_size:
         return line, []

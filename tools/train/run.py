@@ -22,7 +22,7 @@ from tools.evaluate.inference import predict
 from tools.evaluate.metrics import score
 from tools.evaluate.rule import DecisionRule
 from tools.runtime.distributed import share_weights, together
-from tools.runtime.memory import peak_memory
+from tools.runtime.memory import describe_memory, peak_memory
 from tools.runtime.precision import Precision
 from tools.runtime.signals import Requests, requests
 from tools.train.data import RunData
@@ -273,7 +273,7 @@ class Run:
         logger.info(
             f"Train: [{self.epoch + 1}/{plan.epochs}][{done}/{plan.steps_per_epoch}] eta {left} lr {result.lr:.3g} "
             f"time {pace:.2f} loss {result.loss:.3f} ({progress.mean_loss:.3f}) "
-            f"norm {result.grad_norm:.3g} mem {peak_memory(self.context.device) / 2**20:.0f}MB"
+            f"norm {result.grad_norm:.3g} mem {describe_memory(peak_memory(self.context.device), unit='MB')}"
         )
         self._write_status("training", seconds_per_update=pace, loss=progress.mean_loss)
 

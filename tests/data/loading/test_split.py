@@ -201,10 +201,10 @@ def test_a_photo_drawn_twice_in_an_epoch_is_augmented_twice(dataset):
 
 def test_evaluation_gives_every_photo_once_in_order(dataset):
     split = scan_split(dataset, "val")
-    preprocess = build_preprocess(load(None).config.DATA, load(None).config.TEST, MEAN, STD)
-    for workers in (0, 2):
-        loader = build_eval_loader(split, preprocess, batch_size=4, workers=workers)
-        targets = torch.cat([t for _, t in batches_of(loader)]).numpy()
+    for workers in ("0", "2"):
+        config = load(None, ["DATA.BATCH_SIZE", "4", "DATA.NUM_WORKERS", workers]).config
+        preprocess = build_preprocess(config.DATA, config.TEST, MEAN, STD)
+        targets = torch.cat([t for _, t in batches_of(build_eval_loader(config.DATA, split, preprocess))]).numpy()
         assert [tuple(np.flatnonzero(row)) for row in targets] == [p.classes for p in split.photos]
 
 
