@@ -155,6 +155,16 @@ KEYS: dict[str, Key] = {
     "TRAIN.MAX_STEPS": Key(0, "stop after this many updates in all, resumable; 0: every epoch", COUNT_OR_NONE, True),
     "TRAIN.SAVE_EVERY_STEPS": Key(0, "updates between writes of last.pth in an epoch; 0: none", COUNT_OR_NONE, True),
     "TRAIN.SAVE_EVERY_MINUTES": Key(0.0, "minutes between writes of last.pth; 0: none", between(0, 10_080), True),
+    "TRAIN.PROFILE": Key(
+        0,
+        "record this many updates, after the first, as trace.json and as a table in the log; 0: none",
+        COUNT_OR_NONE,
+        True,
+        "--profile",
+    ),
+    "TRAIN.TENSORBOARD": Key(
+        False, "write the figures of log and metrics.csv for TensorBoard too", flag="--tensorboard", may_change=True
+    ),
     "TRAIN.DETERMINISTIC": Key(False, "bit-identical runs on a GPU as well, for some speed"),
     "TRAIN.LOSS.NAME": Key(
         "auto",

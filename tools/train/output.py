@@ -1,4 +1,7 @@
-"""Writes a run's checkpoints, metrics.csv, curves.png, status.json and run.json. Only the first rank writes."""
+"""Writes a run's checkpoints, metrics.csv, curves.png, status.json, run.json and TensorBoard's events.
+
+Only the first rank writes.
+"""
 
 import json
 import os
@@ -8,8 +11,9 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-from tools.base.errors import ResourceError
+from tools.base.errors import ResourceError, UsageError
 from tools.base.files import write_bytes
 from tools.base.log import create_logger
 from tools.checkpoint import store
@@ -17,9 +21,10 @@ from tools.render.figures import draw_curves
 from tools.runtime.distributed import Ranks, together
 from tools.train.history import HISTORY, add_row
 
-STATUS, CURVES, LOG, CONFIG = "status.json", "curves.png", "log.txt", "config.yaml"
+STATUS, CURVES, LOG, CONFIG, TRACE = "status.json", "curves.png", "log.txt", "config.yaml", "trace.json"
+EVENTS = "events.out.tfevents.*"  # as TensorBoard calls its files
 CHECKPOINTS = (store.LAST, store.PREVIOUS, store.BEST)
-RUN_FILES = (*CHECKPOINTS, store.RUN, STATUS, HISTORY, CURVES, LOG, CONFIG)
+RUN_FILES = (*CHECKPOINTS, store.RUN, STATUS, HISTORY, CURVES, LOG, CONFIG, TRACE)
 
 
 class RunFolder:
@@ -29,21 +34,28 @@ class RunFolder:
 
     Args:
         meta: what every checkpoint holds besides weights and progress (config, classes, preprocess, ...).
+        tensorboard: write events for TensorBoard too.
+
+    Raises:
+        UsageError: for `tensorboard` where it is not installed.
     """
 
-    def __init__(self, path: Path, meta: dict, ranks: Ranks):
+    def __init__(self, path: Path, meta: dict, ranks: Ranks, tensorboard: bool = False):
         self.path, self.meta, self.ranks = path, {"format": store.FORMAT, **meta}, ranks
         self.command = ""
         self._identity: os.stat_result | None = None
         self._status: dict = {}
+        self._writer_class = summary_writer() if tensorboard else None
+        self._writer: Any = None
 
-    def open(self, argv: list[str], *, fresh: bool = True, damaged: Iterable[Path] = ()) -> None:
+    def open(self, argv: list[str], *, fresh: bool = True, damaged: Iterable[Path] = (), step: int = 0) -> None:
         """Prepares the folder, and creates the logger that writes into it.
 
         Args:
             argv: the arguments of the command line, for run.json and for the hint that says how to resume.
             fresh: delete the files of an older run; otherwise they are continued.
             damaged: checkpoints that get another name.
+            step: steps done; what TensorBoard has of later ones, from before a crash, is hidden.
         """
         self.command = resume_command(argv, self.ranks)
         if not self.ranks.first:
@@ -56,12 +68,15 @@ class RunFolder:
             for path in damaged:
                 path.rename(path.with_name(path.name + store.BROKEN))
             if fresh:
-                for path in (*(folder / name for name in RUN_FILES), *(folder / store.SNAPSHOTS).glob("epoch_*.pth")):
+                snapshots, events = (folder / store.SNAPSHOTS).glob("epoch_*.pth"), folder.glob(EVENTS)
+                for path in (*(folder / name for name in RUN_FILES), *snapshots, *events):
                     path.unlink(missing_ok=True)
             write_bytes(folder / CONFIG, self.meta["config"].encode())
             # the newest run is the one with the latest start; file times are ignored
             write_bytes(folder / store.RUN, _json_line({"started": datetime.now(UTC).isoformat(), "argv": argv}))
             create_logger(folder / LOG)
+            if self._writer_class:
+                self._writer = self._writer_class(str(folder), purge_step=step + 1)
             self._identity = folder.stat()
         except OSError as error:
             raise ResourceError(f"run folder {folder} cannot be written: {error.strerror}") from None
@@ -89,6 +104,14 @@ class RunFolder:
                     store.save(path, self.meta | content)
                 rows = add_row(self.path / HISTORY, row)
                 write_bytes(self.path / CURVES, draw_curves(rows), make_folder=False)
+                self.add_scalars("epoch", row["step"], {key: row[key] for key in row if key not in ("epoch", "step")})
+
+    def add_scalars(self, group: str, step: int, values: dict[str, float]) -> None:
+        """Adds a point at `step` to TensorBoard's curves `<group>/<name>`, if it is to have any."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+            self._writer.flush()
 
     def write_status(self, state: str, **values: object) -> None:
         """Updates status.json, which `python -m tools status` reads."""
@@ -119,6 +142,17 @@ class RunFolder:
             same = False
         if not same:
             raise ResourceError(f"{self.path} was removed or replaced during the run; put it back, or start again")
+
+
+def summary_writer() -> type:
+    """The class that writes TensorBoard's events. Raises UsageError where it is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UsageError(
+            "--tensorboard needs the package tensorboard; run pip install tensorboard, or leave the flag out"
+        ) from None
+    return SummaryWriter
 
 
 def _json_line(values: dict) -> bytes:

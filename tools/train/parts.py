@@ -45,7 +45,7 @@ def make_plan(config, num_batches: int, ranks: Ranks) -> Plan:
             f"TRAIN.ACCUMULATION_STEPS {train.ACCUMULATION_STEPS} is more than the {num_batches} batches of an epoch; "
             "lower --accumulation-steps"
         )
-    return Plan(
+    plan = Plan(
         epochs=train.EPOCHS,
         num_batches=num_batches,
         accumulation_steps=train.ACCUMULATION_STEPS,
@@ -57,7 +57,14 @@ def make_plan(config, num_batches: int, ranks: Ranks) -> Plan:
         print_freq=config.PRINT_FREQ,
         select_by=SELECT_BY[config.DATA.TARGETS] if train.SELECT_BY == "auto" else train.SELECT_BY,
         snapshot_epochs=tuple(train.SNAPSHOT_EPOCHS),
+        profile_updates=train.PROFILE,
     )
+    if plan.profile_updates >= plan.steps_per_epoch:
+        raise UsageError(
+            f"TRAIN.PROFILE {train.PROFILE}: an epoch has {plan.steps_per_epoch} updates, and the first of them warms "
+            "up; lower --profile"
+        )
+    return plan
 
 
 def make_schedule(train, plan: Plan) -> Callable[[int], float]:

@@ -4,6 +4,8 @@ import logging
 import math
 import signal
 import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from itertools import takewhile
@@ -24,6 +26,7 @@ from tools.evaluate.rule import DecisionRule
 from tools.runtime.distributed import share_weights, together
 from tools.runtime.memory import describe_memory, peak_memory
 from tools.runtime.precision import Precision
+from tools.runtime.profiler import profile_updates
 from tools.runtime.signals import Requests, requests
 from tools.train.data import RunData
 from tools.train.ema import ModelEma
@@ -31,7 +34,7 @@ from tools.train.history import SCORES
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.losses import CRITERIA
 from tools.train.optim import restore_state
-from tools.train.output import RunFolder
+from tools.train.output import TRACE, RunFolder
 from tools.train.resume import Start
 from tools.train.step import StepContext, StepResult
 
@@ -51,6 +54,7 @@ class Plan:
         max_steps: steps after which to stop, resumable; 0 for none.
         select_by: the validation score that selects best.pth.
         snapshot_epochs: epochs, from 1, after which the weights are kept.
+        profile_updates: steps to profile, fewer than those of an epoch; 0 for none.
     """
 
     epochs: int
@@ -64,6 +68,7 @@ class Plan:
     print_freq: int = 10
     select_by: str = "accuracy"
     snapshot_epochs: tuple[int, ...] = ()
+    profile_updates: int = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -139,6 +144,7 @@ class Run:
     notes: list[str]
     start: Start
     _saved_at: float = field(default_factory=time.monotonic, init=False)
+    _profiled: bool = field(default=False, init=False)
 
     @property
     def epoch(self) -> int:
@@ -189,11 +195,12 @@ class Run:
         hidden = None if ranks.first else True  # None: shown on a terminal only
         bar = tqdm(total=plan.steps_per_epoch, initial=first, desc=f"epoch {epoch + 1}", leave=False, disable=hidden)
         started = time.monotonic()
-        with bar:
+        with bar, self._profile(plan.steps_per_epoch - first) as after_update:
             for done, result in enumerate(results, first + 1):
                 if self.state.ema is not None:
                     self.state.ema.update(progress.step)
                 bar.update()
+                after_update()
                 if (done - 1) % plan.print_freq == 0 or done == plan.steps_per_epoch:
                     with together(ranks):
                         self._log_step(done, result, (time.monotonic() - started) / (done - first))
@@ -205,6 +212,13 @@ class Run:
         seconds = time.monotonic() - started
         logger.info(f"EPOCH {epoch + 1} training takes {timedelta(seconds=int(seconds))}")
         return seconds
+
+    def _profile(self, num_updates: int) -> AbstractContextManager[Callable[[], object]]:
+        """See `profile_updates`; for the first of the epochs that still have enough of their `num_updates` to do."""
+        wanted = self.plan.profile_updates
+        now = not self._profiled and self.context.ranks.first and wanted < num_updates
+        self._profiled |= now
+        return profile_updates(wanted if now else 0, self.output.path / TRACE)
 
     def _save_or_leave(self, asked: Requests, planned: bool) -> None:
         """Between two steps: saves when it is time to or was asked for, and leaves when a signal asked for it."""
@@ -270,11 +284,15 @@ class Run:
         """One line per PRINT_FREQ steps; in brackets the epoch's means."""
         progress, plan = self.progress, self.plan
         left = timedelta(seconds=int((plan.total_steps - progress.step) * pace))
+        memory = peak_memory(self.context.device)
         logger.info(
             f"Train: [{self.epoch + 1}/{plan.epochs}][{done}/{plan.steps_per_epoch}] eta {left} lr {result.lr:.3g} "
             f"time {pace:.2f} loss {result.loss:.3f} ({progress.mean_loss:.3f}) "
-            f"norm {result.grad_norm:.3g} mem {describe_memory(peak_memory(self.context.device), unit='MB')}"
+            f"norm {result.grad_norm:.3g} mem {describe_memory(memory, unit='MB')}"
         )
+        values = {"lr": result.lr, "seconds": pace, "loss": result.loss, "grad_norm": result.grad_norm}
+        values |= {"mean_loss": progress.mean_loss, **{f"{kind}_bytes": count for kind, count in memory.items()}}
+        self.output.add_scalars("update", progress.step, values)
         self._write_status("training", seconds_per_update=pace, loss=progress.mean_loss)
 
     def _log_end(self, seconds: float) -> None:

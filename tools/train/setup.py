@@ -43,7 +43,7 @@ def launch(
         if end := run.nothing_left():
             print(end)
             return 0
-        run.output.open(argv, fresh=not run.start.in_place, damaged=run.start.faults)
+        run.output.open(argv, fresh=not run.start.in_place, damaged=run.start.faults, step=run.progress.step)
         log_start(run, loaded.config)
         run.context = compile_forward(loaded.config, run.context, run.progress.micro_batch)
         run.fit()
@@ -78,13 +78,14 @@ def prepare_run(
     report("weights", origin, ())
     rule = make_rule(config, data)
     no_logits = np.zeros((0, len(data.train.classes)), np.float32)
+    meta = checkpoint_meta(config, data, rule, plan.images_per_update)
     run = Run(
         data=data,
         plan=plan,
         state=state,
         context=make_step_context(config, state, plan, data, ranks, device),
         progress=Progress(micro_batch=config.DATA.BATCH_SIZE),
-        output=RunFolder(loaded.run_folder, checkpoint_meta(config, data, rule, plan.images_per_update), ranks),
+        output=RunFolder(loaded.run_folder, meta, ranks, config.TRAIN.TENSORBOARD),
         rule=rule,
         fitted=fitted_state(rule, no_logits, no_logits.astype(bool)),
         origin=origin,
