@@ -51,7 +51,7 @@ def build_train_loader(
         worker_init: called at the start of every loader process with its number.
     """
     samples = samples_of(split, data.TARGETS)
-    transform = train_transform(**augmentation_arguments(data, aug, preprocess))
+    transform = train_transform(augmentation_arguments(data, aug, preprocess), aug.QUARTER_TURNS)
     finish = Normalize(preprocess.mean, preprocess.std)
     photos = _photos(data.CACHE_MODE, split, samples, shard)
     dataset = LeafDataset(split, samples, transform, finish, seed, photos)
@@ -85,22 +85,21 @@ def balancing_weights(samples: Sequence[Photo]) -> list[float]:
 
 
 def augmentation_arguments(data, aug, preprocess: Preprocess) -> dict:
-    """Keyword arguments of `train_transform`. Mean and standard deviation are those of scoring."""
+    """Keyword arguments of `timm.data.create_transform`. Mean and standard deviation are those of scoring."""
     return {
-        "size": data.IMG_SIZE,
+        "input_size": data.IMG_SIZE,
         "interpolation": data.INTERPOLATION,
         "mean": preprocess.mean,
         "std": preprocess.std,
-        "scale": aug.SCALE,
-        "ratio": aug.RATIO,
+        "scale": tuple(aug.SCALE),
+        "ratio": tuple(aug.RATIO),
         "hflip": aug.HFLIP,
         "vflip": aug.VFLIP,
-        "quarter_turns": aug.QUARTER_TURNS,
-        "color_jitter": aug.COLOR_JITTER,
-        "auto_augment": aug.AUTO_AUGMENT,
-        "reprob": aug.REPROB,
-        "remode": aug.REMODE,
-        "recount": aug.RECOUNT,
+        "color_jitter": aug.COLOR_JITTER or None,
+        "auto_augment": aug.AUTO_AUGMENT or None,
+        "re_prob": aug.REPROB,
+        "re_mode": aug.REMODE,
+        "re_count": aug.RECOUNT,
     }
 
 

@@ -38,13 +38,13 @@ def collate(items: list[tuple[View, Tensor] | UserError]) -> Batch | UserError:
         if isinstance(item, UserError):
             return item
     views, targets = zip(*items, strict=True)
-    patches = [(row, patch) for row, view in enumerate(views) for patch in view.patches]
-    boxes = [(row, patch.top, patch.left, *patch.pixels.shape[1:]) for row, patch in patches]
+    patches = [(row, *patch) for row, view in enumerate(views) for patch in view.patches]
+    boxes = [(row, top, left, *pixels.shape[1:]) for row, top, left, pixels in patches]
     batch = Batch(
         torch.stack([view.pixels for view in views]),
         torch.stack(targets),
         torch.tensor(boxes, dtype=torch.int64).reshape(-1, 5),
-        torch.cat([torch.empty(0), *(patch.pixels.flatten() for _, patch in patches)]),
+        torch.cat([torch.empty(0), *(patch[-1].flatten() for patch in patches)]),
     )
     if get_worker_info() is None:
         return batch

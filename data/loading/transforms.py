@@ -4,7 +4,7 @@ A loader's images stay uint8 until they are on the device, where `data.loading.b
 """
 
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,20 +22,14 @@ from torchvision.transforms import functional as TF
 
 from data.loading.shears import quicken
 
-
-class Patch(NamedTuple):
-    """A patch of random erasing over a normalised image: its upper left corner, `pixels` float32 [3, h, w]."""
-
-    top: int
-    left: int
-    pixels: Tensor
+Patch = tuple[int, int, Tensor]  # of random erasing: top, left, and what it draws over them, float32 [3, h, w]
 
 
 class View(NamedTuple):
     """A transformed image: `pixels` uint8 [3, S, S], and the `patches` to lay over them after normalisation."""
 
     pixels: Tensor
-    patches: list[Patch]
+    patches: Sequence[Patch] = ()
 
 
 @dataclass(frozen=True)
@@ -94,18 +88,16 @@ class Preprocess:
 
     def view(self, photo: np.ndarray) -> View:
         """The view of an image, uint8 [H, W, 3], without patches."""
-        return View(planes(np.asarray(self.geometry()(Image.fromarray(photo)))), [])
+        return View(planes(np.asarray(self.geometry()(Image.fromarray(photo)))))
 
     def transform(self) -> Callable[[Image.Image], Tensor]:
         """Image -> `[3, size, size]`, normalised: `view` and `data.loading.batches.Normalize` in one."""
         return Compose([self.geometry(), ToTensor(), Normalize(self.mean, self.std)])
 
 
-class QuarterTurns:
+def quarter_turn(photo: np.ndarray) -> np.ndarray:
     """Turns an image [H, W, 3] by 0, 90, 180 or 270 degrees with equal probability."""
-
-    def __call__(self, photo: np.ndarray) -> np.ndarray:
-        return np.rot90(photo, random.randrange(4))
+    return np.rot90(photo, random.randrange(4))
 
 
 class Crop(RandomResizedCropAndInterpolation):
@@ -123,95 +115,60 @@ class _Canvas:
 
     dtype = torch.float32
 
-    def __init__(self, size: int):
-        self.shape = (3, size, size)
-        self.patches: list[Patch] = []
+    def __init__(self, side: int):
+        self.side, self.patches = side, list[Patch]()
 
     def size(self) -> tuple[int, int, int]:
-        return self.shape
+        return 3, self.side, self.side
 
     def __setitem__(self, place: tuple[slice, slice, slice], pixels: Tensor) -> None:
         _, rows, columns = place
         whole = pixels.expand(3, rows.stop - rows.start, columns.stop - columns.start)
-        self.patches.append(Patch(rows.start, columns.start, whole))
+        self.patches.append((rows.start, columns.start, whole))
 
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """An image, uint8 [H, W, 3] -> its augmented `View`.
+    """An image, uint8 [H, W, 3] -> its augmented `View`; built by `train_transform`.
 
     Attributes:
-        geometry: steps from uint8 [H, W, 3] to [3, size, size].
-        policy: steps on Images.
+        geometry: from uint8 [H, W, 3] to [3, size, size].
+        policy: from Image to Image.
         erasing: None for none.
     """
 
     size: int
-    geometry: list[Callable]
-    policy: list[Callable]
+    geometry: Compose
+    policy: Compose
     erasing: RandomErasing | None
 
     def __call__(self, photo: np.ndarray) -> View:
-        pixels: Any = photo
-        for step in self.geometry:
-            pixels = step(pixels)
-        pixels = pixels.permute(1, 2, 0).numpy()
-        if self.policy:
-            image = Image.fromarray(pixels)
-            for step in self.policy:
-                image = step(image)
-            pixels = np.asarray(image)
+        pixels = self.geometry(photo).permute(1, 2, 0).numpy()
+        if self.policy.transforms:
+            pixels = np.asarray(self.policy(Image.fromarray(pixels)))
         canvas = _Canvas(self.size)
         if self.erasing:
             self.erasing(canvas)
         return View(planes(pixels), canvas.patches)
 
 
-def train_transform(
-    *,
-    size: int,
-    interpolation: str,
-    mean,
-    std,
-    scale,
-    ratio,
-    hflip: float,
-    vflip: float,
-    quarter_turns: bool,
-    color_jitter: float,
-    auto_augment: str,
-    reprob: float,
-    remode: str,
-    recount: int,
-) -> TrainTransform:
+def train_transform(settings: dict[str, Any], quarter_turns: bool = False) -> TrainTransform:
     """timm's training transform (random resized crop, flips, a policy or colour jitter, random erasing).
 
     Draws are timm's; pixels are within 2 of 255 of those that timm makes with Pillow.
+
+    Args:
+        settings: keyword arguments of `timm.data.create_transform`.
     """
-    moves, policy, final = create_transform(
-        size,
-        is_training=True,
-        interpolation="bicubic" if interpolation == "lanczos" else interpolation,  # Pillow cannot rotate with Lanczos
-        mean=tuple(mean),
-        std=tuple(std),
-        scale=tuple(scale),
-        ratio=tuple(ratio),
-        hflip=hflip,
-        vflip=vflip,
-        color_jitter=color_jitter or None,  # type: ignore[arg-type]  # timm takes None for none
-        auto_augment=auto_augment or None,
-        re_prob=reprob,
-        re_mode=remode,
-        re_count=recount,
-        separate=True,
-    )
+    size, interpolation = settings["input_size"], settings["interpolation"]
+    drawable = "bicubic" if interpolation == "lanczos" else interpolation  # Pillow cannot rotate with Lanczos
+    moves, policy, final = create_transform(**{**settings, "interpolation": drawable}, is_training=True, separate=True)
     keep_one_bit(ops_of(policy))
     quicken(ops_of(policy))
     _, *flips = moves.transforms
-    turns = [QuarterTurns()] if quarter_turns else []
-    erasing = final.transforms[-1] if reprob else None
-    crop = Crop(size, tuple(scale), tuple(ratio), interpolation)
-    return TrainTransform(size, [*turns, crop, *flips], policy.transforms, erasing)
+    crop = Crop(size, settings["scale"], settings["ratio"], interpolation)
+    erasing = final.transforms[-1] if settings["re_prob"] else None
+    return TrainTransform(size, Compose([*([quarter_turn] if quarter_turns else []), crop, *flips]), policy, erasing)
 
 
 def planes(photo: np.ndarray) -> Tensor:

@@ -28,7 +28,6 @@ PEER = "torchvision ImageFolder, timm's transform"
 MODES = {f"--cache-mode {mode}": ["DATA.CACHE_MODE", mode] for mode in ("no", "part", "full")}
 MODES["--zip"] = ["DATA.ZIP_MODE", "True"]
 BARS = {"--cache-mode no, one core": 1.3, "--cache-mode full, one core": 1.8}
-TIMM_NAMES = {"size": "input_size", "reprob": "re_prob", "remode": "re_mode", "recount": "re_count"}
 
 
 def measure(args) -> list[Row]:
@@ -64,11 +63,7 @@ def copy_photos(args) -> None:
 def make_peer_epoch(root: Path, opts: list[str]) -> Callable[[], object]:
     """An epoch as the course project loads it: the same policy and parameters, Pillow and float32 throughout."""
     config, preprocess = load_config(opts)
-    arguments = augmentation_arguments(config.DATA, config.AUG, preprocess)
-    del arguments["quarter_turns"]  # which timm does not know; they are off
-    transform = create_transform(
-        is_training=True, **{TIMM_NAMES.get(name, name): value for name, value in arguments.items()}
-    )
+    transform = create_transform(**augmentation_arguments(config.DATA, config.AUG, preprocess), is_training=True)
     keep_one_bit(ops_of(transform))  # without it some photos end the epoch
     folder, workers = ImageFolder(str(root / "train"), transform), config.DATA.NUM_WORKERS
     options = {"num_workers": workers, "persistent_workers": workers > 0}

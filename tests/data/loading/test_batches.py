@@ -3,14 +3,18 @@
 import torch
 
 from data.loading.batches import Normalize, collate
-from data.loading.transforms import Patch, View
+from data.loading.transforms import View
 from tools.base.errors import DataError
 
 
 def test_patches_lie_over_the_normalised_photo_where_they_were_drawn():
-    rows = [View(torch.full((3, 4, 4), value, dtype=torch.uint8), []) for value in (0, 255, 51)]
-    rows[1].patches.extend([Patch(1, 0, torch.full((3, 2, 1), 7.0)), Patch(0, 3, torch.full((3, 1, 1), -7.0))])
-    rows[2].patches.append(Patch(2, 2, torch.arange(12.0).view(3, 2, 2)))
+    patches = [
+        [],
+        [(1, 0, torch.full((3, 2, 1), 7.0)), (0, 3, torch.full((3, 1, 1), -7.0))],
+        [(2, 2, torch.arange(12.0).view(3, 2, 2))],
+    ]
+    gray = [torch.full((3, 4, 4), value, dtype=torch.uint8) for value in (0, 255, 51)]
+    rows = [View(*row) for row in zip(gray, patches, strict=True)]
     batch = collate([(view, torch.eye(3)[index]) for index, view in enumerate(rows)])
     images, targets = Normalize((0.0, 0.2, 0.5), (1.0, 0.5, 0.5))(batch, "cpu")
     assert torch.equal(targets, torch.eye(3))
@@ -25,5 +29,5 @@ def test_patches_lie_over_the_normalised_photo_where_they_were_drawn():
 
 
 def test_a_batch_with_errors_becomes_the_first_of_them():
-    view, error = View(torch.zeros(3, 2, 2, dtype=torch.uint8), []), DataError("image a")
+    view, error = View(torch.zeros(3, 2, 2, dtype=torch.uint8)), DataError("image a")
     assert collate([(view, torch.ones(1)), error, DataError("image b")]) is error

@@ -140,6 +140,6 @@ def test_a_worker_passes_no_view_of_the_file(photos):
     from tests.data.loading.test_transforms import OFF, settings
 
     pixels, _ = shared_pixels(FolderSource(photos.parent), FILES)
-    view = train_transform(**settings(**OFF, size=8, scale=[1, 1], ratio=[1, 1]))(pixels(FILES[2]))
+    view = train_transform(settings(**OFF, input_size=8, scale=[1, 1], ratio=[1, 1]))(pixels(FILES[2]))
     view.pixels.zero_()
     check(pixels, photos)
