@@ -16,7 +16,7 @@ from data.loading.batches import Batch, Normalize, collate
 from data.loading.cache import Encoded, Pixels, shared_pixels
 from data.loading.dataset import LeafDataset
 from data.loading.mixup import Mixer
-from data.loading.samplers import WHOLE, EvalBatches, Shard, TrainBatches
+from data.loading.samplers import WHOLE, Shard, TrainBatches, eval_batches
 from data.loading.split import Photo, Split, samples_of, scan_split
 from data.loading.transforms import Preprocess, train_transform
 from tools.base.errors import ResourceError, UsageError, UserError
@@ -72,7 +72,7 @@ def build_eval_loader(
 ) -> DataLoader:
     """Loader of every photo of `split` once over all ranks, to be read with `batches_of`."""
     dataset = LeafDataset(split, split.photos, preprocess.view, Normalize(preprocess.mean, preprocess.std))
-    batches = EvalBatches(len(split.photos), data.BATCH_SIZE, shard)
+    batches = eval_batches(len(split.photos), data.BATCH_SIZE, shard)
     workers = min(num_workers(data.NUM_WORKERS, shard.world_size), len(batches))
     _check_workers(workers, data.BATCH_SIZE * 3 * preprocess.size**2, shard.world_size)
     return _loader(dataset, batches, workers, data.PIN_MEMORY, worker_init)

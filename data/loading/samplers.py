@@ -1,12 +1,13 @@
 """The order of samples: a pure function of seed, epoch and position."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from data.loading.seeds import ORDER, seed_of
+from tools.base.threads import batches
 
 
 class Draw(NamedTuple):
@@ -27,30 +28,26 @@ class Shard(NamedTuple):
 WHOLE = Shard()  # all samples: there is only one process
 
 
+@dataclass
 class TrainBatches:
-    """Batch sampler of one rank.
+    """Batch sampler of one rank. Set `epoch` and `first` before iterating.
 
     The order of an epoch is a permutation seeded by (seed, epoch), or as many weighted draws with replacement. A global
     batch is the next `batch_size * world_size` positions, of which rank r takes the r-th `batch_size`. The last partial
     global batch is dropped. Each `Draw` holds everything that a worker needs, so that workers can be persistent.
 
-    Args:
+    Attributes:
         weights: relative frequency of each sample; None takes every sample once.
-
-    Set `epoch` and `first` (batches to skip, when resuming inside an epoch) before iterating.
+        first: batches to skip, when a run is resumed inside an epoch.
     """
 
-    def __init__(
-        self,
-        length: int,
-        batch_size: int,
-        shard: Shard,
-        seed: int,
-        weights: Sequence[float] | None = None,
-    ):
-        self.length, self.batch_size, self.shard, self.seed = length, batch_size, shard, seed
-        self.weights = weights
-        self.epoch = self.first = 0
+    length: int
+    batch_size: int
+    shard: Shard
+    seed: int
+    weights: Sequence[float] | None = None
+    epoch: int = 0
+    first: int = 0
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
@@ -58,27 +55,16 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[list[Draw]]:
         generator = torch.Generator().manual_seed(seed_of(self.seed, ORDER, self.epoch))
-        order = self._order(generator).tolist()
+        if self.weights is None:
+            order = torch.randperm(self.length, generator=generator).tolist()
+        else:
+            weights = torch.tensor(self.weights, dtype=torch.float64)
+            order = torch.multinomial(weights, self.length, replacement=True, generator=generator).tolist()
         for batch in range(self.first, len(self)):
             start = (batch * self.shard.world_size + self.shard.rank) * self.batch_size
             yield [Draw(self.epoch, p, order[p]) for p in range(start, start + self.batch_size)]
 
-    def _order(self, generator: torch.Generator) -> Tensor:
-        if self.weights is None:
-            return torch.randperm(self.length, generator=generator)
-        weights = torch.tensor(self.weights, dtype=torch.float64)
-        return torch.multinomial(weights, self.length, replacement=True, generator=generator)
 
-
-class EvalBatches:
-    """Batch sampler that takes every sample exactly once: rank r has the indices r, r + world_size, ..."""
-
-    def __init__(self, length: int, batch_size: int, shard: Shard):
-        self.indices, self.batch_size = range(shard.rank, length, shard.world_size), batch_size
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield list(self.indices[start : start + self.batch_size])
+def eval_batches(length: int, batch_size: int, shard: Shard) -> list[list[int]]:
+    """Batches of this rank that take every sample exactly once: rank r has the indices r, r + world_size, ..."""
+    return list(batches(range(shard.rank, length, shard.world_size), batch_size))

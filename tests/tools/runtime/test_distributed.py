@@ -81,7 +81,7 @@ def test_two_ranks_are_examined_together(tiny, dataset, tmp_path):
 
 GATHER = """
 import sys, numpy as np, torch
-from data.loading.samplers import EvalBatches, Shard
+from data.loading.samplers import Shard, eval_batches
 from tools.runtime.precision import NativePrecision
 from tools.runtime.distributed import process_group, ranks_from_environment
 from tools.evaluate.inference import predict
@@ -91,7 +91,7 @@ with process_group(ranks, "gloo", device, 60):
     for n in range(1, 41):
         rng = np.random.default_rng(n)
         logits, truth = (torch.tensor(rng.random((n, 6)), dtype=torch.float32) for _ in range(2))
-        mine = EvalBatches(n, 4, Shard(ranks.rank, ranks.world_size))
+        mine = eval_batches(n, 4, Shard(ranks.rank, ranks.world_size))
         batches = [(logits[i][..., None, None], truth[i] > 0.7) for i in mine]
         found, truth = predict(torch.nn.Flatten(), batches, device, NativePrecision("cpu", None), 6)
         counts = [[row["n"], row["right"]] for row in score(found, found > 0.5, truth)["per_class"]]
