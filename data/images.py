@@ -47,9 +47,8 @@ _TO_UPRIGHT = {  # EXIF orientation -> what undoes it
 }
 
 pi_heif.register_heif_opener()
-warnings.filterwarnings(
-    "ignore", module=r"PIL\."
-)  # of broken metadata; permanently, because catch_warnings is not thread-safe
+# warnings of broken metadata; permanently, because catch_warnings is not thread-safe
+warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one whose symbols are hidden
     ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # which would print a second line
@@ -95,11 +94,7 @@ class Header:
 
 
 def decode(raw: bytes, name: object) -> Image.Image:
-    """The whole photo as RGB, upright. `name` stands for it in errors.
-
-    Raises:
-        DataError: for every fault; the decoder's own exceptions never get out.
-    """
+    """The whole photo as RGB, upright. Raises DataError for every fault; `name` stands for the photo in it."""
     return inspect(raw, name)[1]
 
 
@@ -123,7 +118,11 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
         pixels = pixels.transpose(_TO_UPRIGHT[orientation]) if orientation > 1 else pixels
         pixels.info = {}  # it describes the file that was read; an encoder would take its compression from here
         size = size[::-1] if orientation >= 5 else size
-        return Header(size, mode, kind, turned_on_load or orientation > 1, _is_animated(image)), pixels
+        try:
+            animated = getattr(image, "is_animated", False)
+        except Exception:  # damage behind the first frame, the only one that is used
+            animated = True
+        return Header(size, mode, kind, turned_on_load or orientation > 1, animated), pixels
 
 
 def decode_pixels(raw: bytes, name: object) -> np.ndarray:
@@ -151,22 +150,22 @@ def _opened(raw: bytes, name: object) -> Iterator[Image.Image]:
     """The image before its pixels are decoded; every fault, inside the context too, becomes a DataError."""
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-            _check_size(image, name)
-            if isinstance(image, TiffImageFile) and (
-                image.tag_v2.get(_SUBFILE_TYPE) == 1 or _DNG_VERSION in image.tag_v2
-            ):
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise DataError(f"image {name}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise DataError(f"image {name}: {width}x{height} is narrower than 1:{MAX_ASPECT}")
+            tags = image.tag_v2 if isinstance(image, TiffImageFile) else {}
+            if tags.get(_SUBFILE_TYPE) == 1 or _DNG_VERSION in tags:
                 raise ValueError("it is a camera's raw file; export it as JPEG")
             yield image
     except (DataError, MemoryError):
         raise
     except UnidentifiedImageError:
-        what = (
-            "empty file" if not raw else f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}, or damaged at its start"
-        )
+        what = f"neither {', '.join(FORMATS[:-1])} nor {FORMATS[-1]}, or damaged at its start" if raw else "empty file"
         known = not os.path.splitext(str(name))[1] or is_photo(os.path.basename(str(name)))
-        raise DataError(
-            f"image {name} cannot be decoded: {what}" + ("" if known else "; convert it to JPEG or PNG")
-        ) from None
+        hint = "" if known else "; convert it to JPEG or PNG"
+        raise DataError(f"image {name} cannot be decoded: {what}{hint}") from None
     except Exception as error:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error, ...
         raise DataError(f"image {name} cannot be decoded: {str(error) or type(error).__name__}") from None
 
@@ -212,14 +211,6 @@ def shrink(image: Image.Image, full_size: tuple[int, int], side: int, squash: bo
     return None if (width, height) == full_size else image.resize((width, height), Image.Resampling.LANCZOS)
 
 
-def _check_size(image: Image.Image, name: object) -> None:
-    width, height = image.size
-    if width * height > MAX_PIXELS:
-        raise DataError(f"image {name}: {width}x{height} is more than {MAX_PIXELS:,} pixels")
-    if max(width, height) > MAX_ASPECT * min(width, height):
-        raise DataError(f"image {name}: {width}x{height} is narrower than 1:{MAX_ASPECT}")
-
-
 def _decode_with_simplejpeg(image: Image.Image, raw: bytes) -> np.ndarray | None:
     """The pixels of an ordinary JPEG from simplejpeg, the same codec as Pillow (libjpeg-turbo) in half the time.
 
@@ -244,13 +235,6 @@ def _orientation(image: Image.Image) -> int:
         return orientation if orientation in range(1, 9) else 1
     except Exception:  # unreadable EXIF is only metadata: the pixels may be sound
         return 1
-
-
-def _is_animated(image: Image.Image) -> bool:
-    try:
-        return getattr(image, "is_animated", False)
-    except Exception:  # damage behind the first frame, the only one that is used
-        return True
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
