@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ _YES, _NO = ("1", "1.0", "yes", "true"), ("0", "0.0", "no", "false")  # in a one
 ONE_HOT_HEADER = ("images", *(f"label_{name}" for name in sorted(CODE_OF)))
 MAX_BYTES = 256_000_000
 BALANCE_KINDS = ("flip", "bright", "turn")  # of the copies that process_dataset.py --balance makes
-_BALANCED_NAME = re.compile(rf"(?P<stem>.+)\.made-({'|'.join(BALANCE_KINDS)})(?P<suffix>\.[^.]+)", re.DOTALL)
+_BALANCED_NAME = re.compile(rf"\A(.+)\.made-(?:{'|'.join(BALANCE_KINDS)})(\.[^.]+)\Z", re.DOTALL)
 
 
 def label_name(code: str) -> str:
@@ -53,7 +53,7 @@ def healthy_index(classes: Sequence[str]) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class LabelRow:
-    """One photo and its labels, in the order of the file. `line` is 1 for the header."""
+    """One photo and its labels, in the order of the file; `line` counts the header as 1."""
 
     image: str
     labels: tuple[str, ...]
@@ -80,20 +80,18 @@ def read_labels(path: Path) -> LabelFile:
     """
     raw = read_regular(path, "label file", MAX_BYTES)
     rows: dict[str, LabelRow] = {}
-    repeats = 0
+    num_rows = 0
     for row in _parse(raw, path):
+        num_rows += 1
         before = rows.setdefault(row.image, row)
-        if before is row:
-            continue
         if set(before.labels) != set(row.labels):
             raise DataError(
                 f"{path}: {row.image} has the labels {' '.join(before.labels)!r} in row {before.line} "
                 f"and {' '.join(row.labels)!r} in row {row.line}"
             )
-        repeats += 1
     if not rows:
         raise DataError(f"{path} has no rows")
-    return LabelFile(list(rows.values()), repeats, hashlib.sha256(raw).hexdigest())
+    return LabelFile(list(rows.values()), num_rows - len(rows), hashlib.sha256(raw).hexdigest())
 
 
 def write_one_hot(path: Path, rows: list[LabelRow]) -> None:
@@ -111,13 +109,12 @@ def balanced_copy_name(name: str, kind: str) -> str:
 
 def is_balanced_copy(name: str) -> bool:
     """Whether `name` is that of a balanced copy, which is trained on and never scored."""
-    return _BALANCED_NAME.fullmatch(name) is not None
+    return origin_name(name) != name
 
 
 def origin_name(name: str) -> str:
     """The name of the photo that a balanced copy was made from; any other name is its own origin."""
-    match = _BALANCED_NAME.fullmatch(name)
-    return match["stem"] + match["suffix"] if match else name
+    return _BALANCED_NAME.sub(r"\1\2", name)
 
 
 def _parse(raw: bytes, path: Path) -> Iterator[LabelRow]:
@@ -128,44 +125,34 @@ def _parse(raw: bytes, path: Path) -> Iterator[LabelRow]:
     if columns[0] not in IMAGE_COLUMNS:
         raise DataError(f"{path}: the first column is {columns[0]!r}, not 'images'")
     names = columns[1:]
-    if names == ["labels"]:
-        labels_of: Callable[[list[str], list[str], str], tuple[str, ...]] = _named_labels
-    elif set(names) in (set(ONE_HOT_HEADER[1:]), set(CODE_OF)):
-        labels_of = _one_hot_labels
-    else:
+    if names != ["labels"] and set(names) not in (set(ONE_HOT_HEADER[1:]), set(CODE_OF)):
         raise DataError(
             f"{path}: the columns are {', '.join(columns)}; wanted images,labels or {','.join(ONE_HOT_HEADER)}"
         )
     for line, (image, *values) in rows:
         where = f"{path}, row {line}"
         image = _image_name(image.strip(), where)
-        labels = labels_of(names, values, where)
+        given = values[0] if names == ["labels"] else _names_of_ones(names, values, where)
+        labels = _split_names(given)
+        for name in labels:
+            if name not in CODE_OF:
+                mixed = re.search("[,;|/+]", given)
+                hint = "; separate labels with spaces" if mixed else nearest(name.lower(), CODE_OF)
+                raise DataError(f"{where}, column labels: unknown label {name!r}{hint}")
         if not labels:
             raise DataError(f"{where}: {image} has no label")
         yield LabelRow(image, labels, line)
 
 
-def _named_labels(_columns: list[str], values: list[str], where: str) -> tuple[str, ...]:
-    """The labels that the column `labels` names."""
-    labels = _split_names(values[0])
-    for name in labels:
-        if name not in CODE_OF:
-            hint = nearest(name.lower(), CODE_OF)
-            if re.search("[,;|/+]", values[0]):
-                hint = "; separate labels with spaces"
-            raise DataError(f"{where}, column labels: unknown label {name!r}{hint}")
-    return labels
-
-
-def _one_hot_labels(columns: list[str], values: list[str], where: str) -> tuple[str, ...]:
-    """The labels of the columns that hold 1."""
+def _names_of_ones(columns: list[str], values: list[str], where: str) -> str:
+    """The labels of the columns that hold 1, separated by spaces."""
     given = []
     for column, value in zip(columns, values, strict=True):
         if value.strip().lower() not in _YES + _NO:
             raise DataError(f"{where}, column {column}: {value!r} is not 0 or 1 (nor yes or no)")
         if value.strip().lower() in _YES:
             given.append(column.removeprefix("label_"))
-    return _split_names(" ".join(given))
+    return " ".join(given)
 
 
 @cache
