@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from data.labels import is_balanced_copy
+from data.labels import is_balanced_copy, origin_name
 from data.loading.split import Split
 from data.prepare.stratify import stratify
 from tools.base.errors import UsageError
@@ -24,16 +24,17 @@ def fold_of(
     leader = {name: min(group) for group in duplicates for name in group}
     together: dict[str, list[int]] = {}
     for index, photo in enumerate(split.photos):
-        together.setdefault(leader.get(photo.origin, photo.origin), []).append(index)
+        origin = origin_name(photo.name)
+        together.setdefault(leader.get(origin, origin), []).append(index)
     if len(together) < folds:
         raise UsageError(f"DATA.NUM_FOLDS {folds}: {split.where} has only {len(together)} photos without duplicates")
     strata = [photo.classes for photo in split.photos]
     part = stratify(list(together.values()), strata, [1 / folds] * folds, seed)
-    inside = [photo for photo, number in zip(split.photos, part, strict=True) if number == fold]
-    outside = [photo for photo, number in zip(split.photos, part, strict=True) if number != fold]
-    originals = [photo for photo in inside if not is_balanced_copy(photo.name)]
+    placed = list(zip(split.photos, part, strict=True))
+    train = [photo for photo, number in placed if number != fold]
+    val = [photo for photo, number in placed if number == fold and not is_balanced_copy(photo.name)]
     name = f"fold {fold} of {folds}"
     return (
-        replace(split, where=f"{split.where} without {name}", photos=outside),
-        replace(split, where=f"{split.where}, {name}", photos=originals, notes=[]),
+        replace(split, where=f"{split.where} without {name}", photos=train),
+        replace(split, where=f"{split.where}, {name}", photos=val, notes=[]),
     )

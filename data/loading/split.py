@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.images import EXTENSIONS, is_foreign_folder, is_photo, note_ignored
-from data.labels import NAME_OF, class_name_fault, is_balanced_copy, label_name, origin_name
+from data.labels import NAME_OF, class_name_fault, is_balanced_copy, label_name
 from data.loading.sources import FolderSource, ZipSource
 from data.manifest import MANIFEST, read_manifest
 from tools.base.errors import DataError, listing, nearest
@@ -34,18 +34,13 @@ class Photo:
     file: str
     classes: tuple[int, ...]
 
-    @property
-    def origin(self) -> str:
-        """The name of the photo that a balanced copy was made from; its own name otherwise."""
-        return origin_name(self.name)
-
 
 @dataclass(frozen=True)
 class Split:
     """The photos of one split, in order of class and name, and notes about them for the user."""
 
     where: str
-    source: "FolderSource | ZipSource"
+    source: FolderSource | ZipSource
     classes: tuple[str, ...]
     photos: list[Photo]
     notes: list[str] = field(default_factory=list)
@@ -111,12 +106,6 @@ def scan_split(
     return Split(where, source, ordered, photos, notes)
 
 
-def loose_photos(paths: Sequence[Path], classes: tuple[str, ...]) -> Split:
-    """Photos from anywhere, as a split without labels; `file` is the path."""
-    photos = [Photo(path.name, str(path), ()) for path in paths]
-    return Split("photos", FolderSource(Path()), classes, photos)
-
-
 def find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
     """(photos, ignored files): what files, folders (searched recursively) and glob patterns name, each once, in order.
 
@@ -131,12 +120,11 @@ def find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
         paths = [Path(name)] if os.path.lexists(name) else [Path(p) for p in sorted(glob.glob(name, recursive=True))]
         photos, others = [], []
         for path in paths:
-            if not path.is_dir():
-                photos.append(path)
-                continue
-            inside = sorted(_walk(path))
-            photos += [each for each in inside if is_photo(each.name)]
-            others += [str(each) for each in inside if not is_photo(each.name)]
+            for file in sorted(_walk(path)) if path.is_dir() else [path]:
+                if file == path or is_photo(file.name):
+                    photos.append(file)
+                else:
+                    others.append(str(file))
         if not photos:
             why = f"it holds only {listing(others)}" if others else "it holds none"
             if not paths:

@@ -253,8 +253,8 @@ def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_
     classes = {photo.name: photo.classes for photo in plain.photos}
     assert copies
     for photo in copies:
-        assert photo.classes == classes[photo.origin]  # a folder for every label of the original
-        assert origin_name(photo.name) == photo.origin != photo.name
+        assert photo.classes == classes[origin_name(photo.name)]  # a folder for every label of the original
+        assert origin_name(photo.name) != photo.name
     before, after = ([sum(c in p.classes for p in photos) for c in range(6)] for photos in (plain.photos, made.photos))
     for count, lifted in zip(before, after, strict=True):
         assert lifted >= min(np.mean(before), 4 * count)
@@ -269,7 +269,7 @@ def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_
     flip = next(photo for photo in copies if ".made-flip" in photo.name)
     pixels = [
         np.asarray(Image.open(tmp_path / "d" / "train" / file), float)
-        for file in (flip.file, flip.file.replace(flip.name, flip.origin))
+        for file in (flip.file, flip.file.replace(flip.name, origin_name(flip.name)))
     ]
     assert np.abs(pixels[0] - pixels[1][:, ::-1]).mean() < 3
 
