@@ -23,8 +23,7 @@ class AuditedPhoto:
         split: the split it belongs to.
         row: its row of the CSV, with all its labels.
         file: what is placed in the tree: the raw file, or the smaller copy.
-        size: bytes of that file.
-        sha256: of that file.
+        entry: of that file in the manifest.
         header: of the raw file.
         print: its fingerprint; None where duplicates are not looked for.
     """
@@ -32,8 +31,7 @@ class AuditedPhoto:
     split: str
     row: LabelRow
     file: Path
-    size: int
-    sha256: str
+    entry: dict
     header: Header
     print: Fingerprint | None
 
@@ -73,7 +71,7 @@ def count_facts(photos: Sequence[AuditedPhoto]) -> dict:
     """How many photos have which size, mode and format, and how many are unusual in which way."""
     headers = [photo.header for photo in photos]
     return {
-        "sizes": _rank(f"{width}x{height}" for width, height in (header.size for header in headers)),
+        "sizes": _rank("{}x{}".format(*header.size) for header in headers),
         "modes": _rank(header.mode for header in headers),
         "formats": _rank(header.format for header in headers),
         "turned": sum(header.turned for header in headers),
@@ -88,28 +86,29 @@ def describe_duplicates(photos: Sequence[AuditedPhoto], groups: Sequence[Sequenc
     A group is `contradicting` when its members are labelled differently, and a `leak` when they lie in different
     splits: a model then scores on photos that it has seen.
     """
-    described = []
-    for group in groups:
-        members = [photos[index] for index in group]
-        described.append(
-            {
-                "kind": "exact" if len({p.print and p.print.pixels for p in members}) == 1 else "near",
-                "members": [
-                    {"split": p.split, "image": p.row.image, "labels": list(p.row.labels), "sha256": p.sha256}
-                    for p in members
-                ],
-                "contradicting": len({frozenset(p.row.labels) for p in members}) > 1,
-                "leak": len({p.split for p in members}) > 1,
-            }
-        )
-    return described
+    return [
+        {
+            "kind": "exact" if len({p.print and p.print.pixels for p in members}) == 1 else "near",
+            "members": [
+                {"split": p.split, "image": p.row.image, "labels": list(p.row.labels), "sha256": p.entry["sha256"]}
+                for p in members
+            ],
+            "contradicting": len({frozenset(p.row.labels) for p in members}) > 1,
+            "leak": len({p.split for p in members}) > 1,
+        }
+        for members in ([photos[index] for index in group] for group in groups)
+    ]
+
+
+def entry_of(content: bytes) -> dict:
+    """What the manifest records of a file."""
+    return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
 
 def check_leaks(duplicates: Sequence[dict], allowed: bool) -> None:
     """Raises DataError when duplicates lie in different splits, unless that is allowed."""
-    leaks = [
-        " = ".join(f"{m['split']}/{m['image']}" for m in group["members"]) for group in duplicates if group["leak"]
-    ]
+    groups = [group["members"] for group in duplicates if group["leak"]]
+    leaks = [" = ".join(f"{member['split']}/{member['image']}" for member in members) for members in groups]
     if leaks and not allowed:
         raise DataError(
             f"{len(leaks)} leaks, duplicates in different splits: {listing(leaks)}; "
@@ -126,16 +125,14 @@ def _audit_photo(item: tuple[RawSplit, LabelRow], shrinking: Shrinking | None, c
         header, image = inspect(content, path, shrinking.side if shrinking else None)
     except DataError as error:
         return f"{raw.name}/{row.image}: {str(error).removeprefix(f'image {path}').lstrip(': ')}"
-    small = shrink(image, header.size, shrinking.side, shrinking.squash) if shrinking else None
-    if shrinking and small is None and header.turned:
-        small = image  # small enough, but not yet upright
-    if shrinking and small:
-        path = shrinking.folder / raw.name / row.image
-        content = encode(small, row.image, shrinking.quality)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    return AuditedPhoto(raw.name, row, path, len(content), digest, header, fingerprint(image) if compare else None)
+    if shrinking:
+        small = shrink(image, header.size, shrinking.side, shrinking.squash)
+        if small or header.turned:  # one that is small enough may not yet be upright
+            path = shrinking.folder / raw.name / row.image
+            content = encode(small or image, row.image, shrinking.quality)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return AuditedPhoto(raw.name, row, path, entry_of(content), header, fingerprint(image) if compare else None)
 
 
 def _is_misnamed(photo: AuditedPhoto) -> bool:
@@ -145,4 +142,4 @@ def _is_misnamed(photo: AuditedPhoto) -> bool:
 
 def _rank(values: Iterable[str]) -> dict[str, int]:
     """How often each value occurs, the most frequent first."""
-    return dict(sorted(Counter(values).items(), key=lambda item: (-item[1], item[0])))
+    return dict(Counter(sorted(values)).most_common())

@@ -6,6 +6,7 @@ SRC/train_images + train.csv                         one pool to be split, as Ka
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,11 @@ class RawSplit:
     folder: Path
     images: Path
     rows: list[LabelRow]
-    csv_sha256: str
-    repeats: int
-    missing: list[str]
-    unlabelled: list[str]
-    ignored: list[str]
+    csv_sha256: str = ""
+    repeats: int = 0
+    missing: Sequence[str] = ()
+    unlabelled: Sequence[str] = ()
+    ignored: Sequence[str] = ()
 
     def notes(self) -> list[str]:
         """Lines about rows and files that are always ignored."""
@@ -45,56 +46,40 @@ class RawSplit:
         return notes + note_ignored(self.name, self.ignored)
 
 
-def read_splits(src: Path, follow: bool = False) -> list[RawSplit]:
+def read_raw(src: Path, pool: bool, follow: bool = False) -> list[RawSplit]:
     """The splits under `src`, one or more of train, val and test.
 
     Args:
+        pool: `src` has no splits yet: its photos and its CSV are the only one, named after the image folder.
         follow: read photos through links that lead out of `src`.
 
     Raises:
-        DataError: when there is none, or a label file is wrong.
+        DataError: when photos or a label file are missing, or a label file is wrong.
     """
-    _check_folder(src)
+    if not src.is_dir():
+        raise DataError(f"--src {src} is not a folder")
+    root = None if follow else src
+    if pool:
+        return [_read_pool(src, root)]
     names = [name for name in SPLITS if (src / name).is_dir()]
     if not names:
         raise DataError(
             f"--src {src} has none of the folders {', '.join(SPLITS)}, each with images/ and a label CSV; "
             "for one folder and one CSV give --split 0.8 0.1 0.1"
         )
-    return [_read_split(src, name, follow) for name in names]
-
-
-def read_pool(src: Path, follow: bool = False) -> RawSplit:
-    """The photos and the CSV of a `src` that has no splits yet; the pool is named after its image folder.
-
-    Args:
-        follow: see `read_splits`.
-
-    Raises:
-        DataError: when photos or CSV are missing, or the label file is wrong.
-    """
-    _check_folder(src)
-    folders = [folder for name in ("train_images", "images", ".") if _has_photos(folder := src / name)]
-    if not folders:
-        raise DataError(f"--src {src}: no photos in train_images/, images/ or the folder itself; needed by --split")
-    tables = [src / "train.csv"] if (src / "train.csv").exists() else sorted(src.glob("*.csv"))
-    if len(tables) != 1:
-        found = ", ".join(path.name for path in tables) or "no CSV"
-        raise DataError(f"--src {src}: looked for train.csv or a single CSV, found {found}; needed by --split")
-    return _match(folders[0].resolve().name, folders[0], folders[0], tables[0], None if follow else src)
+    return [_read_split(src, name, root) for name in names]
 
 
 def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
     """Raises DataError when more is missing than `max_missing`, or a row has several labels against `multi_label`."""
     for what, names in left_out(raws, unreadable=[]).items():
         check_count(names, what, "--max-missing", max_missing)
-    several = [(raw.name, row) for raw in raws for row in raw.rows if len(row.labels) > 1]
-    if several and multi_label == "error":
-        name, row = several[0]
-        raise DataError(
-            f"{name}, row {row.line}: {row.image} has the labels {' '.join(row.labels)}; "
-            "choose --multi-label copy or first"
-        )
+    for name, row in ((raw.name, row) for raw in raws for row in raw.rows):
+        if len(row.labels) > 1 and multi_label == "error":
+            raise DataError(
+                f"{name}, row {row.line}: {row.image} has the labels {' '.join(row.labels)}; "
+                "choose --multi-label copy or first"
+            )
 
 
 def check_count(found: list[str], what: str, flag: str, limit: int) -> None:
@@ -112,13 +97,24 @@ def left_out(raws: list[RawSplit], unreadable: list[str]) -> dict[str, list[str]
     }
 
 
-def _read_split(src: Path, name: str, follow: bool) -> RawSplit:
+def _read_pool(src: Path, root: Path | None) -> RawSplit:
+    folders = [src / name for name in ("train_images", "images", ".") if _has_photos(src / name)]
+    if not folders:
+        raise DataError(f"--src {src}: no photos in train_images/, images/ or the folder itself; needed by --split")
+    tables = [src / "train.csv"] if (src / "train.csv").exists() else sorted(src.glob("*.csv"))
+    if len(tables) != 1:
+        found = ", ".join(path.name for path in tables) or "no CSV"
+        raise DataError(f"--src {src}: looked for train.csv or a single CSV, found {found}; needed by --split")
+    return _match(folders[0].resolve().name, folders[0], folders[0], tables[0], root)
+
+
+def _read_split(src: Path, name: str, root: Path | None) -> RawSplit:
     folder = src / name
     if not (folder / "images").is_dir():
         raise DataError(f"{folder / 'images'} is not a folder")
     beside, above = folder / f"{name}_label.csv", src / f"{name}_label.csv"
     table = above if above.exists() and not beside.exists() else beside
-    return _match(name, folder, folder / "images", table, None if follow else src)
+    return _match(name, folder, folder / "images", table, root)
 
 
 def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None) -> RawSplit:
@@ -129,14 +125,14 @@ def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None
     if out:
         raise DataError(f"image {min(out)} is a link out of {root}; remove it, or add --follow-links")
     present = {entry.name for entry in entries} - ({table.name} if table.parent == images else set())
-    listed = {row.image for row in labels.rows}
+    unlisted = sorted(present - {row.image for row in labels.rows})
     for row in labels.rows:
         if row.image in present and not is_photo(row.image):
             raise DataError(
                 f"{table}, row {row.line}: {row.image} is not named like a photo ({', '.join(EXTENSIONS)}); "
                 "convert it to JPEG or PNG, and correct its name in the row"
             )
-    stray = sorted(name for name in present - listed if is_photo(name))
+    stray = [name for name in unlisted if is_photo(name)]
     alike = {_plain_name(name): f" (there is {name})" for name in stray}
     missing = [row.image for row in labels.rows if row.image not in present]
     return RawSplit(
@@ -148,7 +144,7 @@ def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None
         repeats=labels.repeats,
         missing=[name + alike.get(_plain_name(name), "") for name in missing],
         unlabelled=stray,
-        ignored=sorted(name for name in present - listed if not is_photo(name)),
+        ignored=[name for name in unlisted if not is_photo(name)],
     )
 
 
@@ -157,10 +153,5 @@ def _plain_name(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _check_folder(src: Path) -> None:
-    if not src.is_dir():
-        raise DataError(f"--src {src} is not a folder")
-
-
 def _has_photos(folder: Path) -> bool:
-    return folder.is_dir() and any(is_photo(entry.name) for entry in os.scandir(folder))
+    return folder.is_dir() and any(map(is_photo, os.listdir(folder)))

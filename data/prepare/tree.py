@@ -3,20 +3,18 @@
 dataset/{train,val,test}/{000001,...,100000}/ID.jpg, OneHot-{split}_label.csv, manifest.json, report.html
 """
 
-import hashlib
 import json
 import os
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from data.images import encode, read_image
 from data.labels import CODE_OF, NAME_OF, SPLITS, LabelRow, balanced_copy_name, write_one_hot
 from data.manifest import FORMAT, MANIFEST, read_manifest
-from data.prepare.audit import AuditedPhoto, count_facts
+from data.prepare.audit import AuditedPhoto, count_facts, entry_of
 from data.prepare.balance import make_copy, plan_copies
 from data.prepare.stratify import stratify
 from tools.base.errors import DataError, UsageError, listing
@@ -63,16 +61,8 @@ def write_tree(photos: Sequence[AuditedPhoto], root: Path, known: dict, progress
     """
     settings, splits = known["settings"], {}
     for name in SPLITS:
-        members = [photo for photo in photos if photo.split == name]
-        if not members:
-            continue
-        rows = [_placed(photo.row, settings["multi_label"]) for photo in members]
-        splits[name] = _write_split(members, rows, root / name, settings["mode"])
-        write_one_hot(root / f"OneHot-{name}_label.csv", rows)
-        if settings["balance"] and name == "train":
-            copies = _write_copies(members, rows, root / name, settings, progress)
-            splits[name]["files"] |= copies
-            splits[name]["made"] = _count_labels(copies)
+        if members := [photo for photo in photos if photo.split == name]:
+            splits[name] = _write_split(members, root / name, settings, progress)
     manifest = {"format": FORMAT, "settings": settings, "splits": splits, **known}
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
@@ -131,52 +121,50 @@ def format_counts(splits: dict) -> list[str]:
     return format_table(rows)
 
 
-def _placed(row: LabelRow, multi_label: str) -> LabelRow:
-    """The row with the labels that its photo has in the tree: all of them, or for "first" only the first."""
-    return replace(row, labels=row.labels[:1]) if multi_label == "first" else row
-
-
-def _write_split(photos: list[AuditedPhoto], rows: list[LabelRow], folder: Path, mode: str) -> dict:
-    """Links or copies one split, each photo into the folders of its row, and returns its entry in the manifest."""
+def _write_split(photos: list[AuditedPhoto], folder: Path, settings: dict, progress: Progress) -> dict:
+    """Writes one split, each photo into the folders of its labels, and returns its entry in the manifest."""
     for code in NAME_OF:
         (folder / code).mkdir(parents=True)
+    most = 1 if settings["multi_label"] == "first" else None
+    rows = [replace(photo.row, labels=photo.row.labels[:most]) for photo in photos]
     num_copied, files = 0, {}
     for photo, row in zip(photos, rows, strict=True):
         for label in row.labels:
             file = f"{CODE_OF[label]}/{row.image}"
-            num_copied += _place(photo.file, folder / file, mode)
-            files[file] = {"size": photo.size, "sha256": photo.sha256}
+            num_copied += _place(photo.file, folder / file, settings["mode"])
+            files[file] = photo.entry
+    write_one_hot(folder.with_name(f"OneHot-{folder.name}_label.csv"), rows)
+    balance = settings["balance"] and folder.name == "train"
+    copies = _write_copies(photos, rows, folder, settings, progress) if balance else {}
     return {
         "rows": len(photos),
         "several": sum(len(photo.row.labels) > 1 for photo in photos),
         "copied": num_copied,
         "labels": _count_labels(files),
-        "made": _count_labels(()),
+        "made": _count_labels(copies),
         "combinations": dict(sorted(Counter(" ".join(sorted(photo.row.labels)) for photo in photos).items())),
         "facts": count_facts(photos),
-        "files": files,
+        "files": files | copies,
     }
 
 
 def _write_copies(
     photos: list[AuditedPhoto], rows: list[LabelRow], folder: Path, settings: dict, progress: Progress
 ) -> dict:
-    """Writes the balanced copies and returns their entries in the manifest's `files`."""
-    planned = [(photos[index].file, rows[index], kind) for index, kind in plan_copies([row.labels for row in rows])]
-    work = partial(_write_copy, folder=folder, mode=settings["mode"], quality=settings["quality"])
-    return {file: entry for files in in_parallel(work, planned, progress) for file, entry in files.items()}
+    """Writes the balanced copies, each into the folders of its labels; returns their entries in the manifest."""
 
+    def write_copy(planned: tuple[int, str]) -> dict:
+        index, kind = planned
+        name = balanced_copy_name(rows[index].image, kind)
+        content = encode(make_copy(read_image(photos[index].file), kind), name, settings["quality"])
+        first, *others = (f"{CODE_OF[label]}/{name}" for label in rows[index].labels)
+        (folder / first).write_bytes(content)
+        for other in others:
+            _place(folder / first, folder / other, settings["mode"])
+        return dict.fromkeys([first, *others], entry_of(content))
 
-def _write_copy(item: tuple[Path, LabelRow, str], folder: Path, mode: str, quality: int) -> dict:
-    """Writes one balanced copy into the folders of all its labels."""
-    source, row, kind = item
-    name = balanced_copy_name(row.image, kind)
-    content = encode(make_copy(read_image(source), kind), name, quality)
-    files = [f"{CODE_OF[label]}/{name}" for label in row.labels]
-    (folder / files[0]).write_bytes(content)
-    for other in files[1:]:
-        _place(folder / files[0], folder / other, mode)
-    return {file: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()} for file in files}
+    made = in_parallel(write_copy, plan_copies([row.labels for row in rows]), progress)
+    return {file: entry for files in made for file, entry in files.items()}
 
 
 def _count_labels(files: Iterable[str]) -> dict[str, int]:

@@ -29,7 +29,7 @@ def measure(args) -> list[Row]:
     if not paths:
         raise UsageError(f"--data-path {args.data_path} holds no .jpg files")
     raws = [path.read_bytes() for path in paths]
-    split = RawSplit("train", originals, originals, [LabelRow(p.name, ("scab",), 0) for p in paths], "", 0, [], [], [])
+    split = RawSplit("train", originals, originals, [LabelRow(path.name, ("scab",), 0) for path in paths])
     shrinking = Shrinking(SIDE, False, QUALITY, args.folder / "smaller")
     ours = "process_dataset.py's steps, one thread"
 

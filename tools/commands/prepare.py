@@ -134,11 +134,11 @@ def main(argv: list[str]) -> int:
     args = build_parser().parse_args(argv)
     check_arguments(args)
 
-    from data.prepare.raw import check_rows, left_out, read_pool, read_splits
+    from data.prepare.raw import check_rows, left_out, read_raw
     from data.prepare.tree import check_target, is_finished, write_tree
 
     src, dst = Path(args.src), Path(args.dst)
-    raws = [read_pool(src, args.follow_links)] if args.split else read_splits(src, args.follow_links)
+    raws = read_raw(src, bool(args.split), args.follow_links)
     check_apart(src, dst, raws)
     check_rows(raws, args.max_missing, args.multi_label)
     settings = settings_of(args, raws)
