@@ -16,10 +16,9 @@ MAX_BOX_SHARE = 0.22  # of the image that all boxes together may cover
 
 @dataclass(frozen=True)
 class DrawnLeaf:
-    """One drawn image: `pixels` [SIZE, SIZE, 3] uint8 RGB, its labels, boxes (label, x0, y0, x1, y1) in pixels."""
+    """One drawn image: `pixels` [SIZE, SIZE, 3] uint8 RGB; boxes (label, x0, y0, x1, y1) in pixels."""
 
     pixels: np.ndarray
-    labels: tuple[str, ...]
     boxes: list[tuple[str, float, float, float, float]]
 
 
@@ -32,21 +31,20 @@ def draw_leaf(labels: tuple[str, ...], seed: tuple[int, ...]) -> DrawnLeaf:
     boxes: list[tuple[str, float, float, float, float]] = []
     covered = np.zeros((SIZE, SIZE), bool)
     for label in labels:
-        for kind, lowest, highest in _KINDS[label]:
-            for _ in range(int(rng.integers(lowest, highest + 1))):
-                centre = _point_inside(rng, mask)
-                box = _box_of(centre, _radius(rng, kind))
+        for kind, fewest, most in _LESIONS[label]:
+            paint, smallest, largest = _KINDS[kind]
+            for _ in range(int(rng.integers(fewest, most + 1))):
+                x, y = centre = _point_inside(rng, mask)
+                r = rng.uniform(smallest, largest)
+                left, top, right, bottom = (round(min(max(0, edge), SIZE)) for edge in (x - r, y - r, x + r, y + r))
                 area = covered.copy()
-                area[box[1] : box[3], box[0] : box[2]] = True
+                area[top:bottom, left:right] = True
                 if area.mean() > MAX_BOX_SHARE:
                     continue
                 covered = area
-                canvas = _PAINT[kind](rng, canvas, mask, centre, (box[2] - box[0]) / 2)
-                boxes.append((label, float(box[0]), float(box[1]), float(box[2]), float(box[3])))
-    return DrawnLeaf(_light(rng, canvas), labels, boxes)
-
-
-# ---------------------------------------------------------------- leaf and surroundings
+                canvas = paint(rng, canvas, mask, _distance(centre), (right - left) / 2)
+                boxes.append((label, float(left), float(top), float(right), float(bottom)))
+    return DrawnLeaf(_light(rng, canvas), boxes)
 
 
 def _noise(rng: np.random.Generator, scale: float) -> np.ndarray:
@@ -126,28 +124,12 @@ def _blend(canvas: np.ndarray, colour: np.ndarray, alpha: np.ndarray) -> np.ndar
     return canvas + alpha[..., None] * (colour - canvas)
 
 
-# ---------------------------------------------------------------- lesions
-
-
 def _point_inside(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, float]:
     """A point (x, y) of the blade, some pixels from its edge."""
     inner = cv2.erode(mask, np.ones((11, 11), np.uint8)) > 0.9
     rows, columns = np.nonzero(inner)
     pick = rng.integers(len(rows))
     return float(columns[pick]), float(rows[pick])
-
-
-# Half the side of a lesion's box, in pixels.
-_RADII = {"scab": (7.5, 12), "frog": (6, 9.5), "rust": (5.5, 9), "mildew": (13, 19)}
-
-
-def _radius(rng: np.random.Generator, kind: str) -> float:
-    return float(rng.uniform(*_RADII[kind]))
-
-
-def _box_of(centre: tuple[float, float], radius: float) -> tuple[int, int, int, int]:
-    (x, y), r = centre, radius
-    return round(max(0, x - r)), round(max(0, y - r)), round(min(SIZE, x + r)), round(min(SIZE, y + r))
 
 
 def _distance(centre: tuple[float, float]) -> np.ndarray:
@@ -160,39 +142,42 @@ def _disc(distance: np.ndarray, radius, softness: float) -> np.ndarray:
     return ((radius - distance) / softness + 0.5).clip(0, 1)
 
 
-def _paint_scab(rng, canvas, mask, centre, radius):
+def _paint_scab(rng, canvas, mask, distance, radius):
     """An olive blotch with a feathery edge."""
     ragged = radius * (0.68 + 0.30 * _noise(rng, 7))
-    alpha = _disc(_distance(centre), ragged, 3) * rng.uniform(0.7, 0.9) * mask
+    alpha = _disc(distance, ragged, 3) * rng.uniform(0.7, 0.9) * mask
     return _blend(canvas, _tint(rng, (44, 44, 14), (74, 70, 34)), alpha)
 
 
-def _paint_frog(rng, canvas, mask, centre, radius):
+def _paint_frog(rng, canvas, mask, distance, radius):
     """A brown disc with a lighter middle and a dark rim."""
-    distance, core = _distance(centre), 0.9 * radius
+    core = 0.9 * radius
     canvas = _blend(canvas, _tint(rng, (62, 28, 18), (88, 44, 32)), _disc(distance, core, 1.2) * mask)
     return _blend(canvas, _tint(rng, (145, 105, 68), (185, 142, 100)), _disc(distance, 0.62 * core, 1.2) * mask)
 
 
-def _paint_rust(rng, canvas, mask, centre, radius):
+def _paint_rust(rng, canvas, mask, distance, radius):
     """A bright orange spot in a yellow halo."""
-    distance = _distance(centre)
     canvas = _blend(canvas, _tint(rng, (190, 175, 40), (225, 205, 80)), 0.65 * _disc(distance, 0.8 * radius, 3) * mask)
     return _blend(canvas, _tint(rng, (215, 105, 15), (245, 140, 45)), _disc(distance, 0.52 * radius, 1.5) * mask)
 
 
-def _paint_mildew(rng, canvas, mask, centre, radius):
+def _paint_mildew(rng, canvas, mask, distance, radius):
     """A pale, dusty patch through which the leaf still shows."""
     dust = 0.62 + 0.38 * _noise(rng, 3)
-    alpha = _disc(_distance(centre), radius * (0.72 + 0.25 * _noise(rng, 12)), 6) * dust * rng.uniform(0.6, 0.8) * mask
+    alpha = _disc(distance, radius * (0.72 + 0.25 * _noise(rng, 12)), 6) * dust * rng.uniform(0.6, 0.8) * mask
     return _blend(canvas, _tint(rng, (205, 208, 200), (232, 234, 228)), alpha)
 
 
-_PAINT = {"scab": _paint_scab, "frog": _paint_frog, "rust": _paint_rust, "mildew": _paint_mildew}
-
-
-# label -> (kind, fewest, most) lesions
+# kind of lesion -> how it is painted, and the smallest and largest half of its box's side in pixels
 _KINDS = {
+    "scab": (_paint_scab, 7.5, 12),
+    "frog": (_paint_frog, 6, 9.5),
+    "rust": (_paint_rust, 5.5, 9),
+    "mildew": (_paint_mildew, 13, 19),
+}
+# label -> (kind, fewest, most) lesions
+_LESIONS: dict[str, list[tuple[str, int, int]]] = {
     "scab": [("scab", 6, 10)],
     "frog_eye_leaf_spot": [("frog", 6, 11)],
     "rust": [("rust", 7, 13)],

@@ -11,8 +11,6 @@ from data.sample.leaves import SIZE, draw_leaf
 from tools.base.tables import format_csv
 
 COUNTS = {"train": 1200, "val": 160, "test": 240}
-
-
 # Shares of the label sets; 8 % of the leaves have two labels, one of them frog_eye_leaf_spot, as on real leaves.
 SHARES = {
     ("scab",): 0.20,
@@ -39,7 +37,9 @@ def write_sample(dst: Path, seed: int = 0, counts: dict[str, int] = COUNTS) -> N
             _, encoded = cv2.imencode(".jpg", leaf.pixels[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
             (folder / name).write_bytes(encoded.tobytes())  # cv2.imwrite does not report a full disk
             rows.append((name, " ".join(labels)))
-            boxes += [(name, *_relative(box)) for box in leaf.boxes]
+            for label, x0, y0, x1, y1 in leaf.boxes:
+                relative = ((x0 + x1) / 2 / SIZE, (y0 + y1) / 2 / SIZE, (x1 - x0) / SIZE, (y1 - y0) / SIZE)
+                boxes.append((name, label, *(f"{number:.6f}" for number in relative)))
         (dst / split / f"{split}_label.csv").write_bytes(format_csv([("images", "labels"), *rows]))
     (dst / "lesion_boxes.csv").write_bytes(format_csv([BOX_HEADER, *boxes]))
 
@@ -63,8 +63,3 @@ def _label_sets(count: int, rng: np.random.Generator) -> list[tuple[str, ...]]:
     places = (np.arange(count) + 0.5) / count * cumulative[-1]
     drawn = [sets[i] for i in np.searchsorted(cumulative, places)]
     return [drawn[i] for i in rng.permutation(count)]
-
-
-def _relative(box) -> tuple[str, str, str, str, str]:
-    label, x0, y0, x1, y1 = box
-    return (label, *(f"{v / SIZE:.6f}" for v in ((x0 + x1) / 2, (y0 + y1) / 2, x1 - x0, y1 - y0)))
