@@ -34,21 +34,13 @@ from configs.values import (
 
 
 class Key(NamedTuple):
-    """A config key.
+    """A config key."""
 
-    Attributes:
-        default: its value unless something sets it; its type is the type of every value (None takes every type).
-        doc: what it means, for people.
-        check: what a value may be.
-        may_change: a run may be resumed with another value, because it does not change the result.
-        flag: the command-line flag that sets it.
-    """
-
-    default: object
-    doc: str
-    check: Check = ANYTHING
-    may_change: bool = False
-    flag: str = ""
+    default: object  # its value unless something sets it; its type is the type of every value (None takes every type)
+    doc: str  # what it means, for people
+    check: Check = ANYTHING  # what a value may be
+    may_change: bool = False  # a run may be resumed with another value, because it does not change the result
+    flag: str = ""  # the command-line flag that sets it
 
 
 _POSITIVE_LR = between(1e-12, 1e6)

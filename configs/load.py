@@ -19,15 +19,10 @@ MAX_FILES = 32  # of a BASE chain, each counted as often as it is named
 
 
 class Loaded(NamedTuple):
-    """A checked, frozen config and where each of its values came from.
+    """A checked, frozen config and where each of its values came from."""
 
-    Attributes:
-        config: the yacs tree.
-        sources: dotted key -> "default", a file, "--opts" or a flag.
-    """
-
-    config: CfgNode
-    sources: dict[str, str]
+    config: CfgNode  # the yacs tree
+    sources: dict[str, str]  # dotted key -> "default", a file, "--opts" or a flag
 
     def given(self, key: str) -> object:
         """The value of a dotted key, or None when no file, option or flag set it."""

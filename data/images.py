@@ -76,21 +76,13 @@ def read_bytes(path: Path) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The properties of a photo that its file declares.
+    """The properties of a photo that its file declares."""
 
-    Attributes:
-        size: (width, height) in pixels, upright.
-        mode: Pillow's name of the pixel format, such as RGB, L or I;16.
-        format: Pillow's name of the file format, such as JPEG.
-        turned: whether its EXIF orientation turns or mirrors it.
-        animated: whether it holds more than one frame.
-    """
-
-    size: tuple[int, int]
-    mode: str
-    format: str
-    turned: bool
-    animated: bool
+    size: tuple[int, int]  # (width, height) in pixels, upright
+    mode: str  # Pillow's name of the pixel format, such as RGB, L or I;16
+    format: str  # Pillow's name of the file format, such as JPEG
+    turned: bool  # whether its EXIF orientation turns or mirrors it
+    animated: bool  # whether it holds more than one frame
 
 
 def decode(raw: bytes, name: object) -> Image.Image:

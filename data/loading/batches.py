@@ -13,19 +13,12 @@ from tools.base.errors import ResourceError, UserError
 
 
 class Batch(NamedTuple):
-    """A batch on its way from a worker to the device, in a quarter of the bytes of normalised images.
+    """A batch on its way from a worker to the device, in a quarter of the bytes of normalised images."""
 
-    Attributes:
-        pixels: uint8 `[B, 3, S, S]`.
-        targets: float32 `[B, num_classes]` of 0 and 1.
-        boxes: int64 `[n, 5]`: row, top, left, height and width per patch of random erasing.
-        noise: float32 `[sum of 3 * height * width]`, the pixels of all patches, concatenated.
-    """
-
-    pixels: Tensor
-    targets: Tensor
-    boxes: Tensor
-    noise: Tensor
+    pixels: Tensor  # uint8 [B, 3, S, S]
+    targets: Tensor  # float32 [B, num_classes] of 0 and 1
+    boxes: Tensor  # int64 [n, 5]: row, top, left, height and width per patch of random erasing
+    noise: Tensor  # float32 [sum of 3 * height * width], the pixels of all patches, concatenated
 
 
 def collate(items: list[tuple[View, Tensor] | UserError]) -> Batch | UserError:
@@ -59,14 +52,10 @@ def collate(items: list[tuple[View, Tensor] | UserError]) -> Batch | UserError:
 
 @dataclass(frozen=True)
 class Normalize:
-    """`(batch, device)` -> images float32 `[B, 3, S, S]` and targets there: (pixels / 255 - mean) / std, then patches.
+    """`(batch, device)` -> images float32 `[B, 3, S, S]` and targets there: (pixels / 255 - mean) / std, then patches."""
 
-    Attributes:
-        mean, std: of RGB in [0, 1].
-    """
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, float, float]  # of RGB in [0, 1]
+    std: tuple[float, float, float]  # of RGB in [0, 1]
 
     def __call__(self, batch: Batch, device: torch.device | str) -> tuple[Tensor, Tensor]:
         pixels, targets, noise = (

@@ -13,17 +13,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Mix:
-    """How each row of a batch is mixed with its partner.
+    """How each row of a batch is mixed with its partner."""
 
-    Attributes:
-        weight: `[B]` float32, the share of the row's own target.
-        boxes: `[B, 4]` int64, the rectangle y0, y1, x0, x1 that comes from the partner (CutMix).
-        cut: `[B]` bool, CutMix rather than Mixup.
-    """
-
-    weight: Tensor
-    boxes: Tensor
-    cut: Tensor
+    weight: Tensor  # [B] float32, the share of the row's own target
+    boxes: Tensor  # [B, 4] int64, the rectangle y0, y1, x0, x1 that comes from the partner (CutMix)
+    cut: Tensor  # [B] bool, CutMix rather than Mixup
 
     def rows(self, start: int, stop: int) -> "Mix":
         """The part for rows start..stop."""
@@ -32,23 +26,14 @@ class Mix:
 
 @dataclass(frozen=True)
 class Mixer:
-    """Draws a `Mix`; the settings have timm's names and meaning.
+    """Draws a `Mix`; the settings have timm's names and meaning."""
 
-    Attributes:
-        mixup: alpha of Mixup's Beta distribution; 0 for none.
-        cutmix: alpha of CutMix's; 0 for none.
-        minmax: smallest and largest side of the rectangle as a share of the image's, instead of CutMix's alpha.
-        prob: probability that a row is mixed at all.
-        switch_prob: probability of CutMix where both are on.
-        mode: the rows that share one draw: "batch" (all), "pair" (two) or "elem" (one).
-    """
-
-    mixup: float = 0.8
-    cutmix: float = 1.0
-    minmax: tuple[float, float] | None = None
-    prob: float = 1.0
-    switch_prob: float = 0.5
-    mode: str = "batch"
+    mixup: float = 0.8  # alpha of Mixup's Beta distribution; 0 for none
+    cutmix: float = 1.0  # alpha of CutMix's; 0 for none
+    minmax: tuple[float, float] | None = None  # least and greatest side / the image's, instead of CutMix's alpha
+    prob: float = 1.0  # probability that a row is mixed at all
+    switch_prob: float = 0.5  # probability of CutMix where both are on
+    mode: str = "batch"  # the rows that share one draw: "batch" (all), "pair" (two) or "elem" (one)
 
     @property
     def active(self) -> bool:

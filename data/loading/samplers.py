@@ -35,19 +35,15 @@ class TrainBatches:
     The order of an epoch is a permutation seeded by (seed, epoch), or as many weighted draws with replacement. A global
     batch is the next `batch_size * world_size` positions, of which rank r takes the r-th `batch_size`. The last partial
     global batch is dropped. Each `Draw` holds everything that a worker needs, so that workers can be persistent.
-
-    Attributes:
-        weights: relative frequency of each sample; None takes every sample once.
-        first: batches to skip, when a run is resumed inside an epoch.
     """
 
     length: int
     batch_size: int
     shard: Shard
     seed: int
-    weights: Sequence[float] | None = None
+    weights: Sequence[float] | None = None  # relative frequency of each sample; None takes every sample once
     epoch: int = 0
-    first: int = 0
+    first: int = 0  # batches to skip, when a run is resumed inside an epoch
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""

@@ -22,17 +22,11 @@ from tools.base.errors import DataError, listing, nearest
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo of a split.
+    """One photo of a split."""
 
-    Attributes:
-        name: its file name.
-        file: where to read it, `code/name`.
-        classes: indices into the split's classes, ascending; each of their folders holds one label copy.
-    """
-
-    name: str
-    file: str
-    classes: tuple[int, ...]
+    name: str  # its file name
+    file: str  # where to read it, code/name
+    classes: tuple[int, ...]  # indices into the split's classes, ascending; each of their folders holds one label copy
 
 
 @dataclass(frozen=True)

@@ -34,20 +34,13 @@ class View(NamedTuple):
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How an image becomes the model's input. Every checkpoint stores it, so that scoring uses the same.
+    """How an image becomes the model's input. Every checkpoint stores it, so that scoring uses the same."""
 
-    Attributes:
-        size: side of the square input, pixels.
-        crop: resize to 256/224 of `size` and cut the middle; False squashes the whole photo.
-        interpolation: bilinear, bicubic or lanczos.
-        mean, std: of RGB in [0, 1].
-    """
-
-    size: int
-    crop: bool
-    interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    size: int  # side of the square input, pixels
+    crop: bool  # resize to 256/224 of size and cut the middle; False squashes the whole photo
+    interpolation: str  # bilinear, bicubic or lanczos
+    mean: tuple[float, float, float]  # of RGB in [0, 1]
+    std: tuple[float, float, float]  # of RGB in [0, 1]
 
     @classmethod
     def from_dict(cls, stored: dict) -> "Preprocess":
@@ -129,18 +122,12 @@ class _Canvas:
 
 @dataclass(frozen=True)
 class TrainTransform:
-    """An image, uint8 [H, W, 3] -> its augmented `View`; built by `train_transform`.
-
-    Attributes:
-        geometry: from uint8 [H, W, 3] to [3, size, size].
-        policy: from Image to Image.
-        erasing: None for none.
-    """
+    """An image, uint8 [H, W, 3] -> its augmented `View`; built by `train_transform`."""
 
     size: int
-    geometry: Compose
-    policy: Compose
-    erasing: RandomErasing | None
+    geometry: Compose  # from uint8 [H, W, 3] to [3, size, size]
+    policy: Compose  # from Image to Image
+    erasing: RandomErasing | None  # None for none
 
     def __call__(self, photo: np.ndarray) -> View:
         pixels = self.geometry(photo).permute(1, 2, 0).numpy()

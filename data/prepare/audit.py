@@ -17,23 +17,14 @@ from tools.base.threads import Progress, in_parallel
 
 @dataclass(frozen=True)
 class AuditedPhoto:
-    """A photo that decodes.
+    """A photo that decodes."""
 
-    Attributes:
-        split: the split it belongs to.
-        row: its row of the CSV, with all its labels.
-        file: what is placed in the tree: the raw file, or the smaller copy.
-        entry: of that file in the manifest.
-        header: of the raw file.
-        print: its fingerprint; None where duplicates are not looked for.
-    """
-
-    split: str
-    row: LabelRow
-    file: Path
-    entry: dict
-    header: Header
-    print: Fingerprint | None
+    split: str  # the split it belongs to
+    row: LabelRow  # its row of the CSV, with all its labels
+    file: Path  # what is placed in the tree: the raw file, or the smaller copy
+    entry: dict  # of that file in the manifest
+    header: Header  # of the raw file
+    print: Fingerprint | None  # its fingerprint; None where duplicates are not looked for
 
 
 @dataclass(frozen=True)

@@ -21,17 +21,11 @@ _BLOCK = 256  # rows of the table of all pairs held at a time: 41 MB for 20,000 
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """What photos are compared by.
+    """What photos are compared by."""
 
-    Attributes:
-        pixels: digest of size and pixels.
-        cosine: 64-bit perceptual hash.
-        gray: thumbnail, uint8 [1024].
-    """
-
-    pixels: bytes
-    cosine: int
-    gray: np.ndarray
+    pixels: bytes  # digest of size and pixels
+    cosine: int  # 64-bit perceptual hash
+    gray: np.ndarray  # thumbnail, uint8 [1024]
 
 
 def fingerprint(image: Image.Image) -> Fingerprint:

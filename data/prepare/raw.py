@@ -18,27 +18,17 @@ from tools.base.files import leads_out
 
 @dataclass(frozen=True)
 class RawSplit:
-    """One split, or the pool, as it came.
-
-    Attributes:
-        folder: the folder that belongs to this split alone.
-        images: the folder of the photos.
-        rows: those of the CSV that have a file in `images`.
-        repeats: how many rows repeat an earlier one.
-        missing: photos that have a row and no file, with the file that has nearly its name.
-        unlabelled: photos that have a file and no row.
-        ignored: entries of `images` that are hidden or not photos.
-    """
+    """One split, or the pool, as it came."""
 
     name: str
-    folder: Path
-    images: Path
-    rows: list[LabelRow]
+    folder: Path  # the folder that belongs to this split alone
+    images: Path  # the folder of the photos
+    rows: list[LabelRow]  # those of the CSV that have a file in images
     csv_sha256: str = ""
-    repeats: int = 0
-    missing: Sequence[str] = ()
-    unlabelled: Sequence[str] = ()
-    ignored: Sequence[str] = ()
+    repeats: int = 0  # how many rows repeat an earlier one
+    missing: Sequence[str] = ()  # photos that have a row and no file, with the file that has nearly its name
+    unlabelled: Sequence[str] = ()  # photos that have a file and no row
+    ignored: Sequence[str] = ()  # entries of images that are hidden or not photos
 
     def notes(self) -> list[str]:
         """Lines about rows and files that are always ignored."""
