@@ -18,7 +18,7 @@ from data.loading.dataset import LeafDataset
 from data.loading.mixup import Mixer
 from data.loading.samplers import WHOLE, Shard, TrainBatches, eval_batches
 from data.loading.split import Photo, Split, samples_of, scan_split
-from data.loading.transforms import Preprocess, train_transform
+from data.loading.transforms import Preprocess, TrainTransform
 from tools.base.errors import ResourceError, UsageError, UserError
 
 SHARED_MEMORY = Path("/dev/shm")  # where loader processes leave their batches
@@ -51,7 +51,7 @@ def build_train_loader(
         worker_init: called at the start of every loader process with its number.
     """
     samples = samples_of(split, data.TARGETS)
-    transform = train_transform(augmentation_arguments(data, aug, preprocess), aug.QUARTER_TURNS)
+    transform = TrainTransform(augmentation_arguments(data, aug, preprocess), aug.QUARTER_TURNS)
     finish = Normalize(preprocess.mean, preprocess.std)
     photos = _photos(data.CACHE_MODE, split, samples, shard)
     dataset = LeafDataset(split, samples, transform, finish, seed, photos)

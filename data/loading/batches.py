@@ -52,7 +52,7 @@ def collate(items: list[tuple[View, Tensor] | UserError]) -> Batch | UserError:
 
 @dataclass(frozen=True)
 class Normalize:
-    """`(batch, device)` -> images float32 `[B, 3, S, S]` and targets there: (pixels / 255 - mean) / std, then patches."""
+    """`(batch, device)` -> images float32 `[B, 3, S, S]` and targets: (pixels / 255 - mean) / std, then patches."""
 
     mean: tuple[float, float, float]  # of RGB in [0, 1]
     std: tuple[float, float, float]  # of RGB in [0, 1]

@@ -78,7 +78,8 @@ def shared_pixels(source, files: Sequence[str]) -> tuple[Pixels, list[str]]:
         ResourceError: when neither place has room.
     """
     place = source.place.resolve()
-    digest = _digest(source, files)
+    lines = [_FORMAT, *(f"{file} {source.size(file)} {source.checksum(file)}" for file in files)]
+    digest = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).digest()
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "plantswin"
     paths = place.with_suffix(".pixels"), home / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.pixels"
     problems: list[str] = []
@@ -124,11 +125,6 @@ def _make(path: Path, source, files: Sequence[str], digest: bytes) -> Pixels:
         os.fsync(file.fileno())
         os.replace(file.name, path)
     return Pixels(path, files, digest)
-
-
-def _digest(source, files: Sequence[str]) -> bytes:
-    lines = [f"{file} {source.size(file)} {source.checksum(file)}" for file in files]
-    return hashlib.sha256("\n".join([_FORMAT, *lines]).encode(errors="surrogateescape")).digest()
 
 
 def _checksum(content: np.ndarray) -> bytes:

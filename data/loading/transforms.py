@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 from timm.data.auto_augment import AugmentOp
-from timm.data.random_erasing import RandomErasing
 from timm.data.transforms import RandomResizedCropAndInterpolation
 from torch import Tensor
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Normalize, Resize, ToTensor
@@ -120,14 +119,27 @@ class _Canvas:
         self.patches.append((rows.start, columns.start, whole))
 
 
-@dataclass(frozen=True)
 class TrainTransform:
-    """An image, uint8 [H, W, 3] -> its augmented `View`; built by `train_transform`."""
+    """timm's training transform (random resized crop, flips, a policy or colour jitter, random erasing).
 
-    size: int
-    geometry: Compose  # from uint8 [H, W, 3] to [3, size, size]
-    policy: Compose  # from Image to Image
-    erasing: RandomErasing | None  # None for none
+    An image, uint8 [H, W, 3] -> its augmented `View`. Draws are timm's; pixels are within 2 of 255 of those that timm
+    makes with Pillow.
+
+    Args:
+        settings: keyword arguments of `timm.data.create_transform`.
+    """
+
+    def __init__(self, settings: dict[str, Any], quarter_turns: bool = False):
+        self.size, interpolation = settings["input_size"], settings["interpolation"]
+        drawable = "bicubic" if interpolation == "lanczos" else interpolation  # Pillow cannot rotate with Lanczos
+        timms = create_transform(**{**settings, "interpolation": drawable}, is_training=True, separate=True)
+        moves, self.policy, final = timms
+        keep_one_bit(ops_of(self.policy))
+        quicken(ops_of(self.policy))
+        _, *flips = moves.transforms
+        crop = Crop(self.size, settings["scale"], settings["ratio"], interpolation)
+        self.geometry = Compose([*([quarter_turn] if quarter_turns else []), crop, *flips])
+        self.erasing = final.transforms[-1] if settings["re_prob"] else None
 
     def __call__(self, photo: np.ndarray) -> View:
         pixels = self.geometry(photo).permute(1, 2, 0).numpy()
@@ -137,25 +149,6 @@ class TrainTransform:
         if self.erasing:
             self.erasing(canvas)
         return View(planes(pixels), canvas.patches)
-
-
-def train_transform(settings: dict[str, Any], quarter_turns: bool = False) -> TrainTransform:
-    """timm's training transform (random resized crop, flips, a policy or colour jitter, random erasing).
-
-    Draws are timm's; pixels are within 2 of 255 of those that timm makes with Pillow.
-
-    Args:
-        settings: keyword arguments of `timm.data.create_transform`.
-    """
-    size, interpolation = settings["input_size"], settings["interpolation"]
-    drawable = "bicubic" if interpolation == "lanczos" else interpolation  # Pillow cannot rotate with Lanczos
-    moves, policy, final = create_transform(**{**settings, "interpolation": drawable}, is_training=True, separate=True)
-    keep_one_bit(ops_of(policy))
-    quicken(ops_of(policy))
-    _, *flips = moves.transforms
-    crop = Crop(size, settings["scale"], settings["ratio"], interpolation)
-    erasing = final.transforms[-1] if settings["re_prob"] else None
-    return TrainTransform(size, Compose([*([quarter_turn] if quarter_turns else []), crop, *flips]), policy, erasing)
 
 
 def planes(photo: np.ndarray) -> Tensor:
@@ -192,11 +185,10 @@ def ops_of(transform: object) -> Iterator[AugmentOp]:
     """All operations of a timm transform, however deeply nested."""
     if isinstance(transform, AugmentOp):
         yield transform
-        return
-    for name in ("transforms", "ops", "policy"):
-        for part in getattr(transform, name, ()):
-            for op in part if isinstance(part, list | tuple) else [part]:
-                yield from ops_of(op)
+    names = ("transforms", "ops", "policy")
+    nested = transform if isinstance(transform, list | tuple) else [getattr(transform, name, ()) for name in names]
+    for part in nested:
+        yield from ops_of(part)
 
 
 def _at_least_one(level_to_bits: Callable, level: float, hparams: dict) -> tuple[int]:

@@ -136,10 +136,10 @@ def test_the_prepared_tree_may_be_replaced_with_the_file_in_it(dataset, tmp_path
 
 def test_a_worker_passes_no_view_of_the_file(photos):
     """torch may write to its input, which must not be the read-only map."""
-    from data.loading.transforms import train_transform
+    from data.loading.transforms import TrainTransform
     from tests.data.loading.test_transforms import OFF, settings
 
     pixels, _ = shared_pixels(FolderSource(photos.parent), FILES)
-    view = train_transform(settings(**OFF, input_size=8, scale=[1, 1], ratio=[1, 1]))(pixels(FILES[2]))
+    view = TrainTransform(settings(**OFF, input_size=8, scale=[1, 1], ratio=[1, 1]))(pixels(FILES[2]))
     view.pixels.zero_()
     check(pixels, photos)

@@ -12,7 +12,7 @@ from data.build import augmentation_arguments, build_preprocess
 from data.loading.batches import Normalize, collate
 from data.loading.seeds import seed_of, seeded
 from data.loading.shears import quicken
-from data.loading.transforms import Preprocess, keep_one_bit, ops_of, quarter_turn, resize, train_transform
+from data.loading.transforms import Preprocess, TrainTransform, keep_one_bit, ops_of, quarter_turn, resize
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
 PIXELS = np.asarray(PHOTO)
@@ -43,7 +43,7 @@ def settings(**changes):
 
 
 def test_training_repeats_for_a_seed_and_varies_between_seeds():
-    transform = train_transform(settings())
+    transform = TrainTransform(settings())
 
     def draw(seed):
         with seeded(seed):
@@ -60,13 +60,13 @@ OFF = {"auto_augment": None, "color_jitter": None, "re_prob": 0, "hflip": 0, "vf
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
 def test_with_everything_off_training_sees_what_scoring_sees(interpolation):
     plain = settings(scale=[1, 1], ratio=[4 / 3, 4 / 3], interpolation=interpolation, **OFF)
-    got = train_transform(plain)(PIXELS).pixels.int()
+    got = TrainTransform(plain)(PIXELS).pixels.int()
     assert (got - Preprocess(224, False, interpolation, MEAN, STD).view(PIXELS).pixels.int()).abs().max() <= 2
 
 
 def test_lanczos_resizes_and_the_policy_rotates_bicubically():
     """Pillow can resize with Lanczos, but not rotate or shear."""
-    lanczos, bicubic = (train_transform(settings(interpolation=mode, re_prob=0)) for mode in ("lanczos", "bicubic"))
+    lanczos, bicubic = (TrainTransform(settings(interpolation=mode, re_prob=0)) for mode in ("lanczos", "bicubic"))
     noise = np.random.default_rng(1).integers(0, 256, (224, 224, 3), dtype=np.uint8)
     for seed in range(40):
         views = []
@@ -93,7 +93,7 @@ def timms(**changes):
 
 def both(photo, seed, **changes):
     """The photo augmented by us and by timm with the same draws, [3, S, S] each."""
-    ours, theirs = train_transform(settings(**changes)), timms(**changes)
+    ours, theirs = TrainTransform(settings(**changes)), timms(**changes)
     with seeded(seed):
         images, _ = Normalize(MEAN, STD)(collate([(ours(np.asarray(photo)), torch.zeros(6))]), "cpu")
     with seeded(seed):
