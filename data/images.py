@@ -126,17 +126,6 @@ def decode_pixels(raw: bytes, name: object) -> np.ndarray:
     return np.asarray(decode(raw, name))
 
 
-def read_size(raw: bytes, name: object) -> tuple[int, int]:
-    """(width, height) of the image that `decode` gives. Raises DataError as it does.
-
-    The header of a JPEG is enough for it; the orientation of other formats may stand behind the pixels.
-    """
-    with _opened(raw, name) as image:
-        if image.format != "JPEG":
-            image.load()
-        return image.size[::-1] if _orientation(image) >= 5 else image.size
-
-
 @contextlib.contextmanager
 def _opened(raw: bytes, name: object) -> Iterator[Image.Image]:
     """The image before its pixels are decoded; every fault, inside the context too, becomes a DataError."""

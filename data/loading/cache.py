@@ -8,14 +8,15 @@ import hashlib
 import os
 import zlib
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 
-from data.images import decode_pixels, read_size
+from data.images import decode_pixels
 from tools.base.errors import ResourceError
 from tools.base.files import locked, staging
-from tools.base.threads import in_parallel
+from tools.base.threads import in_threads
 
 _FORMAT = "pixels 1"  # to be changed with the reader's pixels or this file's layout
 _HEAD_BYTES = 40
@@ -107,21 +108,21 @@ def _read(path: Path, files: Sequence[str], digest: bytes) -> Pixels | None:
 
 def _make(path: Path, source, files: Sequence[str], digest: bytes) -> Pixels:
     """Decodes all photos into the file at `path`, which appears when it is complete. Needs the lock of `path`."""
-    with staging(path) as folder, (folder / path.name).open("xb+") as file:
-        sizes = in_parallel(lambda file: read_size(source.read(file), source.locate(file)), files)
-        offsets = np.cumsum([_HEAD_BYTES + _ROW_BYTES * len(files), *(3 * width * height for width, height in sizes)])
-        os.posix_fallocate(file.fileno(), 0, int(offsets[-1]))  # fails now, not in the middle, where the disk is full
-        content = np.memmap(file, np.uint8, "r+")
-        rows = [(offset, height, width) for offset, (width, height) in zip(offsets[:-1], sizes, strict=True)]
-        content[_HEAD_BYTES : offsets[0]] = np.array(rows, dtype=np.int64).reshape(-1).view(np.uint8)
-
-        def fill(number: int) -> None:
-            pixels = decode_pixels(source.read(files[number]), source.locate(files[number]))
-            content[offsets[number] : offsets[number + 1]] = pixels.reshape(-1)
-
-        in_parallel(fill, range(len(files)))
-        content[:_HEAD_BYTES] = np.frombuffer(digest + _checksum(content), np.uint8)
-        content.flush()
+    threads = len(os.sched_getaffinity(0))
+    decoded = in_threads(Encoded(source), files, threads, ahead=4 * threads)
+    with closing(decoded), staging(path) as folder, (folder / path.name).open("xb+") as file:
+        file.seek(_HEAD_BYTES + _ROW_BYTES * len(files))
+        rows = []
+        for pixels in decoded:
+            rows.append((file.tell(), *pixels.shape[:2]))
+            file.write(pixels.data)
+        file.seek(_HEAD_BYTES)
+        file.write(np.array(rows, dtype=np.int64).data)
+        file.flush()
+        checksum = _checksum(_map(Path(file.name)))
+        file.seek(0)
+        file.write(digest + checksum)
+        file.flush()
         os.fsync(file.fileno())
         os.replace(file.name, path)
     return Pixels(path, files, digest)
