@@ -47,23 +47,19 @@ def on_input(
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:
-    """The boxes of every photo, by its file name.
-
-    Raises:
-        DataError: naming the row, for a file with other columns, or a box that does not lie on the photo.
-    """
+    """The boxes of every photo, by its file name. Raises DataError for other columns or a box that is not on a photo."""
     header, rows = read_csv(read_regular(path, "box file", MAX_BYTES), path)
     boxes: dict[str, list[Box]] = {}
     if tuple(header) == BOX_HEADER:
         for line, (image, *box) in rows:
-            boxes.setdefault(image.strip(), []).append(_parse(box, f"{path}, row {line}"))
+            boxes.setdefault(image.strip(), []).append(_parse(*box, where=f"{path}, row {line}"))
     if not boxes:
         raise DataError(f"{path}: wanted the columns {','.join(BOX_HEADER)} and at least one row under them")
     return boxes
 
 
-def _parse(fields: list[str], where: str) -> Box:
-    label, numbers = fields[0].strip(), fields[1:]
+def _parse(label: str, *numbers: str, where: str) -> Box:
+    label = label.strip()
     if label not in CODE_OF:
         raise DataError(f"{where}, column label: unknown label {label!r}{nearest(label, CODE_OF)}")
     try:

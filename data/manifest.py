@@ -13,11 +13,7 @@ MAX_BYTES = 500_000_000  # a manifest has some 150 bytes per photo
 
 
 def read_manifest(root: Path) -> dict | None:
-    """The manifest of a prepared tree, or None for a tree that process_dataset.py did not make.
-
-    Raises:
-        DataError: for a manifest that is damaged, or of an unknown format.
-    """
+    """The manifest of a prepared tree, or None where there is none. Raises DataError for a damaged or unknown one."""
     path = root / MANIFEST
     if not os.path.lexists(path):
         return None
@@ -41,8 +37,7 @@ def duplicate_groups(manifest: dict, split: str) -> list[set[str]]:
 
 def _is_sound(manifest: dict) -> bool:
     """Whether the parts that other commands read have the right types; an absent part raises."""
-    files = [entry for split in manifest["splits"].values() for entry in split["files"].values()]
+    sizes = [entry["size"] for split in manifest["splits"].values() for entry in split["files"].values()]
     members = [member for group in manifest["duplicates"] for member in group["members"]]
-    return all(isinstance(entry["size"], int) for entry in files) and all(
-        isinstance(member[key], str) for member in members for key in ("split", "image")
-    )
+    names = [member[key] for member in members for key in ("split", "image")]
+    return all(isinstance(size, int) for size in sizes) and all(isinstance(name, str) for name in names)

@@ -50,14 +50,11 @@ def divide(
 
 
 def write_tree(photos: Sequence[AuditedPhoto], root: Path, known: dict, progress: Progress) -> dict:
-    """Writes every split and the manifest under `root`; equal input gives equal bytes.
+    """Writes every split and the manifest, which it returns, under `root`; equal input gives equal bytes.
 
     Args:
         known: the manifest's other entries: `settings` (of which `mode`, `multi_label`, `balance` and `quality` are
             used here), `duplicates`, `left_out`, `notes`.
-
-    Returns:
-        The manifest.
     """
     settings, splits = known["settings"], {}
     for name in SPLITS:
@@ -70,11 +67,9 @@ def write_tree(photos: Sequence[AuditedPhoto], root: Path, known: dict, progress
 
 def check_target(dst: Path, settings: dict, overwrite: bool) -> None:
     """Raises UsageError when `dst` must not be written: not ours, or made with other settings and not `overwrite`."""
-    if not dst.exists():
-        return
-    if not dst.is_dir():
+    if dst.exists() and not dst.is_dir():
         raise UsageError(f"--dst {dst} is a file; choose another")
-    names = {entry.name for entry in os.scandir(dst)}
+    names = set(os.listdir(dst)) if dst.exists() else set()
     if names and MANIFEST not in names:
         raise UsageError(f"--dst {dst} was not made by process_dataset.py; choose another, or remove it yourself")
     foreign = sorted(names - _OURS)
@@ -86,11 +81,7 @@ def check_target(dst: Path, settings: dict, overwrite: bool) -> None:
 
 
 def is_finished(dst: Path, manifest: dict) -> bool:
-    """Whether `dst` already is the tree that `manifest` describes, and can be left as it is.
-
-    Raises:
-        DataError: when it was made from other photos, or its files have changed since.
-    """
+    """Whether `dst` is already the tree of `manifest`. Raises DataError for a tree of other or changed photos."""
     if not (dst / MANIFEST).is_file():
         return False
     if read_manifest(dst) != json.loads(json.dumps(manifest)):  # as it is read back: tuples are lists
@@ -170,7 +161,7 @@ def _write_copies(
 def _count_labels(files: Iterable[str]) -> dict[str, int]:
     """How many of the files `code/name` each label has."""
     counts = Counter(file.split("/")[0] for file in files)
-    return {NAME_OF[code]: counts[code] for code in NAME_OF}
+    return {label: counts[code] for code, label in NAME_OF.items()}
 
 
 def _place(source: Path, target: Path, mode: str) -> bool:

@@ -13,11 +13,7 @@ from tools.checkpoint.store import BEST, RUN, Content
 
 
 def newest_run(output: Path) -> Path:
-    """The best.pth of the run under `output` that started last, by the time recorded in its folder.
-
-    Raises:
-        CheckpointError: when there is none.
-    """
+    """The best.pth of the run under `output` that started last, by its record. Raises CheckpointError for none."""
     found = []
     for record in output.glob(f"*/*/{RUN}"):
         try:
@@ -25,10 +21,10 @@ def newest_run(output: Path) -> Path:
         except (DataError, ValueError, KeyError, TypeError, RecursionError):
             continue
         if (record.parent / BEST).is_file():
-            found.append((str(started), str(record.parent / BEST)))
+            found.append((str(started), record.parent / BEST))
     if not found:
         raise CheckpointError(f"no trained run under {output}; train one with main.py, or give --resume FILE")
-    return Path(max(found)[1])
+    return max(found)[1]
 
 
 def checkpoint_at(path: Path) -> Path:
