@@ -1,9 +1,5 @@
-"""Runs the program's own commands as a user does, each in a process of its own.
+"""Runs the program's own commands as a user does, each in a process of its own."""
 
-Imports nothing heavy: a peak of memory is measured from a process that has this module only.
-"""
-
-import resource
 import subprocess
 import sys
 import time
@@ -12,15 +8,10 @@ from pathlib import Path
 from tools.base.errors import ResourceError
 
 ROOT = Path(__file__).resolve().parents[2]
-# Flags of main.py for one epoch from fresh weights; they come last.
-ONE_EPOCH = ("--opts", "MODEL.PRETRAINED", "none", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0")
 
 
-def run(*words: object) -> tuple[float, int]:
-    """Runs Python with `words`, e.g. `"main.py", "--help"`, in the repository's root and drops its output.
-
-    Returns:
-        Seconds, and the peak bytes of the largest process that the calling one has ever waited for.
+def run(*words: object) -> float:
+    """Runs Python with `words`, e.g. `"main.py", "--help"`, in the repository's root, and returns its seconds.
 
     Raises:
         ResourceError: when it fails, with the last line of its stderr.
@@ -31,7 +22,7 @@ def run(*words: object) -> tuple[float, int]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         raise ResourceError(f"python {words[0]} ended with {done.returncode} and printed: {last}")
-    return seconds, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    return seconds
 
 
 def prepare_sample(folder: Path, *counts: int) -> Path:

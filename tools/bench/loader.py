@@ -1,8 +1,6 @@
 """Benchmark: prepared photos to augmented batches of 224 pixels, against torchvision's ImageFolder."""
 
 import itertools
-import shutil
-import zipfile
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
@@ -25,39 +23,26 @@ from tools.runtime.memory import keep_freed_memory
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BATCH_SIZE = 32
 PEER = "torchvision ImageFolder, timm's transform"
-MODES = {f"--cache-mode {mode}": ["DATA.CACHE_MODE", mode] for mode in ("no", "part", "full")}
-MODES["--zip"] = ["DATA.ZIP_MODE", "True"]
-BARS = {"--cache-mode no, one core": 1.3, "--cache-mode full, one core": 1.8}
+MODES = {f"--cache-mode {mode}": ["DATA.CACHE_MODE", mode] for mode in ("no", "full")}
 
 
 def measure(args) -> list[Row]:
     """For each number of workers, rows of an epoch by the peer and by each of our modes."""
     keep_freed_memory()  # as main.py does; the peer, in the same process, profits too
     torch.set_num_threads(1)
-    copy_photos(args)
-    batch_size, rows = min(BATCH_SIZE, args.photos), []
+    dataset = Path(args.data_path or prepare_sample(args.folder, args.photos, 1, 1))
+    num_photos = len(list(dataset.glob("train/*/*.jpg")))
+    if not num_photos:
+        raise UsageError(f"--data-path {args.data_path} holds no train/CLASS/ID.jpg")
+    batch_size, rows = min(BATCH_SIZE, num_photos), []
     for workers in args.workers:
         opts = ["DATA.NUM_WORKERS", str(workers), "DATA.BATCH_SIZE", str(batch_size)]
-        epochs = {PEER: make_peer_epoch(args.folder, opts)}
-        epochs |= {mode: make_epoch(args.folder, [*opts, *setting]) for mode, setting in MODES.items()}
+        epochs = {PEER: make_peer_epoch(dataset, opts)}
+        epochs |= {mode: make_epoch(dataset, [*opts, *setting]) for mode, setting in MODES.items()}
         where = f"{workers} workers" if workers else "one core"
         taken = interleave({f"{name}, {where}": epoch for name, epoch in epochs.items()}, args.rounds)
-        rows += compare(taken, BARS, num_photos=args.photos // batch_size * batch_size)
+        rows += compare(taken, num_photos=num_photos // batch_size * batch_size)
     return rows
-
-
-def copy_photos(args) -> None:
-    """Copies photos, given or drawn, to `args.folder`/train/CODE/ID.jpg, and packs them into train.zip as well."""
-    dataset = Path(args.data_path or prepare_sample(args.folder / "drawn", args.photos, 1, 1))
-    found = sorted(dataset.glob("train/*/*.jpg"))
-    if len(found) < args.photos:
-        raise UsageError(f"--data-path {args.data_path} holds {len(found)} training photos; lower --photos")
-    with zipfile.ZipFile(args.folder / "train.zip", "w") as archive:
-        for path in found[:: len(found) // args.photos][: args.photos]:
-            copy = args.folder / path.relative_to(dataset)
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, copy)
-            archive.write(path, path.relative_to(dataset / "train"))
 
 
 def make_peer_epoch(root: Path, opts: list[str]) -> Callable[[], object]:

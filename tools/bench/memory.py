@@ -11,9 +11,8 @@ from tools.bench import peers
 from tools.bench.rounds import Row, make_row
 from tools.runtime.precision import DTYPES, NativePrecision
 
-MODES = {"plain": {}, "selective": {"selective_checkpoint": True}, "checkpoint": {"use_checkpoint": True}}
-# The ratio we want of timm's bytes to ours; in bf16, because that is what GPUs train in.
-BARS = {("selective", "bf16"): 1 / 0.75, ("checkpoint", "bf16"): 1.0}
+# mode -> the options of our model
+MODES = {"plain": (), "selective": ("selective_checkpoint",), "checkpoint": ("use_checkpoint",)}
 BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and AdamW's two moments
 
 
@@ -30,18 +29,17 @@ def compare_mode(args, mode: str, dtype: str) -> Row:
         forward = partial(compute_loss, model, args.size, dtype)
         kept[kind], peak = kept_per_image(model, forward), peak_per_image(forward)
         fixed = BYTES_PER_PARAMETER * sum(parameter.numel() for parameter in model.parameters())
-        fitting = num_fitting(max(peak, kept[kind]), fixed, args.budget * 2**30)
+        fitting = int((args.budget * 2**30 - fixed) // max(peak, kept[kind])) // 8 * 8
         notes.append(
             f"{kind}: kept {kept[kind] / 2**20:.1f} MiB per image, peak of a step {peak / 2**20:.1f}, "
             f"{fitting} images fit {args.budget:g} GiB"
         )
-    ratio = kept["timm"] / kept["ours"]
-    return make_row(f"{dtype}, {mode}", (), [ratio], "; ".join(notes), BARS.get((mode, dtype)))
+    return make_row(f"{dtype}, {mode}", (), [kept["timm"] / kept["ours"]], "; ".join(notes))
 
 
 def make_model(kind: str, mode: str, size: str) -> nn.Module:
     """A model in one of `MODES` without drop path; timm has no selective mode, its plain one stands in."""
-    model = peers.build_swin(kind, size, 0.0, **(MODES[mode] if kind == "ours" else {}))
+    model = peers.build_model(kind, size, 0.0, **dict.fromkeys(MODES[mode] if kind == "ours" else (), True))
     if kind == "timm" and mode == "checkpoint":
         model.set_grad_checkpointing(True)
     return model.train()
@@ -96,12 +94,3 @@ def peak_bytes(step: Callable[[], object]) -> int:
     with MemTracker() as tracker:
         step()
     return sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
-
-
-def num_fitting(image_bytes: float, fixed_bytes: float, budget_bytes: float) -> int:
-    """Images that fit beside weights, gradients and the optimizer's state; from 8 on a multiple of 8.
-
-    Such batch sizes fill a GPU's matrix units.
-    """
-    fitting = max(0, int((budget_bytes - fixed_bytes) // image_bytes))
-    return fitting // 8 * 8 or fitting

@@ -5,16 +5,11 @@ by ours, so that above 1 ours is faster.
 """
 
 import contextlib
-import datetime
 import multiprocessing
-import os
-import platform
-import re
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,16 +18,13 @@ Seconds = dict[str, list[float]]  # what was timed -> its seconds in every round
 Row = dict[str, Any]  # one line of a benchmark's table, see `make_row`
 
 
-def make_row(
-    name: str, seconds: Sequence[float] = (), ratios: Sequence[float] = (), note: str = "", bar: float | None = None
-) -> Row:
+def make_row(name: str, seconds: Sequence[float] = (), ratios: Sequence[float] = (), note: str = "") -> Row:
     """The arguments, with medians for `seconds` and `ratio`, and with the lowest and highest round of the ratio.
 
     Args:
         seconds: one per round; none for what is not timed.
         ratios: one per round, the peer's time by this one or what `note` says. The peer itself has none, and then
             `low` and `high` are those of the seconds.
-        bar: the ratio we want at least.
     """
     spread = ratios or seconds
     return {
@@ -42,7 +34,6 @@ def make_row(
         "low": min(spread, default=None),
         "high": max(spread, default=None),
         "note": note,
-        "bar": bar,
     }
 
 
@@ -72,12 +63,14 @@ def alternate(makers: Mapping[str, tuple], num_rounds: int, warm_up: int) -> Sec
     """Does the same with one process per function, so that each has its own allocator; the others wait meanwhile.
 
     Args:
-        makers: name -> (maker, argument, ...), with which a process makes the function that it times.
+        makers: name -> (maker, argument, ...), with which a process makes the function that it times. Each process
+            has as many threads of torch as this one.
     """
-    context = multiprocessing.get_context("spawn")
+    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     with contextlib.ExitStack() as stack:
         pools = {
-            name: stack.enter_context(ProcessPoolExecutor(1, context, _make, maker)) for name, maker in makers.items()
+            name: stack.enter_context(ProcessPoolExecutor(1, context, _make, (threads, *maker)))
+            for name, maker in makers.items()
         }
         return interleave(pools, num_rounds, warm_up, clock=lambda pool: pool.submit(_time_made).result())
 
@@ -85,8 +78,9 @@ def alternate(makers: Mapping[str, tuple], num_rounds: int, warm_up: int) -> Sec
 _made: Callable[[], object]
 
 
-def _make(maker: Callable, *arguments: object) -> None:
+def _make(threads: int, maker: Callable, *arguments: object) -> None:
     global _made
+    torch.set_num_threads(threads)
     _made = maker(*arguments)
 
 
@@ -94,51 +88,27 @@ def _time_made() -> float:
     return time_call(_made)
 
 
-def compare(
-    taken: Seconds, bars: Mapping[str, float] | None = None, notes: Mapping | None = None, num_photos: int = 0
-) -> list[Row]:
+def compare(taken: Seconds, notes: Mapping[str, str] | None = None, num_photos: int = 0) -> list[Row]:
     """One row per name, against the first; with `num_photos` per call, the notes say how many that is per second."""
     peer, rows = next(iter(taken)), []
     for name, seconds in taken.items():
         rate = f"{num_photos / statistics.median(seconds):.1f} photos per second" if num_photos else ""
         note = "; ".join(filter(None, [rate, (notes or {}).get(name)]))
         ratios = [theirs / ours for theirs, ours in zip(taken[peer], seconds, strict=True)]
-        rows.append(make_row(name, seconds, () if name == peer else ratios, note, (bars or {}).get(name)))
+        rows.append(make_row(name, seconds, () if name == peer else ratios, note))
     return rows
 
 
 def format_markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table."""
-    lines = ["| what | time | ratio | lowest to highest | bar | note |", "|---|---|---|---|---|---|"]
+    lines = ["| what | time | ratio | lowest to highest | note |", "|---|---|---|---|---|"]
     for row in rows:
         value = _duration if row["ratio"] is None else "{:.3f}".format
         seconds = "" if row["seconds"] is None else _duration(row["seconds"])
         ratio = "" if row["ratio"] is None else value(row["ratio"])
         spread = "" if row["low"] is None else f"{value(row['low'])} to {value(row['high'])}"
-        bar = "" if row["bar"] is None else f"{row['bar']:.2f} {'met' if row['ratio'] >= row['bar'] else 'MISSED'}"
-        lines.append(f"| {' | '.join([row['name'], seconds, ratio, spread, bar, row['note']])} |")
+        lines.append(f"| {' | '.join([row['name'], seconds, ratio, spread, row['note']])} |")
     return "\n".join(lines)
-
-
-def to_record(benchmark: str, argv: Sequence[str], rows: Sequence[Row]) -> dict:
-    """What the JSON file holds: the rows, and where, when and how they were measured."""
-    cpuinfo = Path("/proc/cpuinfo")  # on Linux; Python's own name is less exact
-    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
-    return {
-        "benchmark": benchmark,
-        "command": f"python -m tools bench {' '.join(argv)}",
-        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
-        "machine": {
-            "processor": named[1] if named else platform.processor(),
-            "cores": len(os.sched_getaffinity(0)),
-            "load": os.getloadavg()[0],
-            "threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-        },
-        "rows": rows,
-    }
 
 
 def _duration(seconds: float) -> str:
