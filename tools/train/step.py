@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tools.base.errors import NumericsError, ResourceError, as_user_error, is_out_of_memory, listing
 from tools.runtime.distributed import (
     ALONE,
+    Bucket,
     Ranks,
     largest_of_ranks,
     pack_gradients,
@@ -125,6 +126,15 @@ class StepResult:
         return not math.isfinite(self.grad_norm)
 
 
+@dataclass(frozen=True)
+class _Attempt:
+    """What a rank has computed: loss x images and images of every micro-batch, and copies of its gradients."""
+
+    losses: Tensor
+    sizes: list[int]
+    buckets: list[Bucket]
+
+
 def train_step(
     context: StepContext, batches: Iterator[Batch], num_batches: int, step: int, micro_batch: int
 ) -> StepResult:
@@ -142,20 +152,17 @@ def train_step(
     set_learning_rate(context.optimizer, lr)
     parameters = trainable(context.optimizer)
     taken: list[Batch] = []
-    losses, sizes, buckets = torch.empty(0), [0], []
     context.statistics.save()
     while True:
-        error, asked = None, time.perf_counter()
+        found, error, asked = None, None, time.perf_counter()
         try:
             taken += islice(batches, num_batches - len(taken))
             waited += time.perf_counter() - asked
-            losses, sizes = _accumulate(context, taken, step, micro_batch)
-            buckets = pack_gradients(parameters, context.reduce_dtype)
-            outcome = _DONE
+            found, outcome = _accumulate(context, taken, step, micro_batch), _DONE
         except Exception as raised:
             outcome, error = _classify(raised, context, step, loaded=len(taken) == num_batches)
         outcome, *used = largest_of_ranks([outcome, *(int(p.grad is not None) for p in parameters)])
-        if outcome == _DONE:
+        if outcome == _DONE and found:
             break
         context.optimizer.zero_grad(set_to_none=True)
         context.statistics.restore()
@@ -163,24 +170,15 @@ def train_step(
         release_freed_memory()
         micro_batch = _halve(micro_batch, step, context.ranks)
     with together(context.ranks):  # the ranks agree while their GPUs sum
-        sum_buckets(buckets)
-        for parameter, is_used in zip(parameters, used, strict=True):
-            if not is_used:  # on no rank: the optimizer skips it, as it does without other ranks
-                parameter.grad = None
-        loss = sum_across_ranks(losses.sum())
+        loss = _sum_gradients(found, parameters, used)
     with together(context.ranks):
-        loss_sum, grad_norm = _apply_gradients(context, loss, losses, sizes, step)
-    images = context.ranks.world_size * sum(sizes)
+        loss_sum, grad_norm = _apply_gradients(context, found, loss, step)
+    images = context.ranks.world_size * sum(found.sizes)
     return StepResult(loss_sum, images, grad_norm, micro_batch, lr, time.perf_counter() - started, waited)
 
 
-def _accumulate(
-    context: StepContext, batches: Sequence[Batch], step: int, micro_batch: int
-) -> tuple[Tensor, list[int]]:
-    """Adds this rank's gradients of the mean loss over the global batch.
-
-    Returns the loss x images of every micro-batch, and its images.
-    """
+def _accumulate(context: StepContext, batches: Sequence[Batch], step: int, micro_batch: int) -> _Attempt:
+    """Adds this rank's gradients of the mean loss over the global batch."""
     num_images = context.ranks.world_size * sum(len(targets) for _, targets, *_ in batches)
     losses, sizes = [], []
     for number, batch in enumerate(batches):
@@ -195,12 +193,20 @@ def _accumulate(
             sizes.append(len(targets[rows]))
             context.precision.backward(loss * (sizes[-1] / num_images), context.optimizer)
             losses.append(loss.detach().double() * sizes[-1])
-    return torch.stack(losses), sizes
+    buckets = pack_gradients(trainable(context.optimizer), context.reduce_dtype)
+    return _Attempt(torch.stack(losses), sizes, buckets)
 
 
-def _apply_gradients(
-    context: StepContext, loss: Tensor, losses: Tensor, sizes: list[int], step: int
-) -> tuple[float, float]:
+def _sum_gradients(found: _Attempt, parameters: Sequence[Tensor], used: Sequence[int]) -> Tensor:
+    """Sums gradients and loss over ranks; returns the loss, a scalar on the device."""
+    sum_buckets(found.buckets)
+    for parameter, is_used in zip(parameters, used, strict=True):
+        if not is_used:  # on no rank: the optimizer skips it, as it does without other ranks
+            parameter.grad = None
+    return sum_across_ranks(found.losses.sum())
+
+
+def _apply_gradients(context: StepContext, found: _Attempt, loss: Tensor, step: int) -> tuple[float, float]:
     """Checks, clips and applies the summed gradients; returns the summed loss and the gradient norm.
 
     The host waits for the device once, for these two numbers.
@@ -210,7 +216,7 @@ def _apply_gradients(
     loss_sum, grad_norm = torch.stack([loss, norm.double()]).tolist()
     overflow = not math.isfinite(grad_norm)
     if not math.isfinite(loss_sum) or (overflow and not precision.may_skip):
-        _raise_not_finite(context, losses, sizes, step, in_loss=not math.isfinite(loss_sum))
+        _raise_not_finite(context, found, step, in_loss=not math.isfinite(loss_sum))
         return loss_sum, grad_norm  # another rank raises
     if 0 < context.clip_grad < grad_norm and not overflow:  # no pass over the gradients when no clipping is needed
         precision.clip(optimizer, context.clip_grad, norm)
@@ -230,11 +236,11 @@ def _classify(raised: Exception, context: StepContext, step: int, loaded: bool) 
     return _ERROR, raised
 
 
-def _raise_not_finite(context: StepContext, losses: Tensor, sizes: list[int], step: int, in_loss: bool) -> None:
+def _raise_not_finite(context: StepContext, found: _Attempt, step: int, in_loss: bool) -> None:
     """Names this rank's photos behind a non-finite loss or gradient. Returns if only another rank's loss is one."""
     names = list(context.photos(step))
     if in_loss:
-        bad = torch.repeat_interleave(~losses.cpu().isfinite(), torch.tensor(sizes)).tolist()
+        bad = torch.repeat_interleave(~found.losses.cpu().isfinite(), torch.tensor(found.sizes)).tolist()
         if not any(bad):
             return
         names = [name for name, wrong in zip(names, bad, strict=False) if wrong]
