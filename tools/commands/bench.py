@@ -14,6 +14,7 @@ BENCHMARKS = {
     "loader": "prepared photos to augmented batches, against torchvision's ImageFolder",
     "prepare": "originals to prepared photos, against Pillow's full decode",
     "cam": "heat maps of Swin-T, against pytorch-grad-cam's",
+    "start": "--help, and the first training step of a new process, against bare imports",
     "memory": "activations kept for backward, in bytes, and the largest batch that fits",
 }
 # flag -> (default, help), for all benchmarks and for each. The default gives the type, see `add_flag`.
