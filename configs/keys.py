@@ -211,6 +211,7 @@ KEYS: dict[str, Key] = {
         flag="--decide",
     ),
     # the machine and the run
+    "DEVICE": Key("auto", "auto: the GPU where there is one; or cpu", one_of("auto", "cpu"), True, "--device"),
     "AMP.OPT_LEVEL": Key(
         "auto",
         "O0: fp32; O1, O2: mixed precision; auto: O1 on a GPU, O0 on a CPU",

@@ -11,6 +11,7 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & hands on a SIGINT that is ignored
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup a SIGHUP
 ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests need no GPU, and compare with figures of a CPU
 SHARED = Path(os.environ.get("PLANT_DATASET", ROOT.parent / "shared" / "data" / "plant_dataset"))
 COUNTS = {"train": 42, "val": 13, "test": 14}
 

@@ -90,6 +90,7 @@ def load(
 
     Raises:
         CheckpointError: for a checkpoint that cannot be used.
+        ResourceError: for a GPU that this torch cannot use, unless `device` is given.
         UsageError: for an unknown device, `decide_by` or `tta`.
     """
     asked = [("TEST.DECIDE_BY", decide_by, "decide_by"), ("TEST.TTA", tta, "tta")]

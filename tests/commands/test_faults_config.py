@@ -107,7 +107,7 @@ OPTIONS = [
     ("B4", ["TRAIN.EPOCHS.X", "1"], "unknown key"),
     ("B4", ["SEED", "1\n---\n2"], "another document"),
     ("A5", ["BASE", "x"], "unknown key"),
-    ("H2", ["DEVICE", "cuda:7"], "unknown key"),
+    ("H2", ["DEVICE", "cuda:7"], "one of auto, cpu"),
     ("A13", ["SEED", "!!python/object/apply:os.system [id]"], "is not allowed"),
     ("A17", ["SEED", "[" * 9_000], "nested deeper"),
     ("A20", ["TAG", "../../etc"], "letters, digits"),

@@ -159,22 +159,6 @@ def test_loader_processes_work_beside_the_update(seconds, waited, load, workers,
     assert _seconds_per_step(seconds, waited, load, workers) == pace
 
 
-WHEEL = ["sm_75", "sm_80", "sm_86", "sm_90a", "sm_120", "compute_120"]
-
-
-@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (9, 0), (12, 0), (12, 1), (13, 0)])
-def test_gpus_that_a_wheel_has_code_for(capability):
-    environment.check_architecture("GPU", capability, WHEEL)
-
-
-@pytest.mark.parametrize("capability", [(5, 2), (7, 0), (9, 1), (10, 0)])
-def test_gpus_that_a_wheel_has_no_code_for(capability):
-    with pytest.raises(ResourceError, match=rf"GPU has compute capability {capability[0]}\.{capability[1]}.*sm_75"):
-        environment.check_architecture("GPU", capability, WHEEL)
-    with pytest.raises(ResourceError, match="built for no GPU"):
-        environment.check_architecture("GPU", capability, [])
-
-
 def test_two_opencvs_and_missing_packages_are_reported_before_torch_is_needed(argv, refused, monkeypatch):
     installed = {name: metadata.version(name) for name in (*environment.PACKAGES, "opencv-python-headless")}
 

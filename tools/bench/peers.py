@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 import models.swin_transformer
+from tools.runtime.distributed import Ranks, choose_device
 
 # Swin-T, and one whose steps take milliseconds, for trying the benchmarks.
 SIZES: dict[str, dict] = {
@@ -15,7 +16,7 @@ SIZES: dict[str, dict] = {
 }
 CONVNET = "tf_efficientnet_lite0"
 NUM_CLASSES = 6
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+DEVICE = choose_device(Ranks())
 
 
 def build_model(kind: str, size: str, drop_path_rate: float = 0.2, **options) -> Any:

@@ -17,7 +17,7 @@ examples
   python -m tools compare seed0 seed1 seed2 --mean            three seeds: mean and standard deviation
 A difference is called significant when 0 lies outside its 95 % interval over bootstrap draws, the same for both runs.
 """
-FLAGS = ("--batch-size", "--data-path", "--zip", "--amp-opt-level", "--tta", "--decide")
+FLAGS = ("--batch-size", "--data-path", "--zip", "--amp-opt-level", "--device", "--tta", "--decide")
 SHOWN = ("exact", "hit1", "accuracy", "macro_f1")
 
 
@@ -92,7 +92,8 @@ def score_checkpoint(name: str, path, loaded, args):
     from tools.runtime.distributed import Ranks, choose_device
     from tools.train.schedules import scale_lr
 
-    device, config = choose_device(Ranks()), loaded.config
+    config = loaded.config
+    device = choose_device(Ranks(), config.DEVICE)
     predictor = load_predictor([path], device, decide_by=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
     member = predictor.members[0]
     split = build_split(config.DATA, args.split, predictor.classes)

@@ -24,7 +24,7 @@ that cannot be read has a row with the error.
 A photo is "unsure" when the model's confidence in its labels is below the one that kept the share of wrong answers in
 validation at --abstain-at.
 """
-FLAGS = ("--batch-size", "--amp-opt-level", "--output", "--tta", "--decide")
+FLAGS = ("--batch-size", "--amp-opt-level", "--device", "--output", "--tta", "--decide")
 
 
 def shard(text: str) -> slice:
@@ -72,9 +72,8 @@ def predict(loaded, args) -> int:
     found, ignored = find_photos(args.photos)
     for flag, target in (("--csv", args.csv), ("--json", args.json)):
         check_output_file(flag, target, [*paths, *found])
-    predictor = load_predictor(
-        paths, choose_device(Ranks()), decide_by=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA")
-    )
+    device = choose_device(Ranks(), loaded.config.DEVICE)
+    predictor = load_predictor(paths, device, decide_by=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
     if "-" not in (args.csv, args.json):  # else stdout is for the rows
         print(why)
     summary = Summary(predictor.labels)

@@ -22,7 +22,7 @@ examples
 """
 FLAGS = (
     *("--batch-size", "--data-path", "--zip", "--follow-links", "--amp-opt-level"),
-    *("--output", "--tag", "--tta", "--decide"),
+    *("--device", "--output", "--tag", "--tta", "--decide"),
 )
 ACTING = (  # config keys that are not the checkpoint's
     *(KEY_OF_FLAG[flag] for flag in FLAGS),
@@ -55,7 +55,7 @@ def main(argv: list[str]) -> int:
 
     keep_freed_memory()
     ranks = ranks_from_environment()
-    device = choose_device(ranks)
+    device = choose_device(ranks, loaded.config.DEVICE)
     dist = loaded.config.DIST
     with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):
         return score_split(loaded, args, run, ranks, device)

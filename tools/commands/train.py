@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     ranks = ranks_from_environment()
     if ranks.world_size > 1:  # a plain process may outlive its shell (nohup); a rank without its launcher would hang
         die_with_parent(signal.SIGTERM)
-    device = choose_device(ranks)
+    device = choose_device(ranks, loaded.config.DEVICE)
     dist = loaded.config.DIST
     with process_group(ranks, dist.BACKEND, device, dist.TIMEOUT_SECONDS):
         if args.check:

@@ -35,7 +35,7 @@ examples
 
 FLAGS = (
     *("--batch-size", "--data-path", "--zip", "--follow-links", "--amp-opt-level"),
-    *("--resume", "--output", "--tag", "--tta", "--decide"),
+    *("--device", "--resume", "--output", "--tag", "--tta", "--decide"),
 )
 COMPARISONS = ("blocks", "stages", "epochs", "targets")
 
@@ -118,7 +118,8 @@ def load_job(loaded, args, run) -> Job:
     from tools.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
-    device, config = choose_device(ranks_from_environment()), loaded.config
+    config = loaded.config
+    device = choose_device(ranks_from_environment(), config.DEVICE)
     (path,), why = find_checkpoints([config.MODEL.RESUME] if config.MODEL.RESUME else [], config.OUTPUT, run)
     paths = [path]
     if args.compare == "epochs":

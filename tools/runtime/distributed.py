@@ -3,6 +3,7 @@
 import itertools
 import os
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from tools.base.errors import ResourceError, UsageError, UserError, as_user_error
+from tools.runtime.environment import check_architecture, check_visible
 
 
 @dataclass(frozen=True)
@@ -105,9 +107,21 @@ def _connect_store(ranks: Ranks, timeout: timedelta) -> dist.Store:
     return store
 
 
-def choose_device(ranks: Ranks) -> torch.device:
-    """This rank's GPU, or the CPU where there is none. Raises ResourceError for more ranks than GPUs."""
-    if not torch.cuda.is_available():
+def choose_device(ranks: Ranks, wanted: str = "auto") -> torch.device:
+    """This rank's GPU, or the CPU where there is none or `wanted` is "cpu".
+
+    Raises:
+        ResourceError: for more ranks than GPUs, and for a GPU that this torch cannot use.
+    """
+    if wanted == "cpu":
+        return torch.device("cpu")
+    wheel = f"torch {torch.__version__}"
+    with warnings.catch_warnings(record=True) as caught:  # torch only warns of a driver that is too old
+        warnings.simplefilter("always")
+        available = torch.cuda.is_available()
+    if not available:
+        said = " ".join(str(warning.message) for warning in caught).partition("CUDA initialization: ")[2]
+        check_visible(wheel, torch.version.cuda, re.split(r"\.\s+(?=[A-Z(])", said)[0])
         return torch.device("cpu")
     if ranks.local_rank >= torch.cuda.device_count():
         raise ResourceError(
@@ -116,6 +130,9 @@ def choose_device(ranks: Ranks) -> torch.device:
         )
     device = torch.device("cuda", ranks.local_rank)
     torch.cuda.set_device(device)
+    if torch.version.cuda:  # not on AMD GPUs, whose architectures have other names
+        name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+        check_architecture(name, capability, wheel, torch.cuda.get_arch_list())
     return device
 
 

@@ -1,14 +1,18 @@
-"""Checks of what a machine needs for a training run, on plain values. Imports nothing heavy."""
+"""Checks of packages and NVIDIA GPUs, on plain values. Imports nothing heavy."""
 
+import os
 import platform
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
+from pathlib import Path
 
 from tools.base.errors import ResourceError
 
 PACKAGES = ("torch", "torchvision", "timm")
 OPENCVS = ("opencv-python", "opencv-python-headless", "opencv-contrib-python", "opencv-contrib-python-headless")
+ROOT = Path("/")  # under which the NVIDIA driver has its files
+STAY_ON_CPU = "stay on the CPU with --device cpu or CUDA_VISIBLE_DEVICES= (empty)"
 
 
 def check_packages() -> str:
@@ -30,8 +34,45 @@ def check_packages() -> str:
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {versions[name]}" for name in PACKAGES)])
 
 
-def check_architecture(name: str, capability: tuple[int, int], built_for: Sequence[str]) -> None:
-    """Raises ResourceError when torch was built without code that the GPU `name` can run.
+def driver_version() -> str:
+    """The version of the loaded NVIDIA driver, such as 535.183.01; `unknown` without one."""
+    try:
+        text = (ROOT / "proc/driver/nvidia/version").read_text()
+    except OSError:
+        return "unknown"
+    match = re.search(r"Module.*?\s(\d+\.[\d.]+)", text)
+    return match[1] if match else "unknown"
+
+
+def check_visible(wheel: str, cuda: str | None, reason: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Raises ResourceError for a GPU that torch does not see, unless CUDA_VISIBLE_DEVICES hides it.
+
+    Call it where `torch.cuda.is_available()` is False. There is a GPU when the NVIDIA driver has files for one, or when
+    torch has a `reason`. CUDA_VISIBLE_DEVICES hides it when it begins with neither an index nor an identifier.
+
+    Args:
+        wheel: the name and version of torch.
+        cuda: `torch.version.cuda`, None for a torch without CUDA.
+        reason: why torch cannot use the GPU; empty when it does not say.
+    """
+    if not re.match(r"\s*(\d|GPU-|MIG-)", environ.get("CUDA_VISIBLE_DEVICES", "0")):
+        return
+    described = [path.read_text() for path in sorted(ROOT.glob("proc/driver/nvidia/gpus/*/information"))]
+    cards = [match[1] for text in described if (match := re.search(r"Model:\s*(\S.*)", text))]
+    cards = list(dict.fromkeys(cards)) or [f"/dev/{path.name}" for path in sorted(ROOT.glob("dev/nvidia[0-9]"))]
+    if not (cards or reason):
+        return
+    why, remedy = reason, "update the driver, install a torch for an older CUDA"
+    if not reason:
+        why, remedy = "torch does not say why", "see whether nvidia-smi can (a container needs --gpus all)"
+    if cuda is None:
+        why, remedy = "it was built without CUDA", "install a torch with CUDA, see https://pytorch.org/get-started"
+    card = f"{', '.join(cards) or 'the GPU'} (driver {driver_version()})"
+    raise ResourceError(f"{wheel} cannot use {card}: {why}; {remedy}, or {STAY_ON_CPU}")
+
+
+def check_architecture(card: str, capability: tuple[int, int], wheel: str, built_for: Sequence[str]) -> None:
+    """Raises ResourceError when torch was built without code that the GPU `card` can run.
 
     Machine code (sm_86) runs on GPUs of the same major and an equal or higher minor version. PTX (compute_90) is
     compiled for any later GPU. Code whose name ends in a letter (sm_90a) runs on that GPU only: CUDA C++ programming
@@ -39,6 +80,7 @@ def check_architecture(name: str, capability: tuple[int, int], built_for: Sequen
 
     Args:
         capability: compute capability, (8, 6) for 8.6.
+        wheel: the name and version of torch.
         built_for: what `torch.cuda.get_arch_list()` gives.
     """
     for architecture in built_for:
@@ -51,9 +93,9 @@ def check_architecture(name: str, capability: tuple[int, int], built_for: Sequen
         if built == capability or (later and not letter):
             return
     raise ResourceError(
-        f"{name} has compute capability {capability[0]}.{capability[1]}, and this torch was built for "
-        f"{', '.join(built_for) or 'no GPU'}; install one that lists sm_{capability[0]}{capability[1]}, "
-        "or hide the GPU with CUDA_VISIBLE_DEVICES="
+        f"{wheel} cannot use {card} (driver {driver_version()}): it was built for {', '.join(built_for) or 'no GPU'}, "
+        f"and the GPU has compute capability {capability[0]}.{capability[1]}; "
+        f"install a torch that lists sm_{capability[0]}{capability[1]}, or {STAY_ON_CPU}"
     )
 
 

@@ -19,7 +19,7 @@ from tools.base.log import create_logger
 from tools.checkpoint import store
 from tools.evaluate.inference import predict
 from tools.runtime.distributed import Ranks
-from tools.runtime.environment import check_architecture, check_packages
+from tools.runtime.environment import check_packages
 from tools.runtime.memory import describe_memory, peak_memory
 from tools.runtime.precision import choose_precision
 from tools.train.loop import Progress, train_one_epoch
@@ -110,7 +110,6 @@ def _environment(config, ranks: Ranks, device: torch.device) -> tuple[str, list[
     packages, name = check_packages(), str(device)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        check_architecture(name, torch.cuda.get_device_capability(device), torch.cuda.get_arch_list())
     precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
     workers = num_workers(config.DATA.NUM_WORKERS, ranks.world_size)
     how = f"{precision} on {name}, {ranks.world_size} rank(s) with {workers} loader process(es) each"
