@@ -113,6 +113,19 @@ def of_two(recipe, tmp_path_factory) -> tuple[list[str], str]:
 
 
 @pytest.fixture
+def train(tiny, dataset, tmp_path):
+    """Runs main.py on the tiny Swin; returns (exit code, run folder)."""
+    import main
+
+    def call(tag, *opts, flags=()):
+        arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--tag", tag, *flags]
+        arguments += ["--opts", *opts] if opts else []
+        return main.main([str(a) for a in arguments]), tmp_path / "out" / "tiny" / tag
+
+    return call
+
+
+@pytest.fixture
 def refused(capsys):
     """Calls a command that must refuse: exit code, then words that its single line on stderr must hold."""
 

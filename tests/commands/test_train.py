@@ -13,18 +13,6 @@ import main
 from tools.checkpoint.store import read
 
 
-@pytest.fixture
-def train(tiny, dataset, tmp_path):
-    """Runs main.py on the tiny Swin; returns (exit code, run folder)."""
-
-    def call(tag, *opts, flags=()):
-        arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--tag", tag, *flags]
-        arguments += ["--opts", *opts] if opts else []
-        return main.main([str(a) for a in arguments]), tmp_path / "out" / "tiny" / tag
-
-    return call
-
-
 def weights(folder, name="last.pth", key="model"):
     return read(folder / name)[key]
 
@@ -123,29 +111,6 @@ def test_accumulation_loses_no_batch(train):
     )
     assert history(folder)[0]["step"] == "3"
     assert read(folder / "last.pth")["sums"][1] == 40  # images seen
-
-
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
-def test_mixed_precision_trains_and_stays_close_to_fp32(train, dtype):
-    opts = ["TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
-    _, plain = train("plain", *opts, "AMP.OPT_LEVEL", "O0")
-    code, mixed = train(dtype, *opts, "AMP.DTYPE", dtype, flags=["--amp-opt-level", "O1"])
-    assert code == 0
-    assert f"{dtype} autocast" in (mixed / "log.txt").read_text()
-    a, b = (float(history(folder)[0]["train_loss"]) for folder in (plain, mixed))
-    assert a != b
-    assert a == pytest.approx(b, abs=0.03)
-    assert bool(read(mixed / "last.pth")["scaler"]) == (dtype == "fp16")
-
-
-def test_on_a_cpu_amp_not_asked_for_is_fp32_with_one_notice(trained):
-    log = (trained / "log.txt").read_text()
-    assert log.count("no GPU: training in fp32") == 1
-
-
-def test_apex_is_said_to_be_missing(refused, tiny, dataset):
-    arguments = ["--cfg", tiny, "--data-path", dataset, "--amp-opt-level", "O1", "--opts", "AMP.BACKEND", "apex"]
-    refused(main.main, arguments, 2, "amp not installed", "25.05")
 
 
 def test_fine_tuning_knobs(train, trained):

@@ -81,6 +81,7 @@ INFERENCE: Schema = {
     "combinations": (_list(_list(_whole(0), range(1, 100_001)), range(10**9)), "lists of class indices"),
     "data_digest": (_list(_text, range(2, 3)), "two digests"),
     "images_per_update": (_whole(1), "a whole number from 1"),
+    "precision": (_text, "text"),
 }
 RESUME: Schema = {
     **INFERENCE,

@@ -172,6 +172,7 @@ def _check_own(path: Path, content: Content, sealed: bool, schema: Schema) -> No
         raise CheckpointError(f"{path} has format {content['format']!r}, and this program reads {FORMAT}")
     if not sealed:
         raise CheckpointError(f"{path} is damaged: it is not bit for bit as this program wrote it")
+    content.setdefault("precision", "")  # older files do not say
     missing = [key for key in schema if key not in content]
     if "optimizer" in missing:
         raise CheckpointError(

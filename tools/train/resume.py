@@ -115,7 +115,7 @@ def check_folder(loaded: Loaded) -> None:
 
 
 def check_unchanged(start: Start, config, meta: dict, allowed: list[str]) -> None:
-    """Raises when a checkpoint was made with another config, other photos or another batch than this run would use.
+    """Raises when a checkpoint was made with another config, other photos, another batch or another precision.
 
     Args:
         meta: what the checkpoints of this run would hold, see `tools.train.setup.checkpoint_meta`.
@@ -139,14 +139,21 @@ def check_unchanged(start: Start, config, meta: dict, allowed: list[str]) -> Non
             f"{path} was made with {stored['images_per_update']} images per update, and this would be "
             f"{meta['images_per_update']}; use the same ranks x batch size as before"
         )
+    was, now = stored["precision"], meta["precision"]
+    if was not in ("", now) and not any(key.startswith("AMP.") for key in allowed):
+        raise CheckpointError(
+            f"{path} was trained in {was}, and AMP.OPT_LEVEL and AMP.DTYPE mean {now} on this machine; resume on a GPU "
+            "or CPU like the one before, or set them and add --allow-change AMP.OPT_LEVEL AMP.DTYPE"
+        )
 
 
 def check_agreement(ranks: Ranks, config, meta: dict, start: Start) -> None:
-    """Raises UsageError on every rank when one of them sees another config, other photos or another checkpoint."""
-    mine = {"config": meta["config"], "photos": meta["data_digest"], "step": start.stored.get("step", 0)}
+    """Raises UsageError on every rank when one of them has another config, precision, checkpoint or other photos."""
+    mine = {"config": meta["config"], "photos": meta["data_digest"], "precision": meta["precision"]}
+    mine["step"] = start.stored.get("step", 0)
     for rank, theirs in enumerate(gather_objects(mine)):
         changed = differences(config, stored_config(theirs, Path(f"rank {rank}")), HARMLESS)
-        changed += [key for key in ("photos", "step") if theirs[key] != mine[key]]
+        changed += [key for key in ("photos", "step", "precision") if theirs[key] != mine[key]]
         if changed:
             raise UsageError(f"rank {ranks.rank} and rank {rank} differ in {', '.join(changed)}; give them the same")
 

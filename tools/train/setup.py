@@ -15,14 +15,14 @@ from models.swin_transformer import SwinTransformer
 from tools.checkpoint import store
 from tools.evaluate.rule import DecisionRule
 from tools.runtime.distributed import Ranks, together
-from tools.runtime.precision import choose_precision
+from tools.runtime.precision import Precision, choose_precision
 from tools.runtime.signals import children_end
 from tools.train.data import RunData, count_table, load_data
 from tools.train.loop import Progress
 from tools.train.output import RunFolder
 from tools.train.parts import checkpoint_bytes, compile_forward, make_plan, make_step_context, make_train_state
 from tools.train.resume import check_agreement, check_room, check_unchanged, find_start, sole_run
-from tools.train.run import Run, fitted_state, logger
+from tools.train.run import Plan, Run, fitted_state, logger
 from tools.train.schedules import scale_lr
 
 
@@ -78,7 +78,7 @@ def prepare_run(
     report("weights", origin, ())
     rule = make_rule(config, data)
     no_logits = np.zeros((0, len(data.train.classes)), np.float32)
-    meta = checkpoint_meta(config, data, rule, plan.images_per_update)
+    meta = checkpoint_meta(config, data, rule, plan, precision)
     run = Run(
         data=data,
         plan=plan,
@@ -115,7 +115,7 @@ def make_rule(config, data: RunData) -> DecisionRule:
     return DecisionRule.unfitted(targets, how, combinations, len(classes), healthy_index(classes))
 
 
-def checkpoint_meta(config, data: RunData, rule: DecisionRule, images_per_update: int) -> dict:
+def checkpoint_meta(config, data: RunData, rule: DecisionRule, plan: Plan, precision: Precision) -> dict:
     """What every checkpoint of the run holds besides weights and progress."""
     return {
         "config": config.dump(),
@@ -124,7 +124,8 @@ def checkpoint_meta(config, data: RunData, rule: DecisionRule, images_per_update
         "preprocess": data.preprocess.to_dict(),
         "targets": rule.targets,
         "data_digest": [data.train.digest(), data.val.digest()],
-        "images_per_update": images_per_update,
+        "images_per_update": plan.images_per_update,
+        "precision": str(precision),
     }
 
 

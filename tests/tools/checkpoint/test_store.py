@@ -188,6 +188,7 @@ BAD = {
     "combinations": [[["a"]], [[-1]], 5, [[]]],
     "data_digest": ["ab", [1, 2], ["a"]],
     "images_per_update": [0, "8", 8.0],
+    "precision": [None, 16],
     "model_ema": [None, [], {"a": torch.ones(1, device="meta")}],
     "optimizer": [[], {}, {"state": [], "param_groups": []}, {"state": {}, "param_groups": [{}]}],
     "scaler": [None, []],
