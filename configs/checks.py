@@ -42,6 +42,11 @@ def check_training(config: CfgNode) -> None:
         )
     if max(train.SNAPSHOT_EPOCHS, default=0) > train.EPOCHS:
         raise UsageError(f"TRAIN.SNAPSHOT_EPOCHS {max(train.SNAPSHOT_EPOCHS)} is after the last epoch, {train.EPOCHS}")
+    if config.AMP.BACKEND == "apex" and config.AMP.OPT_LEVEL == "O2" and train.EMA_DECAY:
+        raise UsageError(
+            f"TRAIN.EMA_DECAY {train.EMA_DECAY:g} cannot average the fp16 weights of AMP.BACKEND apex with O2; "
+            "set TRAIN.EMA_DECAY 0, AMP.OPT_LEVEL O1 or AMP.BACKEND native"
+        )
     if train.MIN_LR > train.BASE_LR:
         raise UsageError(f"TRAIN.MIN_LR {train.MIN_LR:g} is more than TRAIN.BASE_LR {train.BASE_LR:g}")
 

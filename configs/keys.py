@@ -218,7 +218,7 @@ KEYS: dict[str, Key] = {
         one_of("auto", "O0", "O1", "O2"),
         flag="--amp-opt-level",
     ),
-    "AMP.BACKEND": Key("native", "native (torch.amp) or apex (NVIDIA's)", one_of("native", "apex")),
+    "AMP.BACKEND": Key("native", "native (torch.amp), or apex (NVIDIA's, one GPU only)", one_of("native", "apex")),
     "AMP.DTYPE": Key("auto", "dtype of native; auto: bf16 where the card has it", one_of("auto", "bf16", "fp16")),
     "DIST.BACKEND": Key("auto", "auto: nccl on a GPU, else gloo", one_of("auto", "gloo", "nccl"), may_change=True),
     "DIST.REDUCE_DTYPE": Key("none", "dtype in which gradients are summed; none: their own", one_of("none", "bf16")),

@@ -48,18 +48,14 @@ class NativePrecision:
         """Adds the (scaled) gradients of `loss`."""
         self.scaler.scale(loss).backward()
 
-    def parameters(self, optimizer: Optimizer) -> list[Tensor]:
-        """The parameters whose gradients are measured and clipped."""
-        return trainable(optimizer)
-
     def norm(self, optimizer: Optimizer) -> Tensor:
         """The L2 norm of all gradients together, a scalar on their device; unscales them first."""
         self.scaler.unscale_(optimizer)
-        return nn.utils.get_total_norm([p.grad for p in self.parameters(optimizer) if p.grad is not None])
+        return nn.utils.get_total_norm([p.grad for p in trainable(optimizer) if p.grad is not None])
 
     def clip(self, optimizer: Optimizer, clip_grad: float, norm: Tensor) -> None:
         """Scales gradients of the norm `norm` down to `clip_grad`."""
-        nn.utils.clip_grads_with_norm_(self.parameters(optimizer), clip_grad, norm)
+        nn.utils.clip_grads_with_norm_(trainable(optimizer), clip_grad, norm)
 
     def step(self, optimizer: Optimizer) -> None:
         """Updates the weights; the scaler skips that after an overflow."""
@@ -82,9 +78,10 @@ class NativePrecision:
 
 
 class ApexPrecision(NativePrecision):
-    """The amp of NVIDIA apex, with the opt levels O1 and O2; torch's autocast and GradScaler are off.
+    """The amp of NVIDIA apex (tag 25.05), opt levels O1 and O2, on one GPU; torch's autocast and GradScaler are off.
 
-    Apex patches torch's functions and the optimizer, whose step it skips after an overflow.
+    Apex patches the optimizer, whose step it skips after an overflow, and torch's functions (O1) or the model (O2). The
+    model of O2 has fp16 weights. The optimizer updates fp32 copies of them, the master weights.
     """
 
     may_skip = True
@@ -98,32 +95,58 @@ class ApexPrecision(NativePrecision):
                 "amp not installed: AMP.BACKEND apex needs NVIDIA apex (build its tag 25.05; `apex` on the package "
                 "index is another program); install it, or leave AMP.BACKEND native"
             ) from None
-        self.opt_level = opt_level
+        self.opt_level, self._overflow = opt_level, False
+        self._masters: list[Tensor] = []
 
     def __str__(self) -> str:
         return f"apex {self.opt_level}"
 
     def prepare(self, model: nn.Module, optimizer: Optimizer) -> tuple[nn.Module, Optimizer]:
-        return self.amp.initialize(model, optimizer, opt_level=self.opt_level)
+        model, optimizer = self.amp.initialize(model, optimizer, opt_level=self.opt_level, verbosity=0)
+        optimizer.zero_grad()  # makes the master weights: a restored optimizer state takes the type of its parameters
+        vars(optimizer).pop("zero_grad", None)  # apex's has no set_to_none; torch's is right for master weights too
+        if self.opt_level == "O2":
+            self._masters = trainable(optimizer)
+        else:  # its cache of fp16 weights fails when an attempt is repeated or checkpointing recomputes a layer
+            self.amp._amp_state.handle._enable_caching = False
+        return model, optimizer
 
     def backward(self, loss: Tensor, optimizer: Optimizer) -> None:
+        scale = self._scale()
         with self.amp.scale_loss(loss, optimizer) as scaled:
             scaled.backward()
+        self._overflow |= self._scale() < scale
 
-    def parameters(self, optimizer: Optimizer) -> list[Tensor]:
-        return list(self.amp.master_params(optimizer))  # fp32 copies with unscaled gradients
+    def norm(self, optimizer: Optimizer) -> Tensor:
+        norm = super().norm(optimizer)  # without apex's CUDA kernels, it may be finite after an overflow
+        return norm.fill_(torch.inf) if self._overflow else norm
+
+    def step(self, optimizer: Optimizer) -> None:
+        super().step(optimizer)
+        self._overflow = False
 
     def state_dict(self) -> dict:
-        return self.amp.state_dict()  # of its loss scalers
+        """The state of the loss scaler, and the master weights of O2."""
+        return {**self.amp.state_dict(), "masters": [weight.detach() for weight in self._masters]}
 
     def load_state_dict(self, state: dict) -> None:
-        self.amp.load_state_dict(state)
+        scaler, masters = state.get("loss_scaler0"), state.get("masters", [])
+        if not scaler or [weight.shape for weight in masters] != [weight.shape for weight in self._masters]:
+            raise CheckpointError(f"the checkpoint has no state of {self}; resume with the AMP settings of its run")
+        self.amp.load_state_dict({"loss_scaler0": scaler})
+        for weight, stored in zip(self._masters, masters, strict=True):
+            weight.data.copy_(stored)
+
+    def _scale(self) -> float:
+        return self.amp.state_dict()["loss_scaler0"]["loss_scale"]
 
 
 Precision = NativePrecision | ApexPrecision
 
 
-def choose_precision(opt_level: str, backend: str, dtype: str, device: torch.device) -> tuple[Precision, str]:
+def choose_precision(
+    opt_level: str, backend: str, dtype: str, device: torch.device, world_size: int = 1
+) -> tuple[Precision, str]:
     """The precision for the AMP settings on this device, and a note for the user (or an empty string).
 
     `auto` means mixed precision on a GPU and fp32 on a CPU.
@@ -140,6 +163,8 @@ def choose_precision(opt_level: str, backend: str, dtype: str, device: torch.dev
         precision = ApexPrecision("O1" if opt_level == "auto" else opt_level)
         if device.type != "cuda":
             raise UsageError("AMP.BACKEND apex works on a GPU only; leave AMP.BACKEND native")
+        if world_size > 1:  # each rank would look for overflows in its own gradients, and skip the update alone
+            raise UsageError("AMP.BACKEND apex trains on one GPU only; start one process, or leave AMP.BACKEND native")
         return precision, ""
     if dtype == "auto":
         dtype = "bf16" if device.type == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"

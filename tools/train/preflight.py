@@ -110,7 +110,8 @@ def _environment(config, ranks: Ranks, device: torch.device) -> tuple[str, list[
     packages, name = check_packages(), str(device)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
+    amp = config.AMP
+    precision, notice = choose_precision(amp.OPT_LEVEL, amp.BACKEND, amp.DTYPE, device, ranks.world_size)
     workers = num_workers(config.DATA.NUM_WORKERS, ranks.world_size)
     how = f"{precision} on {name}, {ranks.world_size} rank(s) with {workers} loader process(es) each"
     return f"{packages}; {how}", [notice] if notice else []

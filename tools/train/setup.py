@@ -69,7 +69,8 @@ def prepare_run(
         download: False leaves the fresh weights where the others would be downloaded, which writes into a cache.
     """
     config = loaded.config
-    precision, notice = choose_precision(config.AMP.OPT_LEVEL, config.AMP.BACKEND, config.AMP.DTYPE, device)
+    amp = config.AMP
+    precision, notice = choose_precision(amp.OPT_LEVEL, amp.BACKEND, amp.DTYPE, device, ranks.world_size)
     data = load_data(config, ranks)
     notes = [*data.train.notes, *data.val.notes]
     report("data set", f"{describe(data.train)}; {describe(data.val)}", notes)

@@ -1,11 +1,8 @@
-"""Precision: the choice, fp16's scaling and skipping, and the calls of apex on a stand-in (apex needs a GPU build)."""
-
-import sys
-import types
-from contextlib import contextmanager
+"""Precision: the choice, fp16's scaling and skipping, and apex on a stand-in (apex needs a GPU build)."""
 
 import pytest
 import torch
+from apex_stand_in import install
 
 from tools.base.errors import CheckpointError, NumericsError, UsageError
 from tools.runtime.precision import ApexPrecision, NativePrecision, choose_precision
@@ -13,7 +10,7 @@ from tools.train.draws import Draws
 from tools.train.loop import MAX_SKIPS, Progress, train_one_epoch
 from tools.train.step import StepContext
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def test_the_choice_on_a_cpu():
@@ -30,7 +27,7 @@ def test_the_choice_on_a_cpu():
 def test_the_choice_on_a_gpu(monkeypatch):
     for has_bf16, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda has=has_bf16, **_: has)
-        assert str(choose_precision("auto", "native", "auto", torch.device("cuda"))[0]).startswith(expected)
+        assert str(choose_precision("auto", "native", "auto", GPU)[0]).startswith(expected)
 
 
 def test_clipping_acts_on_the_update_and_reports_the_norm_before_it():
@@ -46,16 +43,23 @@ def test_clipping_acts_on_the_update_and_reports_the_norm_before_it():
         torch.testing.assert_close(weight.data, torch.tensor([-0.6, -0.8]))
 
 
-def epoch_of(precision, criterion, steps=3):
+def epoch_of(precision, criterion, batches=3, accumulation_steps=1):
+    torch.manual_seed(0)
     model = torch.nn.Linear(2, 1)
+    before = model.weight.detach().clone()
     optimizer = torch.optim.SGD([{"params": list(model.parameters()), "lr_scale": 1.0}], lr=0.1)
-    batches = [(torch.ones(2, 2), torch.ones(2, 1))] * steps
+    model, optimizer = precision.prepare(model, optimizer)
     progress = Progress(micro_batch=2)
     draws = Draws(lambda images, targets: (images, targets), None, 0)
-    before = model.weight.detach().clone()
     context = StepContext(model, criterion, optimizer, precision, CPU, lambda _s, _n: draws, lambda _step: 0.1, 2)
-    updates = train_one_epoch(context, batches, progress, steps, 1)
+    loaded = [(torch.ones(2, 2), torch.ones(2, 1))] * batches
+    updates = train_one_epoch(context, loaded, progress, batches, accumulation_steps)
     return model, before, progress, updates
+
+
+def small_loss(logits, targets):
+    """Whose gradients fit into fp16 at the first loss scale, 65536."""
+    return torch.nn.functional.mse_loss(logits, targets) / 10
 
 
 def test_an_overflow_is_skipped_counted_and_halves_the_scale():
@@ -99,51 +103,69 @@ def test_a_scaler_state_needs_a_scaler():
     assert scaled.scaler.get_scale() == 1024
 
 
-def test_apex_missing_or_on_a_cpu():
+def test_apex_is_refused_where_it_cannot_work(monkeypatch):
     with pytest.raises(UsageError, match="amp not installed"):
         ApexPrecision("O1")
-
-
-def test_apex_is_called_in_its_documented_order(monkeypatch):
-    calls = []
-
-    @contextmanager
-    def scale_loss(loss, optimizer):
-        calls.append("scale_loss")
-        yield loss * 8
-        for p in master_params(optimizer):
-            p.grad /= 8
-
-    def initialize(model, optimizer, opt_level):
-        calls.append(opt_level)
-        return model, optimizer
-
-    def master_params(optimizer):
-        for group in optimizer.param_groups:
-            yield from group["params"]
-
-    amp = types.SimpleNamespace(
-        initialize=initialize,
-        scale_loss=scale_loss,
-        master_params=master_params,
-        state_dict=lambda: {"loss_scaler0": {"loss_scale": 8.0}},
-        load_state_dict=calls.append,
-    )
-    monkeypatch.setitem(sys.modules, "apex", types.ModuleType("apex"))
-    monkeypatch.setitem(sys.modules, "apex.amp", amp)
+    install(monkeypatch)
     with pytest.raises(UsageError, match="GPU only"):
         choose_precision("O1", "apex", "auto", CPU)
-    precision, _ = choose_precision("O2", "apex", "auto", torch.device("cuda"))
-    weight = torch.nn.Parameter(torch.zeros(2))
-    model, optimizer = precision.prepare(torch.nn.Identity(), torch.optim.SGD([weight], lr=1.0))
-    with precision.autocast():
-        loss = (weight * torch.tensor([3.0, 4.0])).sum()
-    precision.backward(loss, optimizer)
-    norm = precision.norm(optimizer)
-    precision.clip(optimizer, 1.0, norm)
-    precision.step(optimizer)
-    assert float(norm) == pytest.approx(5.0)
-    torch.testing.assert_close(weight.data, torch.tensor([-0.6, -0.8]))
-    precision.load_state_dict(precision.state_dict())
-    assert calls == ["O2", "scale_loss", {"loss_scaler0": {"loss_scale": 8.0}}]
-    assert isinstance(model, torch.nn.Identity)
+    with pytest.raises(UsageError, match="one GPU only"):
+        choose_precision("O1", "apex", "auto", GPU, world_size=2)
+    assert str(choose_precision("auto", "apex", "auto", GPU)[0]) == "apex O1"
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_an_overflow_in_apex_is_skipped_counted_and_halves_the_scale(monkeypatch, level, fused):
+    """In the first of two batches: apex skips the step, whatever the gradients look like afterwards."""
+    install(monkeypatch, fused=fused)
+    factors = iter([1e34, 1.0, 1.0, 1.0])
+    precision = ApexPrecision(level)
+
+    def criterion(logits, _targets):
+        return (logits.float() * next(factors)).sum()
+
+    model, before, progress, updates = epoch_of(precision, criterion, 4, accumulation_steps=2)
+    next(updates)
+    assert (progress.step, progress.skipped) == (1, 1)
+    assert torch.equal(model.weight, before.to(model.weight.dtype))
+    assert precision.state_dict()["loss_scaler0"] == {"loss_scale": 2.0**15, "unskipped": 1}
+    next(updates)
+    assert (progress.step, progress.skipped) == (2, 1)
+    assert not torch.equal(model.weight, before.to(model.weight.dtype))
+
+
+@pytest.mark.parametrize("level", ["O1", "O2"])
+def test_an_attempt_that_runs_out_of_memory_in_apex_is_repeated(monkeypatch, level):
+    """In the forward pass of the second of two batches, after apex has used the weights of the first layer."""
+    install(monkeypatch)
+
+    def weight_after(fails_at):
+        calls = []
+
+        def run_out(*_):
+            calls.append(0)
+            if len(calls) == fails_at:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+
+        model, before, progress, updates = epoch_of(ApexPrecision(level), small_loss, 4, accumulation_steps=2)
+        model.register_forward_hook(run_out)
+        list(updates)
+        assert (progress.micro_batch, progress.skipped) == (1 if fails_at else 2, 0)
+        assert (model.weight - before).norm() > 0.01
+        return model.weight.detach()
+
+    torch.testing.assert_close(weight_after(2), weight_after(None), atol=1e-3, rtol=0)
+
+
+def test_apex_refuses_the_state_of_another_precision(monkeypatch):
+    install(monkeypatch)
+    precision = ApexPrecision("O2")
+    epoch_of(precision, small_loss)
+    good = precision.state_dict()
+    for state in ({}, NativePrecision("cpu", torch.float16).state_dict(), good | {"masters": good["masters"][:1]}):
+        with pytest.raises(CheckpointError, match="no state of apex O2"):
+            precision.load_state_dict(state)
+    precision.load_state_dict(good)
+    with pytest.raises(CheckpointError, match="AMP"):
+        NativePrecision("cpu", None).load_state_dict(good)
