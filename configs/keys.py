@@ -214,7 +214,7 @@ KEYS: dict[str, Key] = {
     "DEVICE": Key("auto", "auto: the GPU where there is one; or cpu", one_of("auto", "cpu"), True, "--device"),
     "AMP.OPT_LEVEL": Key(
         "auto",
-        "O0: fp32; O1, O2: mixed precision; auto: O1 on a GPU, O0 on a CPU",
+        "O0: fp32 (on a GPU, products in TF32); O1, O2: mixed precision; auto: O1 on a GPU, O0 on a CPU",
         one_of("auto", "O0", "O1", "O2"),
         flag="--amp-opt-level",
     ),

@@ -103,6 +103,19 @@ def test_a_scaler_state_needs_a_scaler():
     assert scaled.scaler.get_scale() == 1024
 
 
+def test_fp32_on_a_gpu_uses_tf32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # torch's default
+    assert torch.get_float32_matmul_precision() == "highest"
+    choose_precision("O0", "native", "auto", CPU)
+    assert torch.get_float32_matmul_precision() == "highest"
+    try:
+        precision, note = choose_precision("O0", "native", "auto", GPU)
+        assert (str(precision), "TF32" in note) == ("fp32", True)
+        assert torch.backends.cuda.matmul.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+
+
 def test_apex_is_refused_where_it_cannot_work(monkeypatch):
     with pytest.raises(UsageError, match="amp not installed"):
         ApexPrecision("O1")
