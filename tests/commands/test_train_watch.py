@@ -2,14 +2,18 @@
 
 import json
 import math
+import resource
 import shutil
 import sys
+from collections import deque
 
 import pytest
 from runs import digest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import main
+from tools.base.errors import ResourceError
+from tools.train.events import EventWriter
 
 
 @pytest.fixture
@@ -32,7 +36,9 @@ def curves(folder):
 
 
 def test_a_profile_is_a_trace_and_a_table_and_changes_no_bit(train):
-    plain, profiled = train("plain"), train("profiled", "--profile", "2")
+    plain = train("plain")
+    train("profiled", opts=["TRAIN.MAX_STEPS", 3])
+    profiled = train("profiled", "--profile", "2")  # two updates are left of the first epoch, so in the second
     assert digest(plain) == digest(profiled)
     events = json.loads((profiled / "trace.json").read_text())["traceEvents"]
     steps = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep")}
@@ -41,15 +47,13 @@ def test_a_profile_is_a_trace_and_a_table_and_changes_no_bit(train):
     log = (profiled / "log.txt").read_text()
     assert log.count(f"profile of 2 update(s), as a trace in {profiled / 'trace.json'}") == 1
     assert "aten::addmm" in log[log.index("Self CPU") :]
+    assert log.index("[2/2][1/5]") < log.index("profile of 2") < log.index("[2/2][5/5]")
     assert not (plain / "trace.json").exists()
 
 
-def test_a_profile_needs_its_updates_in_one_epoch(train, refused, tiny, dataset, tmp_path):
+def test_a_profile_needs_its_updates_in_one_epoch(refused, tiny, dataset, tmp_path):
     arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--profile", "5"]
     refused(main.main, arguments, 2, "TRAIN.PROFILE 5: an epoch has 5 updates", "lower --profile")
-    train("late", opts=["TRAIN.MAX_STEPS", 3])
-    log = (train("late", "--profile", "2") / "log.txt").read_text()  # two updates are left, so in the next epoch
-    assert log.index("[2/2][1/5]") < log.index("profile of 2") < log.index("[2/2][5/5]")
 
 
 def test_tensorboard_has_what_log_and_table_have_and_changes_no_bit(train):
@@ -94,8 +98,19 @@ def test_without_tensorboard_the_flag_is_refused_before_the_run_folder_is_made(
     monkeypatch, refused, tiny, dataset, tmp_path
 ):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
-    for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+    for name in [name for name in sys.modules if name.startswith("tensorboard.") or name == "tools.train.events"]:
         monkeypatch.delitem(sys.modules, name)
     arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path / "out", "--tensorboard"]
     refused(main.main, arguments, 2, "--tensorboard needs the package tensorboard", "pip install tensorboard")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_ends_tensorboards_file_with_one_line(tmp_path):
+    events = EventWriter(tmp_path, 0)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"events.out.tfevents.* cannot be written: File too large"):
+            deque(events.add("update", step, {"loss": 0.5}) for step in range(3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

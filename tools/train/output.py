@@ -45,8 +45,8 @@ class RunFolder:
         self.command = ""
         self._identity: os.stat_result | None = None
         self._status: dict = {}
-        self._writer_class = summary_writer() if tensorboard else None
-        self._writer: Any = None
+        self._event_writer = event_writer() if tensorboard else None
+        self._events: Any = None
 
     def open(self, argv: list[str], *, fresh: bool = True, damaged: Iterable[Path] = (), step: int = 0) -> None:
         """Prepares the folder, and creates the logger that writes into it.
@@ -55,7 +55,7 @@ class RunFolder:
             argv: the arguments of the command line, for run.json and for the hint that says how to resume.
             fresh: delete the files of an older run; otherwise they are continued.
             damaged: checkpoints that get another name.
-            step: steps done; what TensorBoard has of later ones, from before a crash, is hidden.
+            step: steps done; see `tools.train.events.EventWriter`.
         """
         self.command = resume_command(argv, self.ranks)
         if not self.ranks.first:
@@ -75,8 +75,8 @@ class RunFolder:
             # the newest run is the one with the latest start; file times are ignored
             write_bytes(folder / store.RUN, _json_line({"started": datetime.now(UTC).isoformat(), "argv": argv}))
             create_logger(folder / LOG)
-            if self._writer_class:
-                self._writer = self._writer_class(str(folder), purge_step=step + 1)
+            if self._event_writer:
+                self._events = self._event_writer(folder, step)
             self._identity = folder.stat()
         except OSError as error:
             raise ResourceError(f"run folder {folder} cannot be written: {error.strerror}") from None
@@ -108,10 +108,8 @@ class RunFolder:
 
     def add_scalars(self, group: str, step: int, values: dict[str, float]) -> None:
         """Adds a point at `step` to TensorBoard's curves `<group>/<name>`, if it is to have any."""
-        if self._writer is not None:
-            for name, value in values.items():
-                self._writer.add_scalar(f"{group}/{name}", value, step)
-            self._writer.flush()
+        if self._events is not None:
+            self._events.add(group, step, values)
 
     def write_status(self, state: str, **values: object) -> None:
         """Updates status.json, which `python -m tools status` reads."""
@@ -144,15 +142,15 @@ class RunFolder:
             raise ResourceError(f"{self.path} was removed or replaced during the run; put it back, or start again")
 
 
-def summary_writer() -> type:
-    """The class that writes TensorBoard's events. Raises UsageError where it is not installed."""
+def event_writer() -> type:
+    """The class that writes TensorBoard's events. Raises UsageError where TensorBoard is not installed."""
     try:
-        from torch.utils.tensorboard import SummaryWriter
+        from tools.train.events import EventWriter
     except ImportError:
         raise UsageError(
             "--tensorboard needs the package tensorboard; run pip install tensorboard, or leave the flag out"
         ) from None
-    return SummaryWriter
+    return EventWriter
 
 
 def _json_line(values: dict) -> bytes:

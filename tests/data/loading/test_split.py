@@ -208,6 +208,20 @@ def test_evaluation_gives_every_photo_once_in_order(dataset):
         assert [tuple(np.flatnonzero(row)) for row in targets] == [p.classes for p in split.photos]
 
 
+@pytest.mark.parametrize("pinned", [True, False])
+def test_both_loaders_pin_memory_where_there_is_a_gpu(dataset, monkeypatch, pinned):
+    config = load(None, ["DATA.PIN_MEMORY", str(pinned), "DATA.TARGETS", "multi"]).config
+    split, preprocess = scan_split(dataset, "val"), build_preprocess(config.DATA, config.TEST, MEAN, STD)
+
+    def loaders():
+        yield build_train_loader(config.DATA, config.AUG, split, preprocess, seed=0)
+        yield build_eval_loader(config.DATA, split, preprocess)
+
+    assert [loader.pin_memory for loader in loaders()] == [False, False]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [loader.pin_memory for loader in loaders()] == [pinned, pinned]
+
+
 @pytest.mark.parametrize("workers", ["0", "1"])
 def test_a_bad_photo_is_one_line_with_its_path_from_any_worker(own, workers):
     victim = next((own / "train" / "010000").iterdir())
