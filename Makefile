@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 RUN     = $(BIN)/python
 
-.PHONY: demo test soak lint clean
+.PHONY: demo test soak gpu-check lint clean
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: PlantSwin needs Python 3.11 or newer; try make PYTHON=python3.12")'
@@ -25,6 +25,9 @@ test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
 
 soak: $(VENV)/.installed  ## Kills, signals, damage and full disks many times over; docs/reliability.md has the table.
 	$(RUN) -m pytest --soak -rP tests/reliability tests/models
+
+gpu-check: $(VENV)/.installed  ## Speed, memory and exact resume on this machine's GPUs, on drawn leaves; under 8 minutes.
+	$(RUN) -m tools bench gpu
 
 lint: $(VENV)/.installed  ## Style and types.
 	$(BIN)/ruff check .

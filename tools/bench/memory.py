@@ -1,14 +1,19 @@
 """Benchmark: bytes that Swin-T keeps for its backward pass, the peak of a whole step, and the images that fit."""
 
+import resource
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.distributed._tools.mem_tracker import MemTracker
 
+from tools.base.errors import is_out_of_memory
 from tools.bench import peers
+from tools.bench.model import Setup, make_step
 from tools.bench.rounds import Row, make_row
+from tools.runtime.memory import release_freed_memory
 from tools.runtime.precision import DTYPES, NativePrecision
 
 # mode -> the options of our model
@@ -94,3 +99,42 @@ def peak_bytes(step: Callable[[], object]) -> int:
     with MemTracker() as tracker:
         step()
     return sum(kinds["Total"] for kinds in tracker.get_tracker_snapshot("peak").values())
+
+
+def limit_memory(num_bytes: float) -> None:
+    """Leaves this process so many bytes of its GPU; without one, so many bytes of addresses beyond those in use."""
+    if peers.DEVICE.type == "cuda":
+        total = torch.cuda.get_device_properties(peers.DEVICE).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
+    else:
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + int(num_bytes), resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
+def fits(setup: Setup) -> bool:
+    """Whether memory suffices for two steps: the second finds the optimizer's state."""
+    try:
+        step = make_step(setup)
+        step()
+        step()
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        release_freed_memory()
+    return True
+
+
+def find_largest(holds: Callable[[int], bool]) -> int:
+    """The largest multiple of 8 for which `holds`, by doubling and bisection; 0 when it does not even for 8.
+
+    What holds for a number must hold for every smaller one.
+    """
+    low, high = 0, 8
+    while holds(high):
+        low, high = high, 2 * high
+    while high - low > 8:
+        middle = (low + high) // 16 * 8
+        low, high = (middle, high) if holds(middle) else (low, middle)
+    return low

@@ -16,6 +16,7 @@ import torch
 
 Seconds = dict[str, list[float]]  # what was timed -> its seconds in every round
 Row = dict[str, Any]  # one line of a benchmark's table, see `make_row`
+FAILED = "FAILED"  # begins the note of a row that shows an error
 
 
 def make_row(name: str, seconds: Sequence[float] = (), ratios: Sequence[float] = (), note: str = "") -> Row:

@@ -10,6 +10,7 @@ from tools.base.errors import UsageError
 
 # module of tools/bench -> what it measures
 BENCHMARKS = {
+    "gpu": "what a GPU does with this program, in minutes; also `make gpu-check`",
     "model": "a training step and a forward pass of Swin-T, against timm's",
     "loader": "prepared photos to augmented batches, against torchvision's ImageFolder",
     "prepare": "originals to prepared photos, against Pillow's full decode",
@@ -25,6 +26,17 @@ COMMON_FLAGS = {
 }
 SIZE = {"--size": (("swin_t", "toy"), "size of the model")}
 FLAGS: dict[str, dict] = {
+    "gpu": {
+        "--cfg": ("configs/swin_tiny_patch4_window7_224.yaml", "config of the runs"),
+        **SIZE,
+        "--batch": (32, "images per training step"),
+        "--dtype": (["bf16", "fp16", "fp32"], "precisions of the training steps"),
+        "--compile": ("inductor", "backend of torch.compile"),
+        "--ranks": ([1, 2], "numbers of ranks that are stopped and resumed"),
+        "--photos": (256, "drawn training photos"),
+        "--budget": (8.0, "memory in which the largest batch is searched, GiB"),
+        "--minutes": (5.5, "no part begins later; a last part takes up to two minutes"),
+    },
     "model": {
         **SIZE,
         "--batch": ([8, 16], "batch sizes"),
@@ -73,7 +85,7 @@ def main(argv: list[str]) -> int:
 
     from tools.base.files import write_bytes
     from tools.bench.machine import describe_machine
-    from tools.bench.rounds import format_markdown
+    from tools.bench.rounds import FAILED, format_markdown
 
     args.threads = args.threads or torch.get_num_threads()
     torch.set_num_threads(args.threads)
@@ -85,4 +97,4 @@ def main(argv: list[str]) -> int:
     if args.json:
         record = {"command": f"python -m tools bench {' '.join(argv)}", "machine": machine, "rows": rows}
         write_bytes(Path(args.json), (json.dumps(record, indent=1) + "\n").encode())
-    return 0
+    return int(any(row["note"].startswith(FAILED) for row in rows))
