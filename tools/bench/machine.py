@@ -10,12 +10,13 @@ from pathlib import Path
 import timm
 import torch
 
+from tools.bench import peers
 from tools.bench.rounds import interleave
 
 
 def describe_machine() -> dict[str, object]:
     """Processor, GPU, versions, and what subnormal numbers cost; None for what is not there."""
-    cpuinfo, gpu = Path("/proc/cpuinfo"), torch.cuda.is_available()
+    cpuinfo, gpu = Path("/proc/cpuinfo"), peers.DEVICE.type == "cuda"
     named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
     return {
         "date": datetime.date.today().isoformat(),
