@@ -23,8 +23,8 @@ demo: $(VENV)/.installed  ## The whole tour on drawn leaves: draw, prepare, trai
 test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
 	$(RUN) -m pytest
 
-soak: $(VENV)/.installed  ## Kills, signals, damage and full disks many times over; docs/reliability.md has the table.
-	$(RUN) -m pytest --soak -rP tests/reliability tests/models
+soak: $(VENV)/.installed  ## Kills, signals, damage, full disks and training at full size, many times over; docs/reliability.md has the table.
+	$(RUN) -m pytest --soak -rP tests/reliability tests/models tests/tools/train
 
 gpu-check: $(VENV)/.installed  ## Speed, memory and exact resume on this machine's GPUs, on drawn leaves; under 8 minutes.
 	$(RUN) -m tools bench gpu

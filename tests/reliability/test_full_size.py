@@ -5,8 +5,9 @@ where PLANT_DATASET has some, else drawn; the weights are random, in the layout 
 buffers taken from timm's Swin. What each command took is printed: seconds, and the largest resident size of a process.
 """
 
+import contextlib
 import csv
-import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,22 +24,21 @@ from yacs.config import CfgNode
 
 from data.sample.write import write_sample
 
-SPLITS = ("train", "val", "test")
-
 
 def call(folder: Path, script: str, *arguments: object, code: int = 0) -> str:
     """The output of a command that works in `folder` and must exit with `code`."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
-    started = time.monotonic()
+    started, peak = time.monotonic(), 0
     with (folder / "output.txt").open("w+") as output:
-        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, env=os.environ)
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+        while process.poll() is None:
+            high_water = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            peak = int(high_water[1]) if high_water else peak
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
         output.seek(0)
         text = output.read()
-    print(
-        f"{script} {' '.join(map(str, arguments))}: {time.monotonic() - started:.0f} s, {used.ru_maxrss / 1024:.0f} MB"
-    )
+    print(f"{script} {' '.join(map(str, arguments))}: {time.monotonic() - started:.0f} s, {peak / 1024:.0f} MB")
     assert process.returncode == code, text
     return text
 
@@ -81,7 +81,7 @@ def prepared(times, tmp_path_factory):
             if SHARED.is_dir():
                 write_real(folder / "plant_dataset", quotas)
             else:
-                write_sample(folder / "plant_dataset", 0, {name: 7 * number for name, number in quotas.items()})
+                write_sample(folder / "plant_dataset", 0, {name: 6 * number for name, number in quotas.items()})
             call(folder, "process_dataset.py", "--src", "plant_dataset", "--dst", "dataset")
         return made[quota]
 
