@@ -34,11 +34,7 @@ class Loaded(NamedTuple):
         return Path(self.config.OUTPUT, self.config.MODEL.NAME, self.config.TAG)
 
     def named_run(self, cfg: str | None) -> Path | None:
-        """The run folder that --cfg names; None without it, which stands for the newest run.
-
-        Raises:
-            UsageError: for a tag without --cfg, which would silently select another run.
-        """
+        """The run folder that --cfg names; None, for the newest run, without it. Raises UsageError for a lone tag."""
         if cfg is None and self.given("TAG") is not None:
             raise UsageError("--tag names a run of a config: give --cfg FILE with it, or --resume FILE instead")
         return self.run_folder if cfg is not None else None
