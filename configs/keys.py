@@ -122,11 +122,11 @@ KEYS: dict[str, Key] = {
     "TRAIN.ACCUMULATION_STEPS": Key(1, "batches per update", COUNT, flag="--accumulation-steps"),
     "TRAIN.USE_CHECKPOINT": Key(
         False,
-        "recompute all activations in backward: about a tenth of their memory, more time",
+        "recompute all activations in backward: about a seventh of their memory on a GPU, more time",
         flag="--use-checkpoint",
     ),
     "TRAIN.SELECTIVE_CHECKPOINT": Key(
-        False, "recompute GELU and attention scores only: about two thirds of their memory; Swin"
+        False, "recompute GELU and attention scores only: about three quarters of it; Swin"
     ),
     "TRAIN.COMPILE": Key(False, "torch.compile the forward pass of training, where torch can"),
     "TRAIN.AUTO_RESUME": Key(True, "resume from last.pth when the run folder has one", may_change=True),

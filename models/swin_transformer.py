@@ -289,7 +289,7 @@ class SwinTransformer(nn.Module):
         ape: add a learned absolute position embedding.
         patch_norm: norm after the patch embedding.
         use_checkpoint: recompute each block in backward.
-        selective_checkpoint: recompute GELU and attention scores in backward, for a third less memory.
+        selective_checkpoint: recompute GELU and attention scores in backward, for a quarter less memory.
     """
 
     def __init__(
