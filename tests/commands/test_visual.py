@@ -1,6 +1,7 @@
 """visual.py's figures and scores on a trained run: which files, in which colours, and what is refused."""
 
 import csv
+import re
 import shutil
 
 import cv2
@@ -10,6 +11,7 @@ from conftest import written
 from PIL import Image
 
 import visual
+from tools.api import load
 from tools.checkpoint.store import read
 
 
@@ -55,6 +57,16 @@ def test_a_row_for_every_label(draw, tmp_path, capsys):
     labels = capsys.readouterr().out.splitlines()[-1].count("%")
     assert labels >= 2, "the first example has several labels"
     assert size_of(tmp_path / "maps" / name)[0] > labels * 240
+
+
+def test_a_photo_of_its_own_has_a_row_for_every_likely_label(run_folder, draw, raw, capsys):
+    photo = next((raw / "test" / "images").iterdir())
+    prediction = load(run_folder / "best.pth").predict(str(photo))
+    likely = {label for label, share in prediction.probabilities.items() if share > 0.1}
+    assert len(likely) > len(prediction.labels)
+    assert draw("--image", photo, "--compare", "targets") == [f"{photo.stem}_targets.png"]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if " -> " in line]
+    assert set(re.findall(r"(\w+) [\d.]+%", line.split("map of")[1])) == likely | set(prediction.labels)
 
 
 def test_mistakes_come_with_both_labels(draw, capsys):

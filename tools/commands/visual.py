@@ -37,6 +37,7 @@ FLAGS = (
     *("--batch-size", "--data-path", "--zip", "--follow-links", "--amp-opt-level"),
     *("--device", "--resume", "--output", "--tag", "--tta", "--decide"),
 )
+LIKELY = 0.1  # `--compare targets` explains labels with a higher probability too
 COMPARISONS = ("blocks", "stages", "epochs", "targets")
 
 
@@ -202,7 +203,7 @@ def explain_photos(job: Job, sources, threads: int):
     """Yields (source, photo, prediction, explanations).
 
     By default the most probable of the predicted labels is explained; `--target` names another one, `--mistakes` and
-    `--compare targets` take the true and the predicted ones.
+    `--compare targets` take the true and the predicted ones, the latter also the LIKELY ones.
     """
     from tools.evaluate.predictions import predictions_of
     from tools.explain.photos import explain_batch, load_batches
@@ -217,7 +218,8 @@ def explain_photos(job: Job, sources, threads: int):
         for source, decision, probability in zip(batch, answers[-1].decision, answers[-1].probability, strict=True):
             predicted = decision.nonzero()[0].tolist()
             if args.mistakes or args.compare == "targets":
-                wanted.append(sorted({*source.truth, *predicted}))
+                likely = (probability > LIKELY).nonzero()[0].tolist() if args.compare else []
+                wanted.append(sorted({*source.truth, *predicted, *likely}))
             else:
                 wanted.append([max(predicted, key=probability.__getitem__) if target is None else target])
         shares = [answer.probability for answer in answers]
