@@ -155,7 +155,7 @@ def _run(
 
     def keep(path: str, _module, _inputs, output):
         if not isinstance(output, Tensor):
-            raise UsageError(f"--layer {path}: it returns more than one tensor; choose another, e.g. a norm")
+            raise UsageError(f"layer {path} returns more than one tensor; name another with --layer, e.g. a norm")
         point = output if output.requires_grad else output.detach().requires_grad_()
         outputs[path].append(point)
         return point.clone()  # an in-place activation after it must not overwrite what is kept
@@ -169,7 +169,7 @@ def _run(
             handle.remove()
     for path, given in outputs.items():
         if len(given) != 1:
-            raise UsageError(f"--layer {path}: it runs {len(given)} times per pass; choose another, e.g. a norm")
+            raise UsageError(f"layer {path} runs {len(given)} times per pass; name another with --layer, e.g. a norm")
     if not logits.isfinite().all():
         raise NumericsError("the model's output is not finite; no heat map was made")
     return logits, {path: given[0] for path, given in outputs.items()}
@@ -184,7 +184,7 @@ def _gradients(logits: Tensor, classes: Sequence[int], points: Mapping[str, Tens
     gradients = {path: gradient for path, gradient in zip(points, found, strict=True) if gradient is not None}
     lost = [path for path in points if path not in gradients]
     if lost:
-        raise UsageError(f"--layer {lost[0]}: its output does not reach the logits; choose another")
+        raise UsageError(f"layer {lost[0]} does not reach the logits; name another with --layer")
     return gradients
 
 

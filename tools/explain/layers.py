@@ -1,5 +1,7 @@
 """Layers of a model: which ones heat maps are taken at, and how a layer's output becomes maps."""
 
+import contextlib
+import math
 import re
 from collections.abc import Callable
 
@@ -26,17 +28,19 @@ def choose_classic_layer(model: nn.Module) -> str:
 
 
 def list_block_layers(model: nn.Module, norm: str) -> list[str]:
-    """Paths of the last two blocks: in a Swin's last stage at `norm1` or `norm2`, elsewhere the last two stages.
+    """Paths of the last two blocks, in transformers at `norm1` or `norm2`.
 
     Raises:
-        UsageError: for an architecture whose stages are not numbered.
+        UsageError: for an architecture whose blocks are not numbered.
     """
-    if _count_swin_stages(model):
-        return [f"layers[-1].blocks[{place}].{norm}" for place in (-2, -1)]
-    match = re.fullmatch(r"(.+)\[(\d+)\]", _list_stages(model, norm)[-1])
-    if not match or int(match[2]) < 1:
-        raise UsageError("this architecture has no sequence of blocks to compare; name layers with --layer A B")
-    return [f"{match[1]}[{int(match[2]) - 1}]", match[0]]
+    last = _list_stages(model, norm)[-1]
+    match = re.fullmatch(r"(.+)\[(-?\d+)\](.*)", last)
+    if match and match[2] != "0":
+        before = f"{match[1]}[{int(match[2]) - 1}]{match[3]}"
+        with contextlib.suppress(UsageError):
+            find_layer(model, before)
+            return [before, last]
+    raise UsageError("this architecture has no sequence of blocks to compare; name layers with --layer A B")
 
 
 def list_stage_layers(model: nn.Module, norm: str) -> list[str]:
@@ -44,25 +48,54 @@ def list_stage_layers(model: nn.Module, norm: str) -> list[str]:
     return _list_stages(model, norm)[-2:]
 
 
-def _count_swin_stages(model: nn.Module) -> int:
-    """The number of stages of a Swin, ours or timm's; 0 for any other architecture."""
-    layers = getattr(model, "layers", None)
-    stages = list(layers.children()) if isinstance(layers, nn.Module) else []
-    return len(stages) if stages and hasattr(stages[-1], "blocks") else 0
-
-
 def _list_stages(model: nn.Module, norm: str) -> list[str]:
-    """One path per stage, the coarsest last: at the `norm` of a Swin's last blocks, else as timm names them.
+    """One path per stage, the coarsest last: in transformers at a norm of its last block."""
+    return list(dict.fromkeys(_enter_stage(find_layer(model, path), path, norm) for path in _name_stages(model)))
+
+
+def _name_stages(model: nn.Module) -> list[str]:
+    """The path of every stage, as timm lists them; the children of the largest list of modules where it does not.
+
+    Our Swin has no `feature_info`. In timm's MViT and Twins it names modules that do not exist, one per stage.
 
     Raises:
-        UsageError: for an architecture that names no stages.
+        UsageError: for an architecture without stages.
     """
-    if num_stages := _count_swin_stages(model):
-        return [f"layers[{stage}].blocks[-1].{norm}" for stage in range(-num_stages, 0)]
-    entries = getattr(model, "feature_info", None)
-    if not entries:
+    entries = getattr(model, "feature_info", None) or ()
+    modules = dict(model.named_modules())
+    names = [entry["module"] for entry in entries if entry["module"] and entry["module"] in modules]
+    if names:
+        return [re.sub(r"\.(\d+)", r"[\1]", name) for name in names]
+    lists = [
+        (sum(parameter.numel() for parameter in child.parameters()), name, len(child))
+        for name, child in model.named_children()
+        if isinstance(child, nn.ModuleList | nn.Sequential) and len(child) == (len(entries) or len(child))
+    ]
+    if not lists:
         raise UsageError("this architecture names no feature maps; give --layer")
-    return [re.sub(r"\.(\d+)", r"[\1]", entry["module"]) for entry in entries]
+    _, name, count = max(lists)
+    return [f"{name}[{stage}]" for stage in range(-count, 0)]
+
+
+def _enter_stage(stage: nn.Module, path: str, norm: str) -> str:
+    """The path of the norm before the last attention of a stage, or of the stage itself where there is none.
+
+    With a class token, the logits depend on other outputs of the last block through that attention only.
+    """
+    module, inner = stage, path
+    while True:
+        children = dict(module.named_children())
+        names = list(children)
+        attention = max((place for place, name in enumerate(names) if "att" in name), default=0)
+        norms = [name for name in names[:attention] if name.startswith("norm")]
+        if norms:
+            return f"{inner}.{norm if norm in names else norms[-1]}"
+        if "blocks" in children:
+            module, inner = children["blocks"], f"{inner}.blocks"
+        elif isinstance(module, nn.ModuleList | nn.Sequential) and names:
+            module, inner = children[names[-1]], f"{inner}[-1]"
+        else:
+            return inner if isinstance(stage, nn.ModuleList) else path
 
 
 def find_layer(model: nn.Module, path: str) -> nn.Module:
@@ -92,21 +125,28 @@ def find_layer(model: nn.Module, path: str) -> nn.Module:
 def find_map_layout(model: nn.Module, output: Tensor, batch: int) -> Callable[[Tensor], Tensor]:
     """The function that turns a layer's output for `batch` square images into maps `[B, C, h, w]`.
 
-    Tokens `[B, L, C]` become a square grid, without a vision transformer's class token; NHWC becomes NCHW.
+    Tokens `[B, L, C]` become a square grid in raster order, without the class token; NHWC becomes NCHW.
 
     Raises:
         UsageError: for an output that is not one map per image (windows, vectors).
     """
     shape = tuple(output.shape)
     if len(shape) == 3 and shape[0] == batch:
-        prefix = getattr(model, "num_prefix_tokens", 0)
-        side = round((shape[1] - prefix) ** 0.5)
-        if side >= 2 and side * side == shape[1] - prefix:
-            return lambda tokens: tokens[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        if reroll := getattr(model, "reroll", None):  # Hiera orders tokens by the units that it pools
+            for block, (_, grid) in reroll.schedule.items():
+                if math.prod(grid) == shape[1]:
+                    return lambda tokens: reroll(tokens, block).permute(0, 3, 1, 2)
+        # XCiT adds its class token after these blocks, and CoaT does not count it.
+        for prefix in (getattr(model, "num_prefix_tokens", 0), 0, 1):
+            side = math.isqrt(max(shape[1] - prefix, 0))
+            if side >= 2 and side * side == shape[1] - prefix:
+                return lambda tokens: tokens[:, prefix:].unflatten(1, (side, side)).permute(0, 3, 1, 2)
     elif len(shape) == 4 and shape[0] == batch:
         last_two, first_two = shape[2] == shape[3], shape[1] == shape[2]
         if first_two and (not last_two or getattr(model, "output_fmt", "NCHW") == "NHWC"):
             return lambda maps: maps.permute(0, 3, 1, 2)
         if last_two:
             return lambda maps: maps
-    raise UsageError(f"--layer: its output {shape} is not a map of {batch} image(s); choose another, e.g. a norm")
+    raise UsageError(
+        f"the layer's output {shape} is not a map of {batch} image(s); name another with --layer, e.g. a norm"
+    )

@@ -5,6 +5,7 @@ import pytest
 import pytorch_grad_cam
 import timm
 import torch
+from places import grid_of_layer
 from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
@@ -201,6 +202,69 @@ def test_map_layouts_of_real_architectures():
     for path in ("layers[0].blocks[0].attn", "head", "layers[0].blocks[0].attn.qkv"):
         with pytest.raises(UsageError, match="--layer"):
             heat(ours, images, [0], path)
+
+
+def small_hiera():
+    """Its tokens are in the order of the units that it pools."""
+    return timm.models.hiera.Hiera(img_size=(64, 64), embed_dim=16, num_heads=1, stages=(1, 2, 2, 1), num_classes=6)
+
+
+def small_xcit():
+    """Its class token comes after the blocks that are explained, but counts as a prefix token."""
+    return timm.models.xcit.Xcit(img_size=64, embed_dim=32, depth=3, num_heads=2, num_classes=6)
+
+
+def small_swin_v2():
+    """Its norms come after the attention, and are 0 in a new model."""
+    return timm.models.swin_transformer_v2.SwinTransformerV2(
+        img_size=64, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4, num_classes=6
+    )
+
+
+def small_vit():
+    """Its logits depend on the last block's class token only."""
+    return timm.create_model("test_vit", img_size=64, num_classes=6)
+
+
+@pytest.mark.parametrize("build", [small_swin, small_swin_v2, small_vit, small_xcit, small_hiera])
+def test_every_default_map_is_in_its_place_and_not_zero(build):
+    torch.manual_seed(0)
+    model = build().eval()
+    for parameter in model.get_classifier().parameters() if hasattr(model, "get_classifier") else ():
+        torch.nn.init.normal_(parameter)
+    paths = [*choose_default_layer(model, "layercam").split("*"), *list_block_layers(model, "norm1")]
+    paths += [*list_stage_layers(model, "norm1"), choose_classic_layer(model)]
+    for path in paths:
+        assert grid_of_layer(model, path, 64) >= (2, 2)
+        assert heat(model, torch.randn(6, 3, 64, 64), range(6), path).any()
+
+
+@pytest.mark.parametrize(
+    ("name", "default", "classic"),
+    [
+        ("cait_xxs24_224", "blocks[21].norm1*blocks[22].norm1", "blocks[23].norm1"),
+        ("coat_tiny", "serial_blocks1[-1].norm1", "parallel_blocks[-1].norm14"),
+        ("mvitv2_tiny", "stages[-3].blocks[-1].norm1*stages[-2].blocks[-1].norm1", "stages[-1].blocks[-1].norm1"),
+        ("resnet18", "layer2*layer3", "layer4"),
+        ("swinv2_cr_tiny_224", "stages[1]*stages[2]", "stages[3]"),
+        ("tnt_s_patch16_224", "blocks[9].norm_out*blocks[10].norm_out", "blocks[11].norm_out"),
+        ("twins_svt_small", "blocks[-3][-1].norm1*blocks[-2][-1].norm1", "blocks[-1][-1].norm1"),
+    ],
+)
+def test_default_layers_by_hand(name, default, classic):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    assert (choose_default_layer(model, "layercam"), choose_classic_layer(model)) == (default, classic)
+    assert choose_default_layer(model, "gradcam") == classic
+    for path in (*default.split("*"), classic):
+        find_layer(model, path)
+
+
+def test_a_layer_of_several_tensors_is_one_plain_line():
+    model = timm.create_model("hrnet_w18_small", num_classes=6).eval()
+    with pytest.raises(UsageError, match=r"^layer stage\d returns more than one tensor; name another with --layer"):
+        heat(model, torch.randn(1, 3, 64, 64), [0], choose_classic_layer(model))
+    assert heat(model, torch.randn(6, 3, 64, 64), range(6), "final_layer").any()
 
 
 def test_means_and_products_are_not_mixed():
