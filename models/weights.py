@@ -1,12 +1,15 @@
 """Loads weights of every known layout into a model, on state dicts alone, and reports the changes in one line.
 
 Known layouts: Microsoft's (`{'model': ...}`, which the course project also saved), timm's and torchvision's Swin, a
-bare state dict, and our own checkpoints. Weights that do not fit are an error: none keeps its initial value silently.
+bare state dict, our own checkpoints, and for timm's models those of their authors that timm translates. Weights that do
+not fit are an error: none keeps its initial value silently.
 """
 
+import contextlib
 import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,44 +18,55 @@ from models.swin_transformer import SwinTransformer
 from tools.base.errors import CheckpointError, listing
 
 _BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
+# What DistributedDataParallel, torch.compile, Lightning and OpenMMLab put before every name; no model begins so.
+_WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone)\.)+")
 
 
-def find_state_dict(content: object, where: str) -> dict[str, Tensor]:
-    """Name -> tensor from the content of a weight file. Raises CheckpointError when it holds no tensors."""
+def find_state_dict(content: object, where: str) -> tuple[dict[str, Tensor], str]:
+    """Name -> tensor from the content of a weight file, and a word about prefixes that were removed from the names.
+
+    Raises:
+        CheckpointError: when it holds no tensors, or two of one name.
+    """
     for key in ("model_ema", "state_dict_ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
             content = content[key]
             break
     parts = content.items() if isinstance(content, Mapping) else ()
     found = [(str(key), value) for key, value in parts if isinstance(value, Tensor)]
-    tensors = {key.removeprefix("module."): value for key, value in found}
+    tensors = {_WRAPPERS.sub("", key): value for key, value in found}
+    prefixes = sorted({match[0] for key, _ in found if (match := _WRAPPERS.match(key))})
     if len(tensors) < len(found):
-        raise CheckpointError(f"{where} holds some tensors twice, with and without 'module.' before the name")
+        raise CheckpointError(f"{where} holds some tensors twice, with and without {listing(prefixes)} before the name")
     if not tensors:
         raise CheckpointError(f"{where} holds no weights: neither named tensors nor 'model' or 'state_dict'")
-    return tensors
+    return tensors, f"{listing(prefixes)} removed from the names" if prefixes else ""
 
 
-def load_pretrained(model: nn.Module, content: object, where: str, head: str) -> str:
+def load_pretrained(model: nn.Module, content: object, where: str, heads: Sequence[str]) -> str:
     """Copies weights into `model` and returns one line about what was changed.
 
     A head with another class count is replaced by a new one. Bias tables of another window and position embeddings of
     another grid are resized. Everything else that does not fit is an error.
 
     Args:
-        head: name of the module that gives the logits (`models.build.head_name`).
+        heads: names of the modules that give the logits (`models.build.head_names`).
 
     Raises:
         CheckpointError: naming the first keys that are missing, left over, of the wrong shape or not finite.
     """
-    tensors = find_state_dict(content, where)
-    own, layout, resized = model.state_dict(), "its own", ""
+    tensors, stripped = find_state_dict(content, where)
+    own = model.state_dict()
     if isinstance(model, SwinTransformer):
         layout, tensors = _to_microsoft(tensors)
         resized = _resize_tables(tensors, own)
+    else:
+        layout, resized, tensors = _to_timm(tensors, model)
     tensors = {key: value for key, value in tensors.items() if key in own or not _BUFFERS.search(key)}
-    changes = ", ".join(filter(None, (resized, _replace_head(tensors, own, head)))) or "none changed"
+    tables = f"{resized} position tables resized" if resized else ""
+    replaced = [_replace_head(tensors, own, head) for head in heads]
     load_strictly(model, tensors, where)
+    changes = ", ".join(filter(None, (stripped, tables, *replaced))) or "none changed"
     return f"pretrained: {where}, {layout} layout, {len(tensors)} tensors; {changes}"
 
 
@@ -92,6 +106,17 @@ def _to_microsoft(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
     return "Microsoft's", tensors
 
 
+def _to_timm(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, int, dict[str, Tensor]]:
+    """The name of the layout, how many tensors were resized, and the tensors under timm's names, by timm's function."""
+    translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    translated = tensors
+    if translate:
+        with contextlib.suppress(LookupError, AttributeError, TypeError, ValueError, RuntimeError, AssertionError):
+            translated = translate(dict(tensors), model)  # `load_strictly` names what it cannot translate
+    resized = [key for key, value in translated.items() if key in tensors and value.shape != tensors[key].shape]
+    return "timm's" if translated.keys() <= tensors.keys() else "the authors'", len(resized), translated
+
+
 def _from_timm(key: str) -> str:
     """timm merges patches at the start of a stage, Microsoft at the end of the stage before."""
     moved = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", key)
@@ -106,8 +131,8 @@ def _from_torchvision(key: str) -> str:
     return key.replace(".mlp.0.", ".mlp.fc1.").replace(".mlp.3.", ".mlp.fc2.")
 
 
-def _resize_tables(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Resizes position tables of another window or grid to the shapes of `own`; says how many."""
+def _resize_tables(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> int:
+    """Resizes position tables of another window or grid to the shapes of `own`; returns how many."""
     resized = {}
     for key, value in tensors.items():
         if key not in own or not key.endswith(("relative_position_bias_table", "absolute_pos_embed")):
@@ -117,7 +142,7 @@ def _resize_tables(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> str
         if fits and value.shape != wanted and value.numel() and math.isqrt(value.shape[-2]) ** 2 == value.shape[-2]:
             resized[key] = resize_table(value, tokens)
     tensors |= resized
-    return f"{len(resized)} position tables resized" if resized else ""
+    return len(resized)
 
 
 def resize_table(table: Tensor, tokens: int) -> Tensor:

@@ -6,6 +6,7 @@ import inspect
 import pytest
 import timm
 import torch
+from runs import warm
 
 from configs.load import load
 from models import build
@@ -45,7 +46,7 @@ def test_variants_have_the_size_of_microsofts(name, millions):
 def test_any_timm_name_with_its_own_normalization():
     node = load("configs/tf_efficientnet_lite0.yaml").config.MODEL
     model = build.build_model(node, 224, 6)
-    assert build.head_name(model) == "classifier"
+    assert build.head_names(model) == ("classifier",)
     assert model.get_classifier().out_features == 6
     assert build.normalization(node) == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert build.normalization(load(None).config.MODEL)[0] == timm.data.IMAGENET_DEFAULT_MEAN
@@ -64,25 +65,80 @@ def test_layers_of_timm_models_are_numbered_too():
     assert index("classifier.weight") == max(depths)
 
 
+def timm_node(name, drop_path_rate=0.0):
+    return load(
+        None, ["MODEL.TYPE", "timm", "MODEL.NAME", name, "MODEL.DROP_PATH_RATE", str(drop_path_rate)]
+    ).config.MODEL
+
+
 @pytest.mark.parametrize(
-    ("name", "sizes", "words"),
+    ("name", "sizes", "drop_path_rate", "words"),
     [
-        ("vit_tiny_patch16_224", (96, 0), r"Input height \(96\) doesn't match model \(224\)"),
-        ("vit_tiny_patch16_224", (224, 96), r"Input height \(96\)"),
-        ("convit_tiny", (96, 0), "cannot be used so"),
-        ("deit_tiny_distilled_patch16_224", (224, 0), "head_dist"),
-        ("resnet18.nonexistent", (96, 0), "nonexistent"),
+        ("gmlp_ti16_224", (224, 96), 0, "does not take images of 96 pixels"),
+        ("halonet_h1", (100, 0), 0, "does not take images of 100 pixels$"),
+        ("dla46x_c", (96, 0), 0.1, "has no drop_path_rate; set MODEL.DROP_PATH_RATE to 0"),
+        ("hrnet_w18_small", (96, 0), 0.1, "has no drop_path_rate; set MODEL.DROP_PATH_RATE to 0"),
+        ("resnet18.nonexistent", (96, 0), 0, "nonexistent"),
     ],
 )
-def test_an_option_that_an_architecture_lacks_is_refused_when_it_is_built(name, sizes, words):
-    node = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", name]).config.MODEL
+def test_an_option_that_an_architecture_lacks_is_refused_when_it_is_built(name, sizes, drop_path_rate, words):
+    node = timm_node(name, drop_path_rate)
     with pytest.raises(UsageError, match=rf"MODEL\.NAME .*{words}"):
         build.normalization(node), build.build_model(node, sizes[0], 6, test_size=sizes[1])
 
 
+@pytest.mark.parametrize("name", ["dla46x_c", "efficientvit_m0", "hrnet_w18_small"])
+def test_architectures_without_stochastic_depth_take_a_rate_of_0(name):
+    assert build.build_model(timm_node(name), 96, 6)(torch.zeros(2, 3, 96, 96)).shape == (2, 6)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "eva02_tiny_patch14_224", "swin_tiny_patch4_window7_224"])
+def test_transformers_of_a_fixed_size_take_the_sizes_of_the_config(name):
+    """The parameters are those of timm's model for the training size; a second size is for scoring."""
+    model = build.build_model(timm_node(name), 112, 6, test_size=224).eval()
+    plain = timm.create_model(name, num_classes=6, img_size=112).eval()
+    plain.load_state_dict(model.state_dict(), strict=False)
+    images = torch.randn(2, 3, 112, 112)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), plain(images))
+        assert model(torch.randn(2, 3, 224, 224)).shape == (2, 6)
+
+
+def test_two_heads_are_averaged_in_training_too():
+    torch.manual_seed(0)
+    model = build.build_model(timm_node("deit_tiny_distilled_patch16_224"), 32, 6).train()
+    assert build.head_names(model) == ("head", "head_dist")
+    for parameter in (*model.head.parameters(), *model.head_dist.parameters()):
+        torch.nn.init.normal_(parameter)
+    images = torch.randn(2, 3, 32, 32)
+    tokens = model.forward_features(images)
+    torch.testing.assert_close(model(images), (model.head(tokens[:, 0]) + model.head_dist(tokens[:, 1])) / 2)
+
+
+def differentiate_stem(name):
+    """Backward passes of the strided 1x1 convolution that a model applies to images."""
+    for layer in build.build_model(timm_node(name), 64, 6).modules():
+        if isinstance(layer, torch.nn.Conv2d) and (layer.in_channels, layer.kernel_size) == (3, (1, 1)):
+            for _ in range(10):
+                layer(torch.randn(2, 3, 224, 224)).sum().backward()
+            return 0
+    return 1
+
+
+def test_a_layer_that_crashes_in_nhwc_is_not_in_nhwc(tmp_path):
+    """There, torch writes the gradient of its weight out of bounds on a CPU."""
+    run = warm(tmp_path, differentiate_stem, "fastvit_t8")
+    assert run.wait() == 0, run.errors
+
+
+def test_other_convolutions_are_in_nhwc():
+    model = build.build_model(timm_node("test_resnet"), 64, 6)
+    assert model.layer2[0].conv2.weight.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_the_trial_pass_changes_nothing():
     """Neither the statistics of batch norm, nor the random state, nor the mode."""
-    node = load(None, ["MODEL.TYPE", "timm", "MODEL.NAME", "test_resnet"]).config.MODEL
+    node = timm_node("test_resnet", 0.1)
     torch.manual_seed(0)
     model = build.build_model(node, 64, 6)
     drawn = torch.rand(1)

@@ -39,7 +39,7 @@ def pair(mode=None, **options):
     for parameter in theirs.parameters():  # also biases and tables, which start at zero or tiny
         torch.nn.init.normal_(parameter, std=0.05)
     ours = SwinTransformer(drop_path_rate=0.0, **SMALL, **options, **(mode or {}))
-    load_pretrained(ours, theirs.state_dict(), "timm", "head")
+    load_pretrained(ours, theirs.state_dict(), "timm", ["head"])
     return ours, theirs
 
 
@@ -66,7 +66,7 @@ def test_swin_tiny_equals_timms_at_full_size():
     torch.manual_seed(1)
     theirs = timm.create_model("swin_tiny_patch4_window7_224", num_classes=6).eval()
     ours = SwinTransformer(num_classes=6).eval()
-    load_pretrained(ours, theirs.state_dict(), "timm", "head")
+    load_pretrained(ours, theirs.state_dict(), "timm", ["head"])
     images = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)

@@ -1,6 +1,6 @@
 """Parameter groups and the optimizer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import torch
@@ -43,7 +43,7 @@ def parameter_groups(
     *,
     weight_decay: float,
     no_decay: Iterable[str] = (),
-    head: str = "head",
+    heads: Sequence[str] = ("head",),
     head_scale: float = 1.0,
     layer_decay: float = 1.0,
     layer_index: Callable[[str], int] | None = None,
@@ -53,7 +53,7 @@ def parameter_groups(
     No decay for 1-D parameters, biases and names that end in one of `no_decay`.
 
     Args:
-        head: name of the layer that gives the logits; its rate is multiplied by `head_scale`.
+        heads: names of the layers that give the logits; their rate is multiplied by `head_scale`.
         layer_decay: a parameter d layers below the head gets this to the power of d.
         layer_index: name -> layer, 0 the first; needed when `layer_decay` is not 1.
     """
@@ -64,7 +64,7 @@ def parameter_groups(
             continue
         plain = parameter.ndim <= 1 or name.endswith((".bias", *no_decay))
         scale = layer_decay ** (depth - layer_index(name)) if layer_index else 1.0
-        scale *= head_scale if name.startswith(head + ".") else 1.0
+        scale *= head_scale if name.startswith(tuple(f"{head}." for head in heads)) else 1.0
         key = (0.0 if plain else weight_decay, scale)
         group = groups.setdefault(key, {"params": [], "names": [], "weight_decay": key[0], "lr_scale": scale})
         group["params"].append(parameter)

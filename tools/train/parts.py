@@ -11,7 +11,7 @@ from torch import nn
 from data.build import build_mixer
 from data.loading.batches import Normalize
 from data.loading.seeds import INIT, seed_of
-from models.build import build_model, compiled, head_name, layer_index, no_weight_decay
+from models.build import build_model, compiled, head_names, layer_index, no_weight_decay
 from models.pretrained import download_weights, find_pretrained
 from models.swin_transformer import SwinTransformer
 from models.weights import load_pretrained
@@ -115,10 +115,10 @@ def _load_start_weights(model: nn.Module, config, download: bool) -> str:
     if source is None:
         return "fresh weights"
     if isinstance(source, Path):
-        return load_pretrained(model, store.read(source), str(source), head_name(model))
+        return load_pretrained(model, store.read(source), str(source), head_names(model))
     if not download:
         return f"a run would take {source} from timm's hub; tried here with fresh weights"
-    return load_pretrained(model, download_weights(source), f"timm's hub, {source}", head_name(model))
+    return load_pretrained(model, download_weights(source), f"timm's hub, {source}", head_names(model))
 
 
 def _make_optimizer(model: nn.Module, train) -> torch.optim.Optimizer:
@@ -126,7 +126,7 @@ def _make_optimizer(model: nn.Module, train) -> torch.optim.Optimizer:
         model,
         weight_decay=train.WEIGHT_DECAY,
         no_decay=no_weight_decay(model),
-        head=head_name(model),
+        heads=head_names(model),
         head_scale=train.HEAD_LR / train.BASE_LR if train.HEAD_LR else 1.0,
         layer_decay=train.LAYER_DECAY,
         layer_index=layer_index(model) if train.LAYER_DECAY != 1 else None,

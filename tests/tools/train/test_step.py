@@ -42,7 +42,7 @@ class Hungry(nn.Sequential):
 
 
 def context(model, criterion=nn.functional.mse_loss, **more):
-    groups = parameter_groups(model, weight_decay=0.1, no_decay=(), head="head", head_scale=1.0)
+    groups = parameter_groups(model, weight_decay=0.1, no_decay=(), heads=["head"], head_scale=1.0)
     optimizer = torch.optim.AdamW(groups, lr=0.01)
     more = {"schedule": lambda _step: 0.01, "batch_size": 8, **more}
     return StepContext(model, criterion, optimizer, NativePrecision("cpu", None), CPU, lambda _s, _n: PLAIN, **more)
