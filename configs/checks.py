@@ -1,6 +1,6 @@
-"""Checks across keys: values that are right one by one and cannot work together.
+"""Checks across keys: values that are each valid but do not work together.
 
-Only what can be known without torch, the model or the data is checked here, so that a mistake is answered at once.
+Only what can be known without torch, the model or the data is checked here, so that errors appear immediately.
 """
 
 from yacs.config import CfgNode
@@ -11,7 +11,7 @@ from tools.base.errors import UsageError
 def check_combinations(config: CfgNode) -> None:
     """Raises UsageError for values that cannot make a model or read photos together."""
     if bool(config.DATA.MEAN) != bool(config.DATA.STD):
-        raise UsageError("DATA.MEAN and DATA.STD must be given together, or neither")
+        raise UsageError("DATA.MEAN and DATA.STD work only together; give both, or neither")
     num_folds, fold = config.DATA.NUM_FOLDS, config.DATA.FOLD
     if fold > max(num_folds - 1, 0):
         raise UsageError(

@@ -192,7 +192,7 @@ KEYS: dict[str, Key] = {
     ),
     "AUG.MIXUP_PROB": Key(1.0, "probability that an image is mixed at all", SHARE),
     "AUG.MIXUP_SWITCH_PROB": Key(0.5, "probability of CutMix where both are on", SHARE),
-    "AUG.MIXUP_MODE": Key("batch", "what shares one lambda", one_of("batch", "pair", "elem")),
+    "AUG.MIXUP_MODE": Key("batch", "images that share one lambda", one_of("batch", "pair", "elem")),
     # scoring
     "TEST.CROP": Key(True, "resize to 256/224 of the size and crop the centre; false: squash the whole photo"),
     "TEST.IMG_SIZE": Key(0, "size at which photos are scored, for models that take any; 0: IMG_SIZE", between(0, 4096)),
@@ -230,8 +230,8 @@ KEYS: dict[str, Key] = {
     "SEED": Key(0, "seed of everything random", between(0, 2**32 - 1)),
 }
 
-# Keys that are gone: the key that took their place, or what happened to them. It makes the error for configs and flags
-# and reads the configs inside older checkpoints.
+# Removed key -> the key that replaced it, or what happened to it. Used in errors, and to read the configs inside
+# older checkpoints.
 FORMER_KEYS: dict[str, str] = {
     "AMP_OPT_LEVEL": "AMP.OPT_LEVEL",
     "DATA.DATASET": "the folder names the classes",
@@ -242,7 +242,7 @@ FORMER_KEYS: dict[str, str] = {
     "TEST.DECIDE": "TEST.DECIDE_BY",
     "THROUGHPUT_MODE": "use the flag --throughput",
     "TRAIN.FIT_MEMORY": "a batch that does not fit into memory is halved automatically",
-    "TRAIN.GRACE_SECONDS": "an update is always finished; a second Ctrl-C leaves at once",
+    "TRAIN.GRACE_SECONDS": "an update is always finished; a second Ctrl-C exits at once",
     "TRAIN.LEAN": "TRAIN.SELECTIVE_CHECKPOINT",
     "TRAIN.MEMORY_GB": "a batch that does not fit into memory is halved automatically",
     "TRAIN.SELECT": "TRAIN.SELECT_BY",

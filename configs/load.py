@@ -1,6 +1,6 @@
-"""From files, `--opts` and flags to one frozen tree in which the source of every value is known.
+"""Builds one frozen config from files, `--opts` and flags, and records the source of every value.
 
-Precedence: defaults < BASE files < the file < `--opts` < flags. What is not given changes nothing.
+Precedence: defaults < BASE files < the file < `--opts` < flags. Each source changes only the keys that it sets.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -77,16 +77,16 @@ def load(
 
 
 def check_acting(opts: Sequence[str] | None, acting: Collection[str]) -> None:
-    """Raises UsageError for a key in `--opts` that a command which scores a checkpoint does not look at."""
+    """Raises UsageError for a key in `--opts` that has no effect on a command that scores a checkpoint."""
     for key in (opts or ())[::2]:
         if key in KEYS and key not in acting:
             raise UsageError(
-                f"--opts {key} changes nothing here, where the checkpoint decides; keys that count: {', '.join(acting)}"
+                f"--opts {key} has no effect here, the checkpoint sets it; keys with an effect: {', '.join(acting)}"
             )
 
 
 def from_text(text: str, where: str) -> CfgNode:
-    """The tree whose dump was stored in a checkpoint, former keys included; `where` names it in errors."""
+    """The config from the text in a checkpoint, with former keys translated; `where` names it in errors."""
     config, tree = get_defaults(), parse(text, where)
     if not isinstance(tree, dict):
         raise UsageError(f"{where}: the stored config is not a mapping")
@@ -112,7 +112,7 @@ def differences(ours: CfgNode, theirs: CfgNode, ignored: Iterable[str] = ()) -> 
 
 
 def _chain(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[Path, dict[str, Any]]]:
-    """The BASE files of `path`, farthest first, then `path` itself, each with its tree; `read`: all files so far."""
+    """(file, tree) of the BASE files of `path`, lowest precedence first, then of `path`; `read`: all files so far."""
     tree = read_yaml(path)
     real = path.resolve()
     if real in above:

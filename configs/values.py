@@ -1,4 +1,4 @@
-"""What one config value may be: its type, and the checks that the rows of `configs.keys` are made of."""
+"""The type of a config value, and the checks that the rows of `configs.keys` use."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from tools.base.errors import UsageError, nearest
 
 
 class Check(NamedTuple):  # not a dataclass: those import inspect, which --help would wait for
-    """A condition on one value, and its words for an error: "must be {words}"; `names` are those of a choice."""
+    """A condition on one value. Errors say "must be {words}"; `names` are the options of a choice."""
 
     holds: Callable[[Any], bool]
     words: str
@@ -22,7 +22,7 @@ def one_of(*names: str) -> Check:
 
 
 def between(low: float, high: float) -> Check:
-    """A number in [low, high]. Every number has an upper bound: far beyond it floats overflow in unexpected places."""
+    """A number in [low, high]. Every number has an upper bound, because huge floats overflow in unexpected places."""
     return Check(lambda value: low <= value <= high, f"between {low:,} and {high:,}")
 
 
@@ -113,7 +113,7 @@ def check_value(key: str, value: object, check: Check, where: str) -> None:
 
 
 def coerce(key: str, value: Any, default: object, where: str, text: str | None = None) -> object:
-    """`value` as the type of `default`, when nothing is lost by it; a default of None takes every type.
+    """`value` converted to the type of `default`, if the conversion is exact; a default of None takes every type.
 
     Args:
         text: the value as it was spelled on the command line.

@@ -45,7 +45,7 @@ def _add(tag: str, pattern: str, first: Iterable[str]) -> None:
 
 _add("null", r"~|null|Null|NULL|None|", ["", *"~nN"])  # the empty scalar is null
 _add("bool", r"true|True|TRUE|false|False|FALSE", "tTfF")
-_add("int", r"[-+]?(?:0|[1-9][0-9]{0,17})", "-+0123456789")  # longer ones are no number that anybody means
+_add("int", r"[-+]?(?:0|[1-9][0-9]{0,17})", "-+0123456789")  # no setting needs more digits
 _add(
     "float",
     r"[-+]?(?:[0-9]+\.[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
@@ -81,7 +81,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def parse(text: str, where: str) -> Any:
-    """The plain value that `text` spells. Raises UsageError naming `where`, line and column."""
+    """Parses YAML into plain values. Raises UsageError naming `where`, line and column."""
     if len(text) > MAX_BYTES:
         raise UsageError(f"{where} is longer than {MAX_BYTES:,} characters")
     try:
@@ -96,7 +96,7 @@ def parse(text: str, where: str) -> Any:
                 raise _refusal(f"nested deeper than {MAX_DEPTH}", event.start_mark)
         return yaml.load(text, _Loader)
     except yaml.reader.ReaderError as error:
-        raise UsageError(f"{where}: a character YAML does not allow at position {error.position}") from None
+        raise UsageError(f"{where}: a character that YAML does not allow, at position {error.position}") from None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f":{mark.line + 1}:{mark.column + 1}" if mark else ""
