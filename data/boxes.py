@@ -29,7 +29,7 @@ class Box:
 def on_input(
     boxes: list[Box], photo: tuple[int, int], window: tuple[float, float, float, float], side: int
 ) -> list[tuple[float, float, float, float]]:
-    """(left, top, right, bottom) in pixels of the model's input, for the boxes that lie on it.
+    """The boxes that overlap the model's input, as (left, top, right, bottom) in pixels of the input.
 
     Args:
         photo: (width, height) of the photo.

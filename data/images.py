@@ -2,7 +2,7 @@
 
 The rules: at most 100 megapixels and 20:1, decided from the header before anything is decoded; the first frame of an
 animation; EXIF orientation applied; 16-bit gray divided by 257, wider pixels refused; transparency dropped; CMYK,
-palette and gray made RGB; the preview inside a camera's raw file is no photo. Decoders print nothing: a faulty photo
+palette and gray made RGB; the preview inside a camera's raw file refused. Decoders print nothing: a faulty photo
 gives one DataError.
 """
 
@@ -36,7 +36,7 @@ MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
 MAX_BYTES = 200_000_000
 _SUBFILE_TYPE, _DNG_VERSION = 254, 50706  # TIFF tags: 1 marks a reduced image, the preview that a raw file begins with
-_TO_UPRIGHT = {  # EXIF orientation -> what undoes it
+_TO_UPRIGHT = {  # EXIF orientation -> the transpose that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -51,7 +51,7 @@ pi_heif.register_heif_opener()
 warnings.filterwarnings("ignore", module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff, or with one whose symbols are hidden
-    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # which would print a second line
+    ctypes.CDLL(Image.core.__file__).TIFFSetErrorHandler(None)  # its handler would print a second line
 
 
 def is_photo(name: str) -> bool:
@@ -94,8 +94,8 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
     """The header, and the image that `decode` gives.
 
     Args:
-        short_side: a JPEG may be decoded at a half, a quarter or an eighth of its size while its short side keeps
-            twice these pixels. The whole file is still read, so that a truncated one is found.
+        short_side: a JPEG may be decoded at a half, a quarter or an eighth of its size if its short side stays at least
+            twice this long. The whole file is still read, so that a truncated one is found.
     """
     with _opened(raw, name) as image:
         size, mode, kind = image.size, image.mode, image.format or ""
@@ -108,7 +108,7 @@ def inspect(raw: bytes, name: object, short_side: int | None = None) -> tuple[He
         orientation = _orientation(image)
         pixels = _to_rgb(image) if quick is None else Image.fromarray(quick)
         pixels = pixels.transpose(_TO_UPRIGHT[orientation]) if orientation > 1 else pixels
-        pixels.info = {}  # it describes the file that was read; an encoder would take its compression from here
+        pixels.info = {}  # metadata of the file that was read; an encoder would copy its compression
         size = size[::-1] if orientation >= 5 else size
         try:
             animated = getattr(image, "is_animated", False)
@@ -164,7 +164,7 @@ def thumbnail(image: Image.Image, side: int) -> bytes:
 
 
 def encode(image: Image.Image, name: str, quality: int) -> bytes:
-    """The image as a file of the format that the suffix of `name` stands for, or one that is written instead.
+    """The image encoded in the format of the suffix of `name`, or in a substitute for formats that are only read.
 
     Args:
         quality: of lossy formats.

@@ -38,7 +38,7 @@ def label_name(code: str) -> str:
 
 
 def class_name_fault(name: str) -> str:
-    """Why a class cannot have this name, which becomes part of file names and CSV fields, or the empty string."""
+    """Why this is not a valid class name (it becomes part of file names and CSV fields), or the empty string."""
     if not name or name.startswith(".") or not name.isprintable():
         return "is empty, hidden, or holds characters that cannot be printed"
     if forbidden := sorted(set(name) & set('/\\<>:"|?*')):

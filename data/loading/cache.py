@@ -18,7 +18,7 @@ from tools.base.errors import ResourceError
 from tools.base.files import locked, staging
 from tools.base.threads import in_threads
 
-_FORMAT = "pixels 1"  # to be changed with the reader's pixels or this file's layout
+_FORMAT = "pixels 1"  # change it when the decoded pixels or the layout of the file change
 _HEAD_BYTES = 40
 _ROW_BYTES = 3 * np.dtype(np.int64).itemsize
 

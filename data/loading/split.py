@@ -52,7 +52,7 @@ class Split:
         return [sum(c in photo.classes for photo in self.photos) for c in range(len(self.classes))]
 
     def digest(self) -> str:
-        """SHA-256 over names, classes, sizes and checksums: equal digests, the same data."""
+        """SHA-256 over the photos' names, classes, sizes and checksums."""
         lines = [f"{p.name} {p.classes} {self.source.size(p.file)} {self.source.checksum(p.file)}" for p in self.photos]
         return hashlib.sha256("\n".join([*self.classes, *lines]).encode(errors="surrogateescape")).hexdigest()
 
@@ -101,9 +101,9 @@ def scan_split(
 
 
 def find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """(photos, ignored files): what files, folders (searched recursively) and glob patterns name, each once, in order.
+    """(photos, ignored files) that files, folders (searched recursively) and glob patterns name; each once, in order.
 
-    A file that is named itself is taken whatever its extension; its content decides.
+    A file given by its own name may have any extension; its content decides.
 
     Raises:
         DataError: for a name that leads to no photo.

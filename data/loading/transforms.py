@@ -63,7 +63,7 @@ class Preprocess:
         return Resize((self.size, self.size), mode)
 
     def window(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """(left, top, right, bottom) of what `geometry` keeps of an image of this size, in pixels of the image.
+        """The part of an image of this size that `geometry` keeps: (left, top, right, bottom) in pixels of the image.
 
         The mapping from that window to the input is linear per axis.
         """
@@ -72,7 +72,7 @@ class Preprocess:
         short = self._short_side
         edges = []
         for side in (width, height):
-            resized = int(short * side / min(width, height))  # as torchvision rounds, here and in the next line
+            resized = int(short * side / min(width, height))  # rounded as in torchvision; so is the next line
             first = round((resized - self.size) / 2)
             edges.append((first * side / resized, (first + self.size) * side / resized))
         (left, right), (top, bottom) = edges

@@ -1,4 +1,4 @@
-"""Every raw photo opened and decoded once: its properties, its fingerprint, and the file to place in the tree."""
+"""Decodes every raw photo once: its properties, its fingerprint, and the file to place in the tree."""
 
 import hashlib
 from collections import Counter
@@ -59,7 +59,7 @@ def audit(
 
 
 def count_facts(photos: Sequence[AuditedPhoto]) -> dict:
-    """How many photos have which size, mode and format, and how many are unusual in which way."""
+    """The number of photos per size, mode and format, and per kind of unusual photo."""
     headers = [photo.header for photo in photos]
     return {
         "sizes": _rank("{}x{}".format(*header.size) for header in headers),
@@ -127,7 +127,7 @@ def _audit_photo(item: tuple[RawSplit, LabelRow], shrinking: Shrinking | None, c
 
 
 def _is_misnamed(photo: AuditedPhoto) -> bool:
-    """Whether the suffix promises another format; an MPO of a phone is a JPEG with a second image behind it."""
+    """Whether the suffix is that of another format. An MPO, as phones write, counts as a JPEG."""
     return format_of(photo.row.image) != {"MPO": "JPEG"}.get(photo.header.format, photo.header.format)
 
 

@@ -61,7 +61,7 @@ def read_raw(src: Path, pool: bool, follow: bool = False) -> list[RawSplit]:
 
 
 def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
-    """Raises DataError when more is missing than `max_missing`, or a row has several labels against `multi_label`."""
+    """Raises DataError when more is missing than `max_missing`, or if `multi_label` forbids a row's several labels."""
     for what, names in left_out(raws, unreadable=[]).items():
         check_count(names, what, "--max-missing", max_missing)
     for name, row in ((raw.name, row) for raw in raws for row in raw.rows):
@@ -139,7 +139,7 @@ def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None
 
 
 def _plain_name(name: str) -> str:
-    """The name without what two systems write differently: upper and lower case, and how accents are composed."""
+    """The name normalised: file systems differ in upper and lower case and in how they compose accents."""
     return unicodedata.normalize("NFC", name).casefold()
 
 

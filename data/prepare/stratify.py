@@ -26,7 +26,7 @@ def stratify(
     order = np.random.default_rng(seed).permutation(len(groups))
     for group in sorted((list(groups[i]) for i in order), key=len, reverse=True):  # stable: the drawn order stays
         wanted = need[:, kinds[group]].sum(axis=1)
-        # rounded, because the noise of the subtractions would decide between equals
+        # rounded, so that rounding errors of the subtractions do not decide between equals
         part = max(range(len(shares)), key=lambda p: (round(wanted[p], 9), round(need[p].sum(), 9)))
         np.subtract.at(need[part], kinds[group], 1)
         for item in group:
