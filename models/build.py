@@ -65,7 +65,7 @@ def compiled(
         Exception: one of `is_out_of_memory`, when `inputs` are too many images.
     """
     buffers = [buffer.clone() for buffer in forward.buffers()]
-    fast: Any = torch.compile(forward)  # a module when given one
+    fast: Any = torch.compile(forward)  # a module if `forward` is one
     try:
         with autocast():
             total = fast(*inputs).float().sum()
@@ -179,7 +179,7 @@ def _crashes_in_nhwc(module: nn.Module) -> bool:
 
 
 def _check_forward(model: nn.Module, size: int, num_classes: int) -> None:
-    """Runs one black image: no table tells which sizes an architecture takes. Raises ValueError for other logits."""
+    """Tries a black image: no table lists the sizes that a model takes. Raises ValueError for a wrong output shape."""
     model.eval()
     try:
         with torch.no_grad():
@@ -198,5 +198,5 @@ def _timm_entry(name: str) -> Any:
         raise UsageError(f"MODEL.NAME {name!r} is not a model of timm{nearest(name, timm.list_models())}")
     try:
         return timm.get_pretrained_cfg(name)
-    except RuntimeError as error:  # of the part after the dot
+    except RuntimeError as error:  # about the part after the dot
         raise UsageError(f"MODEL.NAME {name!r}: {error}") from None

@@ -9,7 +9,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from tools.base.errors import CheckpointError
 
-HUB_SECONDS = 2  # per address of the hub, unless the user has set HF_HUB_ETAG_TIMEOUT
+HUB_SECONDS = 2  # timeout per address of the hub, unless the user has set HF_HUB_ETAG_TIMEOUT
 
 
 def download_weights(name: str) -> dict:
@@ -62,7 +62,7 @@ def _check_hub(name: str) -> None:
         url = hf_hub_url(entry.hf_hub_id, file, endpoint=os.environ.get("HF_ENDPOINT"))
         get_hf_file_metadata(url, timeout=seconds)
     except HfHubHTTPError:
-        pass  # it answered; what it refuses, the download explains
+        pass  # the hub answered; if it refused, the download reports why
     except Exception as error:  # of httpx or requests, depending on the version of huggingface_hub
         raise CheckpointError(
             f"--pretrained auto: {name} is not in ., weights/ or the cache, and there is no connection to the hub: "

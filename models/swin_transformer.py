@@ -88,7 +88,7 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], keep: Tensor | Non
 
 
 def run(part: nn.Module, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-    """`function(*inputs)`; with `selective_checkpoint` and in training its inner results are recomputed in backward.
+    """`function(*inputs)`; in training with `selective_checkpoint`, backward recomputes its intermediate results.
 
     The recomputation stops at the last result that backward needs, so a final matrix product is not repeated.
     """
@@ -157,8 +157,8 @@ class WindowAttention(nn.Module):
         """`[B*nW, N, 3C]` -> `[B*nW, N, C]`."""
         windows, n = qkv.shape[:2]
         qkv = qkv.view(windows, n, 3, self.num_heads, self.dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        q, k, v = qkv.contiguous().unbind(0)  # each [B*nW, heads, N, C/heads]; this copy saves three
-        # The fused kernels of a GPU never store the scores; on a CPU plain products are twice as fast.
+        q, k, v = qkv.contiguous().unbind(0)  # each [B*nW, heads, N, C/heads]; this copy avoids three others
+        # A GPU's fused kernels never store the scores; on a CPU, plain matrix products are twice as fast.
         attend = self._fused if qkv.is_cuda and windows else self._plain
         return attend(q, k, v, self._bias(mask)).transpose(-3, -2).reshape(windows, n, self.dim)
 
@@ -218,7 +218,7 @@ class SwinTransformerBlock(nn.Module):
         return add_branch(x, lambda tokens: self.mlp(self.norm2(tokens)), keep_mlp)
 
     def _attend(self, x: Tensor) -> Tensor:
-        """Attention in (shifted) windows. One gather each way does what rolling and cutting do in two steps."""
+        """Attention in (shifted) windows. One gather in each direction replaces rolling and partitioning."""
         tokens = Reorder.apply(self.norm1(x), self.window_order, self.raster_order)
         windows = self.attn(tokens.view(-1, self.window_size**2, self.dim), self.attn_mask)
         return Reorder.apply(windows.view(x.shape), self.raster_order, self.window_order)

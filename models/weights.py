@@ -1,4 +1,4 @@
-"""Loads weights of every known layout into a model, on state dicts alone, and reports the changes in one line.
+"""Loads weights of every known layout into a model, and reports the changes in one line. Works on state dicts only.
 
 Known layouts: Microsoft's (`{'model': ...}`, which the course project also saved), timm's and torchvision's Swin, a
 bare state dict, our own checkpoints, and for timm's models those of their authors that timm translates. Weights that do
