@@ -27,7 +27,7 @@ def measure(args) -> list[Row]:
 
 
 def compare_mode(args, mode: str, dtype: str) -> Row:
-    """The ratio of what is kept, timm's by ours. The images that fit follow from the peak, which recomputes as well."""
+    """The kept bytes, timm's divided by ours. How many images fit follows from the peak, recomputation included."""
     kept, notes = {}, []
     for kind in ("timm", "ours"):
         model = make_model(kind, mode, args.size)
@@ -81,7 +81,7 @@ def kept_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
 def peak_per_image(forward: Callable[[int], Tensor]) -> float:
     """Bytes by which one more image raises the peak of a forward and a backward pass of `forward(num_images)`."""
-    forward(1).backward()  # allocates the gradients, which later steps find
+    forward(1).backward()  # allocates the gradients, which later steps reuse
     few, many = 4, 8  # with fewer, gradients of weights are the larger part
     rise = peak_bytes(lambda: forward(many).backward()) - peak_bytes(lambda: forward(few).backward())
     return rise / (many - few)

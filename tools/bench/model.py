@@ -20,7 +20,7 @@ from tools.train.optim import build_optimizer
 from tools.train.step import StepContext
 
 NUM_UPDATES = 3
-WARM_UP = 4  # rounds until a process has all the memory that its steps take
+WARM_UP = 4  # rounds until a process has allocated all the memory of a step
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Setup:
 
 
 def measure(args) -> list[Row]:
-    """All rows. The loop comes last, for it turns on the program's allocator setting."""
+    """All rows. The loop comes last, because it turns on the program's allocator setting."""
     rows: list[Row] = []
     for batch_size, mode, apart in itertools.product(args.batch, ("train", "eval"), (False, True)):
         name = f"{mode}, batch {batch_size}, {'own processes' if apart else 'one process'}"

@@ -21,7 +21,7 @@ SIDE, QUALITY = 256, 95
 
 
 def measure(args) -> list[Row]:
-    """Rows of the peer, of the same work on one core, and of the command's on all; a note has the likeness."""
+    """Rows of the peer, of our steps on one core and of our command on all; a note gives the PSNR to the peer."""
     originals = Path(args.data_path or args.folder)
     for seed in range(0 if args.data_path else args.photos):
         (originals / f"{seed:06d}.jpg").write_bytes(encode(draw_photo(4000, 2672, seed), "drawn.jpg", 85))

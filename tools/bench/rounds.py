@@ -1,7 +1,7 @@
-"""The method of every benchmark: everything takes turns, so that other work on the machine slows all of it alike.
+"""The method of every benchmark: candidates take turns, so that other load on the machine slows all of them alike.
 
-A round times each once, in the opposite order of the round before. A ratio is taken within a round, the peer's time
-by ours, so that above 1 ours is faster.
+A round times each candidate once, in reverse order of the round before. Ratios are taken within a round: the peer's
+time divided by ours, so above 1 ours is faster.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ def make_row(name: str, seconds: Sequence[float] = (), ratios: Sequence[float] =
 
     Args:
         seconds: one per round; none for what is not timed.
-        ratios: one per round, the peer's time by this one or what `note` says. The peer itself has none, and then
+        ratios: one per round, the peer's time divided by this one, or what `note` says. The peer itself has none; its
             `low` and `high` are those of the seconds.
     """
     spread = ratios or seconds
