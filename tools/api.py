@@ -83,10 +83,10 @@ def load(
     """The model of a checkpoint, or of several whose logits are averaged.
 
     Args:
-        checkpoints: a checkpoint, a run folder, which stands for its best.pth, or several of these.
+        checkpoints: a checkpoint, a run folder (its best.pth is used), or several of these.
         device: such as "cpu" or "cuda:0"; by default the GPU if there is one.
-        decide_by: "threshold", "argmax", "combination" or "powerset", instead of the first checkpoint's.
-        tta: views to average, "none", "flips", "turns" or "all", instead of the first checkpoint's.
+        decide_by: "threshold", "argmax", "combination" or "powerset"; by default as in the first checkpoint.
+        tta: views to average, "none", "flips", "turns" or "all"; by default as in the first checkpoint.
 
     Raises:
         CheckpointError: for a checkpoint that cannot be used.
@@ -98,7 +98,7 @@ def load(
     try:
         device = choose_device(Ranks()) if device is None else torch.device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # an AssertionError of a torch without CUDA
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         raise UsageError(f"device {device} cannot be used: {str(error).splitlines()[0]}") from None
     names = [checkpoints] if isinstance(checkpoints, str | PathLike) else checkpoints
     paths = [checkpoint_at(Path(name)) for name in names]

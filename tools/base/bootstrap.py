@@ -10,7 +10,7 @@ PERCENTILES = (2.5, 97.5)
 
 
 def interval(values: np.ndarray) -> list[float] | None:
-    """`[low, high]` around 95 % of the `values` that are not NaN, or None when all are NaN."""
+    """`[low, high]`, the central 95 % of the `values` that are not NaN, or None when all are NaN."""
     known = values[~np.isnan(values)]
     return [float(v) for v in np.percentile(known, PERCENTILES)] if len(known) else None
 

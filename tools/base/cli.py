@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that takes no abbreviations and answers a mistake with one line and the nearest flag.
 
     Args:
-        hint: unknown flag -> what to write instead, or the empty string; asked when no flag is near.
+        hint: unknown flag -> what to write instead, or the empty string; called when no flag is similar.
     """
 
     def __init__(self, hint: Callable[[str], str] = lambda _flag: "", **kwargs: Any):
@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """The values of `args`. Raises UsageError for a flag that does not exist."""
-        for argument in args:  # before argparse complains of what the misspelt flag left out
+        for argument in args:  # first: argparse would report the required flag that was misspelt as missing
             flag = argument.split("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
                 hint = nearest(flag, self._option_string_actions, cutoff=0.7) or self.hint(flag)
@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def printable(text: str) -> str:
-    """The text with every character that cannot be printed, or moves the cursor, as Python escapes it."""
+    """The text with every character that is unprintable or moves the cursor escaped as in Python."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
@@ -81,13 +81,13 @@ def command(body: Callable[[list[str]], int]) -> Callable[[list[str] | None], in
         try:
             with _terminations_raised():
                 code = body(argv)
-                sys.stdout.flush()  # now, so that a full disk behind it is reported as an error
+                sys.stdout.flush()  # now, so that a full disk is reported as an error
                 return code
         except KeyboardInterrupt:
             return _report("interrupted", 130, False)
-        except BrokenPipeError:  # `... | head` closed our stdout, which is no error
+        except BrokenPipeError:  # `... | head` closed our stdout; this is not an error
             return 141
-        except SystemExit as exit:  # of argparse, after --help
+        except SystemExit as exit:  # from argparse, after --help
             return int(exit.code or 0)
         except Exception as raised:
             error = as_user_error(raised)
@@ -99,7 +99,7 @@ def command(body: Callable[[list[str]], int]) -> Callable[[list[str] | None], in
 
 
 def _make_streams_accept_all() -> None:
-    """Makes both streams take everything: file names in any encoding, and output when they are closed (`>&-`)."""
+    """Makes stdout and stderr accept file names in any encoding, and drop the output when they are closed (`>&-`)."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
@@ -109,7 +109,7 @@ def _make_streams_accept_all() -> None:
 
 
 def _drop_unwritable_output() -> None:
-    """Discards what stdout could not write; otherwise the interpreter tries again at its end and complains."""
+    """Discards what stdout could not write; otherwise the interpreter tries again at exit and prints an error."""
     try:
         sys.stdout.flush()
     except OSError:

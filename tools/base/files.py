@@ -18,10 +18,10 @@ from tools.base.errors import BusyError, DataError, ResourceError, UsageError
 
 
 def read_regular(path: Path, what: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file of at most `max_bytes`; errors begin with `what` it is.
+    """The bytes of a regular file of at most `max_bytes`; errors begin with `what`, such as "label file".
 
     Raises:
-        DataError: for anything else: reading a FIFO would block forever, reading a device would never end.
+        DataError: for any other path. Reading a FIFO would block forever; reading a device would never end.
     """
     try:
         # O_NONBLOCK: opening a FIFO returns at once, and the check below refuses it
@@ -29,7 +29,7 @@ def read_regular(path: Path, what: str, max_bytes: int) -> bytes:
             info = os.fstat(file.fileno())
             if not stat.S_ISREG(info.st_mode):
                 raise DataError(f"{what} {path} is not a file")
-            raw = b"" if info.st_size > max_bytes else file.read(max_bytes + 1)  # files in /proc claim 0 bytes
+            raw = b"" if info.st_size > max_bytes else file.read(max_bytes + 1)  # files in /proc report 0 bytes
             if max(info.st_size, len(raw)) > max_bytes:
                 raise DataError(f"{what} {path} is larger than {max_bytes:,} bytes")
             return raw
@@ -80,7 +80,7 @@ def check_output_folder(flag: str, folder: Path, photos: str) -> None:
     """Checks that results can be written into `folder`, which may not exist yet; leaves no trace.
 
     Raises:
-        UsageError: when it lies in the folder `photos`, whose next reader would take the results for data.
+        UsageError: when it lies in the folder `photos`: the results would be read as photos later.
         ResourceError: when it cannot be written.
     """
     if folder.resolve().is_relative_to(Path(photos).resolve()):
@@ -114,7 +114,7 @@ def open_own(path: Path) -> IO[bytes]:
 
 @contextlib.contextmanager
 def locked(target: Path, wait: bool = False) -> Iterator[None]:
-    """Inside, this process alone has the lock of `target`. The kernel releases it when the process ends in any way.
+    """Inside, this process alone has the lock of `target`. The kernel releases it however the process ends.
 
     Args:
         wait: wait until another process releases it, however long that takes.
@@ -135,7 +135,7 @@ def locked(target: Path, wait: bool = False) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):  # it is gone, or the folder has become read-only
             path.unlink()  # before the lock is released, while the file is still ours
-        fcntl.flock(file, fcntl.LOCK_UN)  # after closing alone, processes forked in between would keep the lock
+        fcntl.flock(file, fcntl.LOCK_UN)  # closing alone would leave the lock to processes that were forked meanwhile
         file.close()
         for folder in made:
             with contextlib.suppress(OSError):  # not empty: it holds `target` now
@@ -158,9 +158,9 @@ def holder(target: Path) -> str:
 
 @contextlib.contextmanager
 def staging(target: Path) -> Iterator[Path]:
-    """An empty hidden folder beside `target`, removed on the way out. Needs the lock of `target`.
+    """An empty hidden folder beside `target`, removed on exit. Needs the lock of `target`.
 
-    First it removes what killed processes left: while this process has the lock, their writers cannot be alive.
+    First it removes what killed processes left; as this process has the lock, no other writer can be alive.
     """
     folder = target.parent / f".{target.name}.tmp-{os.getpid()}"
     try:

@@ -18,11 +18,11 @@ _FILE_FORMAT = "[%(asctime)s %(name)s] (%(filename)s %(lineno)d): %(levelname)s 
 
 
 class _ConsoleHandler(logging.Handler):
-    """Writes `13:05:12 message`, with the level before the message from WARNING on.
+    """Writes `13:05:12 message`, with the level before the message for WARNING and above.
 
     It writes through tqdm, so that a line does not break the bar under it.
 
-    When the reader of a pipe has gone (`| head`), the run goes on without a console.
+    When the reader of a pipe has exited (`| head`), the run continues without a console.
     """
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -36,7 +36,7 @@ class _ConsoleHandler(logging.Handler):
 
 
 class _FileHandler(logging.FileHandler):
-    """Appends to a file. A full disk ends the run, where logging itself prints one traceback per line and goes on."""
+    """Appends to a file. A full disk ends the run; logging's default is to print a traceback per line and continue."""
 
     def handleError(self, _record: logging.LogRecord) -> NoReturn:
         raise ResourceError(f"{self.baseFilename} cannot be written: {sys.exc_info()[1]}") from None

@@ -53,14 +53,14 @@ def find_repeated(names: Iterable[str]) -> str | None:
 
 
 def format_csv(rows: Iterable[Sequence[object]]) -> bytes:
-    """The CSV file of `rows`, of which the first is the header: UTF-8 as `to_utf8` gives it, commas, lines with LF."""
+    """The CSV file of `rows`, of which the first is the header: UTF-8 (see `to_utf8`), commas, LF line ends."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(rows)
     return text.getvalue().encode(errors="backslashreplace")
 
 
 def to_utf8(name: str) -> str:
-    """The name with what UTF-8 cannot write as Python escapes it: the bytes of a file name in another encoding."""
+    """The name with bytes of another encoding, which UTF-8 cannot hold, escaped as in Python."""
     return name.encode(errors="backslashreplace").decode()
 
 
@@ -68,8 +68,8 @@ def format_table(rows: Sequence[Sequence[object]], align: str = "<>") -> list[st
     """The lines of a table for a terminal: columns two spaces apart, each as wide as its widest cell.
 
     Args:
-        rows: cells, of which the text is shown; every row has as many.
-        align: "<" (left) or ">" (right) per column; the last one holds for all further columns.
+        rows: cells, shown as text; all rows have the same length.
+        align: "<" (left) or ">" (right) per column; the last one applies to all further columns.
     """
     cells = [[str(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
