@@ -146,7 +146,7 @@ def read_file(path: Path, schema: Schema | None = None) -> tuple[Content, str]:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors and plain values, or is not a checkpoint"
         ) from None
-    except Exception as error:  # torch and safetensors raise many kinds for files of other programs
+    except Exception as error:  # torch and safetensors raise many types for files of other programs
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if "weights_only" in reason:  # torch's advice to load it unsafely
             reason = "torch does not read it safely"
@@ -158,7 +158,7 @@ def read_file(path: Path, schema: Schema | None = None) -> tuple[Content, str]:
             raise CheckpointError(
                 f"{path} is not a checkpoint: {name} is not a plain tensor of real numbers ({tensor.dtype})"
             )
-        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # one number shown many times
+        if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():  # repeated by strides of 0
             raise CheckpointError(f"{path} is not a checkpoint: {name} claims more numbers than the file holds")
     if schema:
         _check_own(path, content, sealed, schema)
@@ -226,7 +226,7 @@ _FOREIGN = {  # how a file begins, in lower case -> what it is instead of a weig
 
 
 def describe_foreign(raw: bytes) -> str:
-    """What the bytes are instead of a weight file, and what to do, where that is plain to see; else an empty string."""
+    """What the bytes are instead of a weight file and what to do, if recognised; else the empty string."""
     if not raw:
         return "empty"
     if raw[257:262] == b"ustar":
@@ -242,7 +242,7 @@ def _number(dtype: np.dtype, raw: bytes) -> object:
     return np.frombuffer(raw, dtype)[0].item()
 
 
-_ALLOWED: list[Any] = [  # what the files of the course project and of training scripts hold beside tensors
+_ALLOWED: list[Any] = [  # what files of the course project and of training scripts hold besides tensors
     (collections.OrderedDict, "yacs.config.CfgNode"),
     argparse.Namespace,
     np.dtype,
@@ -265,7 +265,7 @@ def _parse(path: Path, raw: bytes, sealed: bool) -> object:
 
 
 def _verify_archive(path: Path, raw: bytes, sealed: bool) -> None:
-    """Checks every member's CRC, after refusing what torch never writes and zip bombs need."""
+    """Checks every member's CRC. Before, refuses what zip bombs need and torch never writes: compression, overlaps."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             members = archive.infolist()

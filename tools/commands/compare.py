@@ -15,7 +15,7 @@ examples
   python -m tools compare output/x/default/epochs/*.pth       one run over its epochs (TRAIN.SNAPSHOT_EPOCHS)
   python -m tools compare a/test/predictions.csv b.csv        any program's files; the first has the truth
   python -m tools compare seed0 seed1 seed2 --mean            three seeds: mean and standard deviation
-A difference is called significant when 0 lies outside its 95 % interval over bootstrap draws, the same for both runs.
+A difference is significant when its 95 % interval excludes 0. Both runs are scored on the same bootstrap draws.
 """
 FLAGS = ("--batch-size", "--data-path", "--zip", "--amp-opt-level", "--device", "--tta", "--decide")
 SHOWN = ("exact", "hit1", "accuracy", "macro_f1")
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     add("runs", nargs="+", metavar="RUN", help="run folder, checkpoint or predictions.csv")
     add("--split", default="test", choices=["train", "val", "test"], help="photos to score (default test)")
     add("--by", default="exact", choices=SHOWN, help="figure to compare (default exact)")
-    add("--mean", action="store_true", help="the runs differ by chance only: show mean and spread")
+    add("--mean", action="store_true", help="for runs that differ by chance only: show mean and spread")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
     loaded = load(None, None, overrides(args))
@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
     runs = [read_run(name, loaded, args) for name in args.runs]
     known = next((table for _, table in runs if table.truth is not None), None)
     if known is None:
-        raise UsageError("none of these knows the true labels; add a run, or a predictions.csv with a column truth")
+        raise UsageError("none of these has the true labels; add a run, or a predictions.csv with a column truth")
     tables = [fit_to(known, facts[0], table) for facts, table in runs]
     answers = [(table.probability, table.decision, known.truth) for table in tables]
     scores = [score(*answer) for answer in answers]

@@ -18,11 +18,11 @@ EPILOG = """
 examples
   python -m tools predict orchard/ --csv orchard.csv          every photo under a folder, newest run
   python -m tools predict a.jpg 'b*.jpg' --json -             JSON to stdout
-  python -m tools predict orchard/ --csv part1.csv --shard 1/3   a third of them; join puts the parts together
-A file grows while the command runs. Started again, the command goes on with the photos that the file lacks. A photo
-that cannot be read has a row with the error.
-A photo is "unsure" when the model's confidence in its labels is below the one that kept the share of wrong answers in
-validation at --abstain-at.
+  python -m tools predict orchard/ --csv part1.csv --shard 1/3   a third of them; join merges the parts
+Rows are added while the command runs. After a stop, the same command continues with the missing photos. A photo that
+cannot be read has a row with the error.
+A photo is "unsure" when its confidence is below a limit. Of the validation photos at or above this limit, at most the
+share --abstain-at was predicted wrongly.
 """
 FLAGS = ("--batch-size", "--amp-opt-level", "--device", "--output", "--tta", "--decide")
 
@@ -42,9 +42,9 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("photos", nargs="+", metavar="PHOTO", help="file, folder or pattern")
     add("--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints, averaged")
-    add("--csv", metavar="FILE", help="write a CSV, or go on with it (- for stdout)")
-    add("--json", metavar="FILE", help="write JSON, or go on with it (- for stdout)")
-    add("--overwrite", action="store_true", help="begin --csv and --json again")
+    add("--csv", metavar="FILE", help="write a CSV, or continue it (- for stdout)")
+    add("--json", metavar="FILE", help="write JSON, or continue it (- for stdout)")
+    add("--overwrite", action="store_true", help="start the files of --csv and --json from scratch")
     add("--shard", type=shard, default=slice(None), metavar="I/N", help="part I of N, for N machines")
     risk = "share of wrong answers to allow (default 0.05)"
     add("--abstain-at", type=cli.share, default=0.05, metavar="RISK", help=risk)

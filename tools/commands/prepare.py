@@ -23,13 +23,13 @@ def build_parser() -> cli.Parser:
     several = "a photo with several labels: one file per label, an error, or its first label only"
     add("--multi-label", default="copy", choices=["copy", "error", "first"], help=several)
     add("--mode", default="link", choices=["link", "copy"], help="hard links, or copies of the photos")
-    add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="cut one folder into shares, sum 1")
-    add("--seed", default=0, type=int, metavar="N", help="of the cut of --split (default: %(default)s)")
+    add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="split one folder; the sum must be 1")
+    add("--seed", default=0, type=int, metavar="N", help="seed of --split (default: %(default)s)")
     add("--size", type=int, metavar="PIXELS", help="write smaller copies with this short side; never enlarges")
-    add("--squash", action="store_true", help="with --size: squares, as the course's photos are")
+    add("--squash", action="store_true", help="with --size: make photos square, like the course's")
     add("--quality", default=95, type=int, metavar="Q", help="JPEG quality of written photos, 1 to 100 (default: 95)")
     add("--balance", action="store_true", help="add brighter, mirrored, turned copies of rare labels, for training")
-    names = ("--no-duplicates", "--no-twins")  # the latter in earlier versions
+    names = ("--no-duplicates", "--no-twins")  # the second is the name in earlier versions
     add(*names, action="store_false", dest="duplicates", help="do not look for photos that show the same")
     add("--allow-leak", action="store_true", help="continue although duplicates lie in different splits")
     missing = "leave out up to N rows without a photo, and N photos without a row"

@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
 
 
 def read_status(folder: Path) -> dict:
-    """What a run's status.json and history say, and who has its lock.
+    """The content of a run's status.json and history, and the process that has its lock.
 
     Raises:
         CheckpointError: when `folder` is not a run folder.

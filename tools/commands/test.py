@@ -40,8 +40,8 @@ def main(argv: list[str]) -> int:
     add("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
     add("--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints to score, averaged")
     add("--split", default="test", choices=["train", "val", "test"], help="photos to score")
-    add("--weights", default="ema", choices=["ema", "raw"], help="of a last.pth with both")
-    add("--abstain-at", type=cli.share, metavar="RISK", help="share of wrong answers to stay under")
+    add("--weights", default="ema", choices=["ema", "raw"], help="weights of a last.pth that has both (default ema)")
+    add("--abstain-at", type=cli.share, metavar="RISK", help="largest share of wrong answers to allow")
     add("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
     add("--verbose", action="store_true", help="print one line per label copy")
     add_config_flags(parser, FLAGS)
@@ -209,6 +209,6 @@ def print_scores(result, predictor, abstaining: dict | None) -> None:
     errors = result.calibration()
     print(f"calibration error {100 * errors['before']:.2f} before, {100 * errors['after']:.2f} after calibration")
     if result.cross_fitted:
-        print("thresholds and temperatures were chosen on these photos: each half was judged by the other half's")
+        print("each half of these photos was scored with thresholds and temperatures fitted on the other half")
     if abstaining:
         print(describe_abstaining(abstaining))

@@ -38,7 +38,7 @@ def parse(argv: list[str]):
     args = parser.parse_args(argv)
     loaded = load(args.cfg, args.opts, overrides(args))
     if loaded.sources["MODEL.RESUME"] == "--resume" and loaded.sources["MODEL.PRETRAINED"] == "--pretrained":
-        raise UsageError("--resume goes on with a run, --pretrained begins one; give one of them")
+        raise UsageError("--resume continues a run, --pretrained starts one; give one of them")
     for key in args.allow_change:
         if key not in loaded.sources:
             raise UsageError(f"--allow-change {key}: is not a config key{nearest(key, loaded.sources)}")
@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
     if args.check:
         from tools.runtime.environment import check_packages
 
-        check_packages()  # before torch is imported, which may be missing
+        check_packages()  # before importing torch, which may be missing
 
     from tools.runtime.distributed import choose_device, process_group, ranks_from_environment
     from tools.runtime.memory import keep_freed_memory

@@ -66,18 +66,18 @@ def main(argv: list[str]) -> int:
     add("--examples", type=int, default=0, metavar="N", help="explain N photos of --split")
     add("--mistakes", type=int, default=0, metavar="N", help="explain the N most confident mistakes of --split")
     add("--score", metavar="BOXES.csv", help="measure maps of --split against boxes")
-    split = "of --examples, --mistakes and --score (default test); alone: explain all of its photos"
+    split = "photos of --examples, --mistakes and --score (default test); alone: explain the whole split"
     add("--split", nargs="+", choices=["train", "val", "test"], help=split)
-    add("--target", default="predicted", metavar="LABEL", help="label or code (default: the predicted)")
+    add("--target", default="predicted", metavar="LABEL", help="label or code (default: the predicted label)")
     add("--method", nargs="+", choices=list(METHODS), help="default: see docs/results.md, Heatmaps")
     add("--layer", nargs="+", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1")
     add("--classic", action="store_true", help="the course project's method and layer as the default")
     add("--compare", choices=COMPARISONS, help="side by side: last blocks, last stages, epochs, labels")
     add("--norm", default="norm1", choices=["norm1", "norm2"], help="norm of a Swin's blocks, for --compare")
     add("--full-size", action="store_true", help="draw over the photo at its own size")
-    thorough = "--score: N photos' insertion, deletion, ROAD, sanity too"
+    thorough = "with --score: also insertion, deletion, ROAD and sanity check on N photos"
     add("--thorough", type=int, default=0, metavar="N", help=thorough)
-    add("--weights", default="ema", choices=["ema", "raw"], help="which ones, of a last.pth with both")
+    add("--weights", default="ema", choices=["ema", "raw"], help="weights of a last.pth that has both (default ema)")
     add("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
@@ -164,7 +164,7 @@ def draw(job: Job) -> int:
     """Writes the heat maps of the requested photos, batch by batch.
 
     Each photo is decoded once. An unreadable photo ends the command; the pictures of earlier batches are written.
-    Threads read and write while the model runs; without threads, the model would be idle for a third of the time.
+    Threads read and write while the model runs; without them, it would be idle for a third of the time.
     """
     from data.build import num_workers
     from tools.explain.photos import list_named_photos, list_split_photos
@@ -269,7 +269,7 @@ def write_pictures(job: Job, explained) -> list[str]:
 def caption_row(row, label: str, columns, roles):
     """(caption of the photo, [(caption, map) per column]) of the explanation of a label, for `draw_figure`.
 
-    `roles` has the labels that are true and those that are predicted, where the figure is to name them.
+    `roles` lists the true and the predicted labels, if the figure is to name them.
     """
     maps = []
     for (title, _), probability, heat in zip(columns, row.probabilities, row.maps, strict=True):
