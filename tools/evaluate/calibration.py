@@ -10,7 +10,7 @@ from scipy.special import softmax
 
 from tools.evaluate.rule import Answers, DecisionRule, Powerset, logit
 
-PRIOR = 30  # number of photos that the neutral value counts as: with few photos of a label a fit stays near it
+PRIOR = 30  # weight of the neutral value (1 or 0.5), in photos: with few photos of a label, a fit stays near it
 STRENGTH = 0.1  # of a powerset's fit, the inverse of its L2 penalty; 0.03 to 1 do as well (docs/results.md)
 GRID = np.round(np.arange(0.05, 0.951, 0.01), 2)  # thresholds that are tried
 
@@ -25,7 +25,7 @@ def fit(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> DecisionRu
 
 
 def cross_fitted(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> Answers:
-    """Answers for photos that the rule is also fitted on: for each half by the rule fitted on the other half."""
+    """Answers for photos that the rule is also fitted on; each half is answered by a rule fitted on the other half."""
     half = _halves(truth)
     answers = Answers(np.zeros(truth.shape), np.zeros(truth.shape, bool), np.zeros(len(truth)))
     for part in (half, ~half):
@@ -55,7 +55,7 @@ def abstention(confidence: np.ndarray, right: np.ndarray, risk: float) -> float:
 
 
 def _temperatures(logits: np.ndarray, truth: np.ndarray, targets: str) -> np.ndarray:
-    """`[C]`: where the log-likelihood of the truth is highest, drawn towards 1 where few photos have the label."""
+    """`[C]`: where the log-likelihood of the truth is highest, shrunk towards 1 where few photos have the label."""
     temperatures = np.ones(truth.shape[1])
     if targets == "single":
         rows, classes = np.nonzero(truth)  # a photo of two labels is two samples, as in training
@@ -83,7 +83,7 @@ def _best_temperature(loss: Callable[[float], float], num_photos: int) -> float:
 
 
 def _thresholds(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`[C]`: where F1 is highest (nearest to 0.5 among equals), drawn towards 0.5 where few photos have the label."""
+    """`[C]`: where F1 is highest (nearest to 0.5 among equals), shrunk towards 0.5 where few photos have the label."""
     thresholds = np.full(truth.shape[1], 0.5)
     for c in np.flatnonzero(truth.any(axis=0)):
         given = probability[:, c] >= GRID[:, None]  # [number of thresholds, n]

@@ -1,8 +1,8 @@
 """The reported figures, from probabilities, decisions and true labels: pure functions on numpy arrays.
 
-A photo with k labels is k files, one per class folder: its label copies. The course project's accuracy counts copies,
-each right when the top class is its folder's: a photo with two labels is then always half wrong, and the best possible
-score is below 100 %. The other figures count photos.
+A photo with k labels is k files, one per class folder: its label copies. The course project's accuracy counts copies;
+a copy is right when the most probable class is its folder's. At most one of a photo's copies can be right, so the best
+possible score is below 100 %. The other figures count photos.
 
 Letters in shape comments: n photos, C classes, R weightings. Every figure is a function of how often each photo counts:
 weights of 1 give the figure itself, and R draws with replacement give its bootstrap interval by the same formula.
@@ -21,7 +21,7 @@ ECE_BINS = 10
 
 
 class Counts:
-    """What the metrics are made of, under R weightings of the photos; `weights` `[R, n]` is how often each counts."""
+    """The counts behind all metrics, under R weightings; `weights` `[R, n]` says how often each photo counts."""
 
     def __init__(self, probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, weights: np.ndarray):
         self.weights = weights
@@ -30,9 +30,9 @@ class Counts:
         first, second = np.argsort(-probability, axis=1, kind="stable")[:, :2].T
         self.hit, self.near = (truth[np.arange(len(truth)), place].astype(float) for place in (first, second))  # [n]
         top = np.eye(truth.shape[1], dtype=bool)[first]
-        self.copies, self.right = weights @ truth, weights @ (truth & top)  # [R, C], and so are the next ones
+        self.copies, self.right = weights @ truth, weights @ (truth & top)  # [R, C], like the next ones
         self.given, self.both = weights @ decision, weights @ (decision & truth)
-        known = np.where(self.copies > 0, 1.0, np.nan)  # a class without photos has no part in a mean over classes
+        known = np.where(self.copies > 0, 1.0, np.nan)  # means over classes leave out a class without photos
         self.precision = known * _share(self.both, self.given, 0)
         self.recall = _share(self.both, self.copies)
         self.f1 = known * _share(2 * self.both, self.given + self.copies)
@@ -47,9 +47,9 @@ class Counts:
 
 
 class Metric(NamedTuple):
-    """A metric's printed name, its formula, and whether it ranks: it then needs probabilities and not only decisions.
+    """A metric's printed name, its formula, and whether it ranks, i.e. needs probabilities and not only decisions.
 
-    A row of `OVERALL` or `PER_CLASS` is all that a new metric needs. The formula gives `[R]`, or `[R, C]` per class.
+    To add a metric, add a row to `OVERALL` or `PER_CLASS`. The formula gives `[R]`, or `[R, C]` per class.
     """
 
     title: str
@@ -96,7 +96,7 @@ def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> d
         equals the truth), `hamming` (right photo-label pairs), F1 averaged over classes, pairs and photos, and so on;
         `ceiling` (the best accuracy possible) and `hamming_of_nothing` (Hamming when no label is ever given); counts
         `photos` and `copies`; and `per_class`, a list with `n`, `right` and the names of `PER_CLASS`, None where a
-        class has no photos (or, for `auc`, no others). A class without photos has no part in a mean over classes.
+        class has no photos (or, for `auc`, no others). Means over classes leave out a class without photos.
 
     Raises:
         NumericsError: for NaN or infinity, whose argmax is meaningless.
@@ -128,9 +128,9 @@ def score(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> d
 def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) -> dict:
     """95 % intervals by bootstrap over photos: the names of `OVERALL`, and `per_class`, each `[low, high]` or None.
 
-    A calibration error is a sum of absolute values, which chance makes larger, in a draw once more than in the photos
-    themselves: percentiles of the draws would lie above the true value, and often above the measured one. Its interval
-    begins at the measured error less what chance alone comes to (97.5 % of the draws), by the triangle inequality.
+    The calibration error is a sum of absolute values, so sampling noise makes it larger: once in the photos, and again
+    in each draw. Percentiles of the draws would lie above the true value. The lower bound is therefore the measured
+    error minus the 97.5 % quantile of the error that noise alone causes (triangle inequality).
     """
     figures = measure_draws(probability, decision, truth)
     bounds = {key: interval(figures[key]) for key in OVERALL}
@@ -158,10 +158,10 @@ def measure(counts: Counts) -> dict[str, np.ndarray]:
 def calibration_error(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     """Expected calibration error `[R]`: class-wise, then averaged (Kull et al., arXiv 1910.12656, section 2).
 
-    Over `ECE_BINS` equal bins, the distance of the mean probability from the share of photos that have the label.
+    Over `ECE_BINS` equal bins: |mean probability - share of photos that have the label|, weighted by the bin's size.
 
     Args:
-        weights: `[R, n]`, how often each photo counts; less 1, they give how far a draw moves the means.
+        weights: `[R, n]`, how often each photo counts. With 1 subtracted, the result is the noise of a draw alone.
     """
     weights = np.ones((1, len(truth))) if weights is None else weights
     bins = np.minimum((probability * ECE_BINS).astype(int), ECE_BINS - 1)  # [n, C]
@@ -175,8 +175,8 @@ def calibration_error(probability: np.ndarray, truth: np.ndarray, weights: np.nd
 def confusion(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray, targets: str) -> np.ndarray:
     """The confusion matrix, `[C, C]` counts; rows are the truth.
 
-    "single": label copies by true class and top class. "multi": on the diagonal, photos whose label was found; off it,
-    photos where the row's label was missed and the column's label was wrongly given.
+    "single": label copies by true and most probable class. "multi": on the diagonal, photos whose label was found; off
+    it, photos where the row's label was missed and the column's label was wrongly given.
     """
     if targets == "single":
         rows, classes = np.nonzero(truth)
@@ -201,7 +201,7 @@ def _ranking(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray) ->
     NaN where no photo has the label (or, for the area, all have it).
     """
     order = np.argsort(-probability, kind="stable")
-    starts = np.flatnonzero(np.diff(probability[order], prepend=np.inf))  # of each run of equal probabilities
+    starts = np.flatnonzero(np.diff(probability[order], prepend=np.inf))  # of each group of equal probabilities
     positive, negative = (
         np.add.reduceat(weights[:, order] * which[order], starts, axis=1) for which in (truth, ~truth)
     )

@@ -1,4 +1,4 @@
-"""The CSV and JSON files of `predict`: one row per photo, written as it goes, and gone on with after a stop.
+"""The CSV and JSON files of `predict`: one row per photo, appended one by one, and continued after a stop.
 
 A file names the model of every row, so that predictions of two models are never mixed.
 """
@@ -20,7 +20,7 @@ from tools.evaluate.predictions import MAX_BYTES, Prediction, answer_columns, an
 
 @dataclass(frozen=True)
 class Row:
-    """What is known of one photo.
+    """The result for one photo.
 
     Attributes:
         image: its path, as the user gave it.
@@ -54,7 +54,7 @@ class CsvFormat:
         return format_csv([["images", *answer_columns(self.labels), "unsure", "error", "model"]])
 
     def encode(self, row: Row) -> bytes:
-        """One row, without what stands between rows."""
+        """One row, without the separator between rows."""
         answer = [""] * (len(self.labels) + 3)
         if row.prediction:
             answer = [*answer_fields(row.prediction), str(int(row.unsure))]
@@ -128,11 +128,11 @@ class PredictionFile(contextlib.ExitStack):
         known: the rows that were in it, by photo.
 
     Args:
-        overwrite: begin again, whatever it holds.
+        overwrite: start a new file, whatever the old one holds.
 
     Raises:
         UsageError: when it holds something else, or rows of another model.
-        ResourceError: for a link or another thing that is no regular file, and when it cannot be written.
+        ResourceError: for a link, for anything but a regular file, and when it cannot be written.
         BusyError: when another process writes it.
     """
 

@@ -131,7 +131,7 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
     """The model of one checkpoint, in eval mode on `device`.
 
     Args:
-        weights: "ema" takes the averaged weights, which validation used, where the run kept them; "raw" the others.
+        weights: "ema" takes the moving average, which validation used, if the checkpoint has it; "raw" never.
         decide_by: replaces the value in the checkpoint's config.
 
     Raises:

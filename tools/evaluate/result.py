@@ -49,7 +49,7 @@ class EvalResult(Answers):
         return errors
 
     def abstaining(self, risk: float, cut: float) -> dict:
-        """Coverage and error of answering only at confidence `cut` or more, which was chosen for the error `risk`."""
+        """Coverage and error when only photos of confidence `cut` or more are answered; `cut` was chosen for `risk`."""
         answered = self.confidence >= cut
         return {
             "risk": risk,
@@ -77,7 +77,7 @@ def evaluate(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray, tuned_he
     """The evaluation of a fitted rule on `[n, C]` logits against `[n, C]` bool truth.
 
     Args:
-        tuned_here: the rule was fitted on these very photos, so that it must be cross-fitted here.
+        tuned_here: the rule was fitted on these same photos, so it must be cross-fitted here.
     """
     answers = cross_fitted(rule, logits, truth) if tuned_here else rule.answer(logits)
     scores, bounds = figures_of(answers.probability, answers.decision, truth)

@@ -1,7 +1,7 @@
 """From logits to calibrated probabilities, labels and a confidence: one rule, fitted on validation photos.
 
-The checkpoint keeps the rule. Nothing here may see the photos that are scored: where those are the validation photos
-themselves, `tools.evaluate.calibration.cross_fitted` fits the rule on one half and applies it to the other.
+The checkpoint stores the rule. It must not be fitted on the photos that are scored: if those are the validation photos
+themselves, `tools.evaluate.calibration.cross_fitted` fits it on one half and applies it to the other.
 
 Letters in shape comments: n photos, C classes, K label sets.
 """
@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 @dataclass(frozen=True)
 class Answers:
-    """What a rule makes of the logits of n photos.
+    """A rule's probabilities, decisions and confidences for n photos.
 
     Attributes:
         probability: `[n, C]` in [0, 1], the probability that a photo has the label, whatever its other labels.
@@ -36,14 +36,14 @@ class DecisionRule:
     Attributes:
         targets: "single" (softmax, one label per photo) or "multi" (sigmoid, at least one).
         decide_by: for "multi" only. "threshold": every label that reaches its threshold, or the most probable one when
-            none does, because every leaf has a label. "argmax": the most probable one. "combination": the likeliest of
-            `combinations`, labels taken as independent. "powerset": the likeliest by `powerset`, which has learned how
-            labels go together; the same as "combination" until it is fitted.
+            none does, because every leaf has a label. "argmax": the most probable label. "combination": the likeliest
+            of `combinations`, treating labels as independent. "powerset": the likeliest set by `powerset`, which has
+            learned how labels co-occur; the same as "combination" until it is fitted.
         temperatures: `[C]`, by which logits are divided; all equal for "single" (Guo et al., arXiv 1706.04599).
         thresholds: `[C]`.
         combinations: `[K, C]` bool, the label sets seen in training.
         healthy: index of the label that excludes all others, or None.
-        powerset: tells label sets apart by the probabilities of all labels together; None before it is fitted.
+        powerset: gives probabilities of label sets from those of all labels; None before it is fitted.
     """
 
     targets: str
@@ -77,8 +77,8 @@ class DecisionRule:
     def answer(self, logits: np.ndarray) -> Answers:
         """Probabilities, decisions and confidences for `[n, C]` logits: the one way from a model's output to labels.
 
-        Labels are taken as independent, unless a powerset is fitted: it gives the probability of every label set, and
-        that of a label is then the sum over the sets that hold it.
+        Labels are treated as independent, unless a powerset is fitted: it gives the probability of every label set, and
+        that of a label is then the sum over the sets that contain it.
         """
         probability = self.probabilities(logits)
         if self.powerset is not None:
@@ -106,7 +106,7 @@ class DecisionRule:
             return self.combinations[likelihood.argmax(axis=1)]
         passed = probability >= self.thresholds
         decision = np.where(passed.any(axis=1, keepdims=True), passed, top)
-        if self.healthy is not None:  # decided with diseases: healthy alone if most probable, else only the diseases
+        if self.healthy is not None:  # healthy with diseases: keep healthy alone if most probable, else drop it
             both = decision[:, self.healthy] & (decision.sum(axis=1) > 1)
             alone = both & top[:, self.healthy]
             decision = np.where(alone[:, None], top, decision)
@@ -118,8 +118,8 @@ class DecisionRule:
 class Powerset:
     """A logistic regression from the calibrated probabilities of all labels to label sets (a "label powerset").
 
-    Labels are not independent, and annotators have habits: a photo that looks like `complex` and half like something
-    else is called `complex` alone far more often than the product of the two probabilities says.
+    Labels are not independent, and annotators have habits: a photo that looks like `complex` and somewhat like
+    another label is called `complex` alone far more often than the product of the two probabilities says.
 
     Attributes:
         sets: `[K, C]` bool, the label sets of the photos it was fitted on.
@@ -145,7 +145,7 @@ def logit(probability: np.ndarray) -> np.ndarray:
 def _sigmoid(logits: np.ndarray) -> np.ndarray:
     """1 / (1 + exp(-x)), without overflow.
 
-    scipy.special.expit, and logit for the function above, differ from these in the last bit, and so would every figure
-    of the checkpoints that exist.
+    scipy.special.expit and logit differ from this function and the one above in the last bit; using them would change
+    the figures of existing checkpoints.
     """
     return 0.5 * (1 + np.tanh(0.5 * logits))
