@@ -28,8 +28,8 @@ class CamRecipe:
 
     Attributes:
         layer: a path as users write it, or several: `blocks[2]+blocks[4]` is the mean of their maps, as in
-            pytorch-grad-cam; `blocks[2]*blocks[4]` is the product, hot only where all of them are, which keeps the
-            places of the finest map and the evidence of the coarser ones.
+            pytorch-grad-cam; `blocks[2]*blocks[4]` is the product, high only where all of them are: the resolution
+            of the finest map with the evidence of the coarser ones.
     """
 
     method: str
@@ -71,7 +71,7 @@ def compute_heat_maps(
         images: `[B, 3, S, S]`, normalised as the model was trained.
         classes: index of the class to explain, one per image.
         views: symmetries of the square (`tools.evaluate.inference.VIEWS`), the identity first. Maps are turned back and
-            averaged: what appears in one orientation only grows faint.
+            averaged, so what appears in one orientation only fades.
 
     Raises:
         UsageError: for a class or a layer that cannot be explained.
@@ -149,7 +149,7 @@ def _run(
     """Logits, and each layer's output by its path.
 
     The graph begins at the first of the layers, so that a backward pass ends there: nothing before it requires a
-    gradient. What lies before it is most of the cost of pytorch-grad-cam's own pass.
+    gradient. Most of the cost of pytorch-grad-cam's own pass is before that layer.
     """
     outputs: dict[str, list] = {path: [] for path in layers}
 
@@ -176,7 +176,7 @@ def _run(
 
 
 def _gradients(logits: Tensor, classes: Sequence[int], points: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients of each image's class by each output, in one backward pass: images do not mix in eval mode."""
+    """The gradients of each image's class by each output, in one backward pass: images are independent in eval mode."""
     explained = logits[torch.arange(len(classes)), list(classes)].sum()
     found: Sequence[Tensor | None] = [None] * len(points)
     if explained.requires_grad:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from tools.explain.pointing import integrate
 
-STEPS = 16  # of an insertion or deletion curve
-BLUR = 1 / 8  # standard deviation of the blur that insertion starts from, as a share of the side: no lesion is left
+STEPS = 16  # number of steps of an insertion or deletion curve
+BLUR = 1 / 8  # sigma of the blur that insertion starts from, divided by the side: no lesion stays visible
 ROAD_PERCENTILES = [20, 50, 80]  # of the map's values; each takes a second per photo
 
 
@@ -21,10 +21,10 @@ def measure_faithfulness(
 ) -> tuple[float, float, float]:
     """(insertion, deletion, ROAD) of one map: how the class's probability changes with the pixels.
 
-    Insertion and deletion (Petsiuk et al., arXiv 1806.07421) are areas under the probability while the hottest pixels
-    are put into a blurred photo, and while they are made grey: high and low are good. ROAD (Rong et al., arXiv
-    2202.00449) fills the least and the most important pixels from their neighbours: how much more of the probability
-    is left when the least important go; high is good.
+    Insertion and deletion (Petsiuk et al., arXiv 1806.07421) are areas under the curve of the probability. Insertion
+    puts the hottest pixels into a blurred photo (higher is better); deletion makes them grey (lower is better). ROAD
+    (Rong et al., arXiv 2202.00449) replaces pixels by values of their neighbours: half the difference between the
+    probability without the least and without the most important pixels (higher is better).
     """
 
     @torch.no_grad()
@@ -38,7 +38,7 @@ def measure_faithfulness(
     blurred = torch.from_numpy(cv2.GaussianBlur(image.permute(1, 2, 0).cpu().numpy(), (0, 0), BLUR * image.shape[-1]))
     insertion = integrate(predict(_blends(blurred.permute(2, 0, 1).to(image), image, place)))
     deletion = integrate(predict(_blends(image, torch.zeros_like(image), place)))
-    # ranks and not values: ROAD cuts at percentiles, where many equal values would be removed together
+    # ranks, not values: ROAD cuts at percentiles, and equal values would be removed together
     importance = 1 - place[None].astype(np.float32)
     with torch.random.fork_rng():  # ROAD adds noise to filled pixels
         torch.manual_seed(0)
@@ -47,14 +47,14 @@ def measure_faithfulness(
 
 
 def rank_pixels(heat: np.ndarray) -> np.ndarray:
-    """Each pixel's rank in the map, from 0 (the hottest) to below 1."""
+    """Each pixel's rank in the map, divided by the number of pixels: 0 is the hottest."""
     place = np.empty(heat.size)
     place[np.argsort(-heat, axis=None, kind="stable")] = np.arange(heat.size) / heat.size
     return place.reshape(heat.shape)
 
 
 def _blends(start: Tensor, end: Tensor, place: np.ndarray) -> Tensor:
-    """`[STEPS + 1, 3, S, S]`: from `start` to `end`, the pixels changed in the order of their places."""
+    """`[STEPS + 1, 3, S, S]`: from `start` to `end`, the pixels replaced in the order of `place`, their ranks."""
     order = torch.from_numpy(place).to(start.device)
     return torch.stack([torch.where(order < step / STEPS, end, start) for step in range(STEPS + 1)])
 

@@ -1,4 +1,4 @@
-"""The methods of heat maps. Their names are here, without torch, so that `--help` answers at once."""
+"""The heat map methods. This file does not import torch, so that `--help` is fast."""
 
 from typing import NamedTuple
 

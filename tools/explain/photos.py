@@ -1,4 +1,4 @@
-"""The photos that heat maps are made of: which ones, what is explained of each, and the maps as arrays."""
+"""Photos and their heat maps: which photos, which of their classes, and the maps as arrays."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,7 +28,7 @@ class PhotoSource(NamedTuple):
 
     Attributes:
         name: where it is, for messages.
-        stem: how the names of its figures begin.
+        stem: prefix of the names of its figures.
         read: decodes it, as an upright RGB image.
         truth: classes of its true labels; empty where they are not known.
     """
@@ -40,7 +40,7 @@ class PhotoSource(NamedTuple):
 
 
 class Explanation(NamedTuple):
-    """One class of one photo. There is one column per model and recipe, the recipes of the first model first.
+    """One class of one photo, with one column per model and recipe; the recipes of the first model come first.
 
     Attributes:
         probabilities: of the class, one per column.
@@ -53,7 +53,7 @@ class Explanation(NamedTuple):
 
 
 def list_named_photos(names: Sequence[str]) -> list[PhotoSource]:
-    """The photos in the files and folders, and of the patterns, that a user gives."""
+    """The photos of the files, folders and patterns that a user gives."""
     paths, _ = find_photos(names)
     return number_repeated(PhotoSource(str(path), path.stem, partial(read_image, path)) for path in paths)
 

@@ -1,7 +1,7 @@
 """Heat maps against lesion boxes, and against the model itself: figures as pure functions on numpy arrays.
 
-A figure of many labels of many photos is a mean weighted by how often each photo counts, so that a bootstrap draw over
-photos is the same formula with other weights.
+A figure over many photos is a mean weighted by how often each photo counts, so a bootstrap draw over photos is the same
+formula with other weights.
 """
 
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ import numpy as np
 
 from tools.base.bootstrap import interval, resample
 
-# Per heat map. `chance` is the share of the photo that the (grown) boxes cover: how often a random peak hits, and the
-# energy of a flat map in them.
+# Per heat map. `chance` is the share of the photo that the grown boxes cover: the hit rate of a random peak, and the
+# energy of a constant map.
 FIGURES = ("pointing", "chance", "energy", "insertion", "deletion", "road", "sanity")
 
 
@@ -55,7 +55,7 @@ def integrate(values: np.ndarray) -> float:
 
 
 def summarise(values: np.ndarray, photos: np.ndarray) -> dict[str, tuple[float, float, float]]:
-    """(mean, low, high) of each of FIGURES that was measured: the 95 % interval is a bootstrap over photos.
+    """(mean, low, high) of each of FIGURES that was measured: the 95 % interval comes from a bootstrap over photos.
 
     Args:
         values: `[labels, len(FIGURES)]`, NaN where a figure was not measured.

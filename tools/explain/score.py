@@ -1,4 +1,4 @@
-"""How good heat maps are: each recipe's maps against lesion boxes, and against the model's response to lost pixels.
+"""How good heat maps are: each recipe's maps against lesion boxes, and against the model's response to removed pixels.
 
 One pass over the photos measures all recipes; only the figures of each label are kept.
 """

@@ -68,7 +68,7 @@ def _frequent(splits: dict, fact: str) -> Table:
 
 
 def _mosaics(splits: dict, picture: Callable[[str], bytes]) -> list:
-    """For each label some photos of the first split, at equal steps through their sorted names."""
+    """For each label, some photos of the first split, evenly spaced in their sorted names."""
     split, entry = next(iter(splits.items()))
     blocks = []
     for label, count in entry["labels"].items():

@@ -47,7 +47,7 @@ def draw_figure(
     """The photo beside its heat maps, as one picture.
 
     Args:
-        rows: (caption of the photo, [(caption, map) per tile]); a row longer than MAX_COLUMNS is broken evenly.
+        rows: (caption of the photo, [(caption, map) per tile]); a row longer than MAX_COLUMNS is split evenly.
         window: see `overlay`.
     """
     grid: list[list[tuple[str, np.ndarray]]] = []

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import jinja2
 
-THUMBNAIL_PX = 168  # side of a picture that stands in a row of 6
+THUMBNAIL_PX = 168  # side of a picture in a row of 6
 
 
 class Text(NamedTuple):
@@ -63,9 +63,9 @@ class Picture(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """Pictures in rows of 6, on narrower screens of 4 or 2: 12 pictures fill every row.
+    """Pictures in rows of 6, or of 4 or 2 on narrower screens, so that 12 pictures fill all rows.
 
-    `large` pictures stand in rows of 2 or 1; of an odd number, the first has its own row. `group` draws a border.
+    `large` pictures stand in rows of 2 or 1; if their number is odd, the first has its own row. `group` draws a border.
     """
 
     items: Sequence[Picture]
@@ -84,8 +84,8 @@ def render(
 
     Args:
         lead: the paragraph under the title.
-        sections: heading -> what stands under it.
-        headline: (name, value, interval) of the figures that matter most, in large type above the sections.
+        sections: heading -> its content.
+        headline: (name, value, interval) of the most important figures, in large type above the sections.
     """
     source = Path(__file__).with_name("page.html").read_text(encoding="utf-8")
     template = jinja2.Template(

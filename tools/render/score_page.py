@@ -23,7 +23,7 @@ def score_page(
         facts: (what, value) of the checkpoint and the split.
         pictures: PNGs, in order.
         mistakes: the worst ones, most confident first.
-        abstaining: of `EvalResult.abstaining`, when it was asked for.
+        abstaining: result of `EvalResult.abstaining`, if requested.
     """
     lead = (
         f"{result.scores['photos']} photos, {result.scores['copies']} label copies. Shares in per cent; "
@@ -71,13 +71,13 @@ def _set_table(result: EvalResult, labels: Sequence[str]) -> Table:
 
 
 def describe_abstaining(abstaining: dict) -> str:
-    """One sentence on what answering only the confident photos would bring."""
+    """One sentence on coverage and error when only confident photos are answered."""
     risk = f"{100 * abstaining['risk']:.1f} %"
     if abstaining["cut"] is None:
         return f"No confidence keeps the validation error at {risk}: nothing would be answered."
     error = "-" if abstaining["error"] is None else f"{100 * abstaining['error']:.2f} %"
     return (
-        f"Answering only from confidence {abstaining['cut']:.3f} on (chosen for an error of at most {risk} in "
+        f"Answering only at confidence {abstaining['cut']:.3f} or more (chosen for an error of at most {risk} in "
         f"validation): {100 * abstaining['coverage']:.1f} % of these photos are answered, and {error} of the answers "
         "are wrong."
     )
