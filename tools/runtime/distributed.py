@@ -52,7 +52,7 @@ def ranks_from_environment(environ=os.environ) -> Ranks:
     if missing:
         raise UsageError(f"{', '.join(given)} set in the environment, and not {missing[0]}; start with torchrun")
     if not all(re.fullmatch("[0-9]{1,6}", text) for text in given.values()):
-        raise UsageError(f"the environment has {given}; these must be whole numbers, start with torchrun")
+        raise UsageError(f"the environment has {given}; these must be whole numbers; start with torchrun")
     rank, world_size, local_rank = (int(given[name]) for name in names)
     if not rank < world_size:
         raise UsageError(f"the environment has {given}: a rank must lie in 0..WORLD_SIZE-1")
@@ -64,8 +64,8 @@ def process_group(ranks: Ranks, backend: str, device: torch.device, timeout_seco
     """A process group inside the block; none for a single plain process.
 
     Raises:
-        UsageError: for an environment that names no place to meet.
-        ResourceError: for a place or a backend that cannot be had.
+        UsageError: for an environment without a valid address.
+        ResourceError: for an address that cannot be reached, or a backend that is not available.
     """
     if ranks.world_size == 1 and "RANK" not in os.environ:
         yield

@@ -1,4 +1,4 @@
-"""When a process keeps freed memory, and when it returns it to the operating system."""
+"""Keeping freed memory in the process, or returning it to the operating system."""
 
 import ctypes
 import gc
@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
     """Makes glibc keep freed blocks for the next step instead of returning them to the kernel. True if it does.
 
     Otherwise every step on a CPU pays page faults for all its activations again. Other C libraries do not have the
-    setting, and under a limit of the address space (`ulimit -v`) memory that is kept would be missing elsewhere.
+    setting. Under a limit of the address space (`ulimit -v`), kept memory would be missing elsewhere.
     """
     if not sys.platform.startswith("linux") or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:
         return False
@@ -27,7 +27,7 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Returns freed memory to the GPU and the operating system: after memory ran out, the next try needs other blocks.
+    """Returns freed memory to the GPU and the operating system: a smaller micro-batch needs blocks of other sizes.
 
     Reference cycles are collected first, because the exception and the activations in its frames may be one.
     """

@@ -1,4 +1,4 @@
-"""Signals to a run: recorded at once, answered between two updates by `tools/train/run.py`.
+"""Signals to a run: recorded at once, acted on between two updates by `tools/train/run.py`.
 
 Outside the training loop, `tools/base/cli.py` lets a signal end the command at once.
 """
@@ -63,12 +63,12 @@ def requests() -> Iterator[Requests]:
 
 @contextmanager
 def children_end() -> Iterator[None]:
-    """Ends the processes that are started inside, also one that hangs, which Python's own exit would wait for."""
+    """Ends the processes that are started inside, hung ones included; Python's own exit would wait for those."""
     earlier = multiprocessing.active_children()
     try:
         yield
     finally:
-        # torch's handler raises an error when a loader is killed
+        # torch's handler would raise an error when a loader is killed
         before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for process in multiprocessing.active_children():
             if process not in earlier:

@@ -40,8 +40,8 @@ def batch_draws(
 ) -> Callable[[int, int], Draws]:
     """(step, batch of the step) -> its randomness on this rank.
 
-    Everything is drawn for the whole global batch of the step from (seed, step) alone, and each rank and batch takes
-    its rows. So neither the division of a global batch nor what was drawn before has an effect.
+    Everything is drawn from (seed, step) alone for the whole global batch of the step, and each rank and batch uses its
+    own rows. So the draws depend neither on how a global batch is divided nor on earlier draws.
     """
     per_batch = batch_size * world_size
 

@@ -17,7 +17,7 @@ def read_history(path: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv; none when it does not exist.
 
     Raises:
-        ResourceError: for a file that a run cannot continue, because another program has changed it.
+        ResourceError: for a file of another format, to which a run cannot add rows.
     """
     if not path.exists():
         return []

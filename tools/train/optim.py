@@ -96,7 +96,7 @@ def restore_state(optimizer: torch.optim.Optimizer, stored: dict, where: str, *,
     Learning rates, decay and betas stay those of `optimizer`: the config may have been changed on purpose.
 
     Args:
-        moved: whether steps were made, so that there must be a state.
+        moved: whether steps were made; the state must then not be empty.
 
     Raises:
         CheckpointError: for the state of other parameters or of another kind of optimizer.

@@ -110,7 +110,7 @@ def make_train_state(config, precision: Precision, device: torch.device, *, down
 
 
 def _load_start_weights(model: nn.Module, config, download: bool) -> str:
-    """Loads the pretrained weights of the config into the model, and says where they came from."""
+    """Loads the pretrained weights of the config into the model, and returns where they came from."""
     source = find_pretrained(config.MODEL.PRETRAINED, config.MODEL.NAME)
     if source is None:
         return "fresh weights"

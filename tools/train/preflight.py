@@ -1,6 +1,6 @@
 """`main.py --check`: the setup of a run as a dry run, two steps, one batch of validation, and a forecast.
 
-It writes nothing. What cannot work is raised as a run would raise it.
+It writes nothing. It raises the errors that a run would raise.
 """
 
 import time
@@ -30,12 +30,12 @@ from tools.train.run import Plan, Run
 from tools.train.setup import prepare_run
 from tools.train.step import StepResult
 
-STEPS = 2  # tried: the first warms up, the last is what a step takes
+STEPS = 2  # number of trial steps: the first warms up, the last is timed
 
 
 def preflight(loaded: Loaded, ranks: Ranks, device: torch.device, *, overwrite: bool, allowed: list[str]) -> int:
-    """Goes the way of `tools.train.setup.launch` up to the first two steps, prints what it finds, and returns 0."""
-    create_logger(rank=ranks.rank)  # the log reports it when memory runs out
+    """Follows `tools.train.setup.launch` up to the first two steps, prints what it finds, and returns 0."""
+    create_logger(rank=ranks.rank)  # step.py logs it when memory runs out
 
     def report(part: str, found: str, notes: Sequence[str] = ()) -> None:
         if ranks.first:
@@ -59,7 +59,7 @@ def preflight(loaded: Loaded, ranks: Ranks, device: torch.device, *, overwrite: 
 
 
 def try_out(run: Run) -> tuple[list[StepResult], float, float]:
-    """The next steps of the run for real, with its loader, and one batch of validation; changes the weights.
+    """Trains the next steps of the run with its own loader, and validates one batch; changes the weights.
 
     Returns the results of the steps, and the expected seconds of a step and of a whole validation.
 
@@ -72,7 +72,7 @@ def try_out(run: Run) -> tuple[list[StepResult], float, float]:
     steps = train_one_epoch(context, batches, progress, plan.num_batches, plan.accumulation_steps)
     results = list(islice(steps, STEPS))
     workers = data.train_loader.num_workers
-    load_seconds = results[0].waited * min(plan.accumulation_steps, max(workers, 1))  # it was loaded by so many at once
+    load_seconds = results[0].waited * min(plan.accumulation_steps, max(workers, 1))  # so many loaded at once
     step_seconds = _seconds_per_step(results[-1].seconds, results[-1].waited, load_seconds, workers)
     started = time.perf_counter()
     one = list(islice(batches_of(data.val_loader, context.device), 1))  # none where there are fewer photos than ranks
@@ -118,7 +118,7 @@ def _environment(config, ranks: Ranks, device: torch.device) -> tuple[str, list[
 
 
 def _settings(loaded: Loaded) -> str:
-    """How many values are not the defaults, and where those come from."""
+    """How many values differ from the defaults, and where they come from."""
     changed = [line.split()[0] for line in differences(loaded.config, get_defaults())]
     origins = Counter(loaded.sources[key] for key in changed)
     listed = ", ".join(f"{count} by {source}" for source, count in origins.items())
@@ -126,7 +126,7 @@ def _settings(loaded: Loaded) -> str:
 
 
 def _outlook(run: Run) -> tuple[str, list[str]]:
-    """What a run would do in its folder, and what is wrong with the checkpoints it would pass over."""
+    """What a run would do in its folder, and what is wrong with the checkpoints that it would skip."""
     folder, start, total = run.output.path, run.start, run.plan.total_steps
     would = f"resume {start.path} at step {run.progress.step} of {total}"
     if start.path is None:
@@ -137,7 +137,7 @@ def _outlook(run: Run) -> tuple[str, list[str]]:
 
 
 def _experience(run: Run, results: list[StepResult]) -> tuple[str, list[str]]:
-    """What the trial steps were like, and whether memory ran out."""
+    """Time, loss and memory of the trial steps, and whether memory ran out."""
     device, last = run.context.device, results[-1]
     seconds = ", then ".join(f"{result.seconds:.2f} s" for result in results)
     where = "of main memory, loader processes not counted"
@@ -153,7 +153,7 @@ def _experience(run: Run, results: list[StepResult]) -> tuple[str, list[str]]:
 
 
 def _seconds_per_step(seconds: float, waited: float, load_seconds: float, workers: int) -> float:
-    """Seconds per step in the long run, where loader processes work beside it, each on a batch of its own.
+    """Seconds per step in a long run, while each loader process prepares another batch in parallel.
 
     Args:
         seconds: of a measured step, `waited` of them for its batches.

@@ -1,4 +1,4 @@
-"""Whether a run may start in its folder, what it resumes from, and whether that fits. Writes nothing but the lock."""
+"""Whether a run may start in its folder, and whether the checkpoint it resumes fits. Writes nothing but the lock."""
 
 import os
 import shutil
@@ -23,12 +23,12 @@ HARMLESS = [name for name, key in KEYS.items() if key.may_change]
 
 @dataclass(frozen=True)
 class Start:
-    """From where a run starts.
+    """What a run starts from.
 
     Attributes:
         path: the checkpoint to resume; None for a new run.
         stored: its content.
-        in_place: it is the folder's own checkpoint, so that the folder's files are continued and not replaced.
+        in_place: it is the folder's own checkpoint, so the folder's files are continued, not replaced.
         faults: what is wrong with the folder's other checkpoints.
     """
 
@@ -136,7 +136,7 @@ def check_unchanged(start: Start, config, meta: dict, allowed: list[str]) -> Non
         raise CheckpointError(f"{path} was made with other photos or labels; {remedy}")
     if stored["images_per_update"] != meta["images_per_update"]:
         raise CheckpointError(
-            f"{path} was made with {stored['images_per_update']} images per update, and this would be "
+            f"{path} was made with {stored['images_per_update']} images per update, and this run would have "
             f"{meta['images_per_update']}; use the same ranks x batch size as before"
         )
     was, now = stored["precision"], meta["precision"]

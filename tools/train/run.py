@@ -152,7 +152,7 @@ class Run:
         return (self.progress.step - 1) // self.plan.steps_per_epoch
 
     def restore(self) -> None:
-        """Goes on from the checkpoint of `start`. Raises CheckpointError for a state that does not fit."""
+        """Continues from the checkpoint of `start`. Raises CheckpointError for a state that does not fit."""
         stored, where = self.start.stored, str(self.start.path)
         self.state.load_state_dict(stored, where)
         self.progress = Progress.from_state_dict(stored, self.context.batch_size)
@@ -185,14 +185,14 @@ class Run:
         self._log_end(time.monotonic() - begun)
 
     def _train_epoch(self, asked: Requests) -> float:
-        """The steps that are left of the epoch, fewer when MAX_STEPS ends the run inside it; the seconds they took."""
+        """Trains the rest of the epoch, or less if MAX_STEPS ends the run inside it; returns the seconds it took."""
         plan, progress, ranks = self.plan, self.progress, self.context.ranks
         epoch, first = divmod(progress.step, plan.steps_per_epoch)
         if first == 0:
             progress.sums = [0.0] * 4
         batches = resume_batches(self.data.train_loader, epoch, first * plan.accumulation_steps)
         results = train_one_epoch(self.context, batches, progress, plan.num_batches, plan.accumulation_steps)
-        hidden = None if ranks.first else True  # None: shown on a terminal only
+        hidden = None if ranks.first else True  # None: tqdm shows it on a terminal only
         bar = tqdm(total=plan.steps_per_epoch, initial=first, desc=f"epoch {epoch + 1}", leave=False, disable=hidden)
         started = time.monotonic()
         with bar, self._profile(plan.steps_per_epoch - first) as after_update:
@@ -221,7 +221,7 @@ class Run:
         return profile_updates(wanted if now else 0, self.output.path / TRACE)
 
     def _save_or_leave(self, asked: Requests, planned: bool) -> None:
-        """Between two steps: saves when it is time to or was asked for, and leaves when a signal asked for it."""
+        """Between two steps: saves if a save is due or requested, and exits if a signal requested it."""
         plan, step = self.plan, self.progress.step
         minutes = (time.monotonic() - self._saved_at) / 60
         ending, saving = asked.agreed(saving=0 < plan.save_every_minutes <= minutes)
@@ -237,7 +237,7 @@ class Run:
             )
 
     def _finish_epoch(self, asked: Requests, seconds: float) -> None:
-        """Validates the epoch that the last step ended, and saves. A single rank leaves validation for a signal."""
+        """Validates after the last step of an epoch, and saves. With a single rank, a signal stops the validation."""
         context, num_classes = self.context, len(self.data.train.classes)
         batches = batches_of(self.data.val_loader, context.device)
         if alone := context.ranks.world_size == 1:  # other ranks would wait for this one's logits

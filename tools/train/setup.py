@@ -1,4 +1,4 @@
-"""The way from a config to a run that is ready to train; `--check` goes the same way without writing.
+"""From a config to a run that is ready to train; `--check` does the same without writing.
 
 All checks run before `RunFolder.open`, which is the first to write into the run folder.
 """
@@ -36,7 +36,7 @@ def launch(
         allowed: config keys that may differ from those of the run that is resumed.
 
     Raises:
-        UserError: of the matching class, before any file is touched, for everything that cannot work.
+        UserError: of the matching class, before any file is touched, for everything that is found not to work.
     """
     with sole_run(loaded, ranks), children_end():
         run = prepare_run(loaded, ranks, device, overwrite=overwrite, allowed=allowed)
@@ -66,7 +66,7 @@ def prepare_run(
 
     Args:
         report: called with each part of the setup, what was found, and notes.
-        download: False leaves the fresh weights where the others would be downloaded, which writes into a cache.
+        download: False keeps fresh weights instead of downloading pretrained ones, which would write into a cache.
     """
     config = loaded.config
     amp = config.AMP
@@ -98,7 +98,7 @@ def prepare_run(
 
 
 def _resume(run: Run, config, allowed: list[str]) -> None:
-    """Checks that the run and its `start` fit together and into the folder, and restores the checkpoint's state."""
+    """Checks that `start` fits the run and that the disk has room, and restores the checkpoint's state."""
     ranks, meta = run.context.ranks, run.output.meta
     check_agreement(ranks, config, meta, run.start)
     if run.start.path:
@@ -131,7 +131,7 @@ def checkpoint_meta(config, data: RunData, rule: DecisionRule, plan: Plan, preci
 
 
 def log_start(run: Run, config) -> None:
-    """Logs first what a reader wants to know: photos, model, precision, learning rate, and where it resumes."""
+    """Logs what a reader wants to know first: photos, model, precision, learning rate, and where it resumes."""
     model, images, ranks = run.state.module, run.plan.images_per_update, run.context.ranks
     for line in (*run.notes, describe(run.data.train), describe(run.data.val), *count_table(run.data, config)):
         logger.info(line)

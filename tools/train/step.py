@@ -1,7 +1,7 @@
 """One step: the gradients of a global batch, computed in micro-batches that fit into memory, and the optimizer's step.
 
-The optimizer steps if every rank succeeded. Until then a failed attempt changes nothing, so it can be repeated with a
-smaller micro-batch.
+The optimizer steps only if every rank succeeded. Until then, a failed attempt changes nothing, so it can be repeated
+with a smaller micro-batch.
 """
 
 import logging
@@ -146,7 +146,7 @@ def train_step(
     Raises:
         NumericsError: for a loss or gradient that is not finite; the weights are not changed.
         ResourceError: when not even one image fits, or a loader process died or hangs.
-        UserError: what this rank's loader raised; on the other ranks, that this rank failed.
+        UserError: the error of this rank's loader; on the other ranks, a line that says that this rank failed.
     """
     started, waited, lr = time.perf_counter(), 0.0, context.schedule(step)
     set_learning_rate(context.optimizer, lr)
