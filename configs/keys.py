@@ -116,7 +116,7 @@ KEYS: dict[str, Key] = {
     "TRAIN.LAYER_DECAY": Key(
         1.0, "learning rate of a layer / that of the next one (BEiT, arXiv 2106.08254, appendix)", between(0.01, 1)
     ),
-    "TRAIN.FREEZE": Key([], 'parts that are not trained, by the start of their names: ["patch_embed"]', NAMES),
+    "TRAIN.FREEZE": Key([], 'modules that are not trained, e.g. ["patch_embed"]', NAMES),
     "TRAIN.WEIGHT_DECAY": Key(0.05, "weight decay of matrices and kernels", between(0, 1000)),
     "TRAIN.CLIP_GRAD": Key(5.0, "largest gradient norm of an update; 0: no clipping", between(0, 1e9)),
     "TRAIN.ACCUMULATION_STEPS": Key(1, "batches per update", COUNT, flag="--accumulation-steps"),

@@ -81,7 +81,7 @@ def check_acting(opts: Sequence[str] | None, acting: Collection[str]) -> None:
     for key in (opts or ())[::2]:
         if key in KEYS and key not in acting:
             raise UsageError(
-                f"--opts {key} has no effect here, the checkpoint sets it; keys with an effect: {', '.join(acting)}"
+                f"--opts {key} has no effect here: the checkpoint sets it; keys with an effect: {', '.join(acting)}"
             )
 
 

@@ -23,7 +23,7 @@ from tools.base.errors import ResourceError, UsageError, UserError
 
 SHARED_MEMORY = Path("/dev/shm")  # where loader processes leave their batches
 AHEAD = 2  # batches that each loader process prefetches; torch's default
-TIMEOUT_SECONDS = 300  # wait for one batch at most so long; then the file system is taken to hang
+TIMEOUT_SECONDS = 300  # longest wait for one batch; after it, the file system counts as hung
 
 
 def build_split(data, name: str, classes: Sequence[str] | None = None, balanced_copies: bool = False) -> Split:
@@ -136,7 +136,7 @@ def _ranks_here(world_size: int) -> int:
     local = os.environ.get("LOCAL_WORLD_SIZE", str(world_size))
     if not re.fullmatch("[1-9][0-9]{0,5}", local):
         raise UsageError(
-            f"the environment has LOCAL_WORLD_SIZE={local}; it must be a whole number; start with torchrun"
+            f"the environment has LOCAL_WORLD_SIZE={local}, which must be a whole number; start with torchrun"
         )
     return int(local)
 

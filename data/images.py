@@ -177,7 +177,7 @@ def encode(image: Image.Image, name: str, quality: int) -> bytes:
 
 
 def format_of(name: str) -> str | None:
-    """Pillow's name of the file format that the suffix of `name` stands for, or None."""
+    """Pillow's name of the file format for the suffix of `name`, or None."""
     return Image.registered_extensions().get(os.path.splitext(name)[1].lower())
 
 

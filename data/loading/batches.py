@@ -24,8 +24,8 @@ class Batch(NamedTuple):
 def collate(items: list[tuple[View, Tensor] | UserError]) -> Batch | UserError:
     """The stacked batch; or the first error in it; or, in a loader process, the error that /dev/shm is full.
 
-    A loader process passes tensors through shared memory. They are moved there here: torch would do it in a thread
-    whose errors are lost, and the main process would wait forever.
+    A loader process passes tensors through shared memory. This function moves them there; torch would do it in
+    a thread whose errors are lost, and the main process would wait forever.
     """
     for item in items:
         if isinstance(item, UserError):

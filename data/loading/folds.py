@@ -16,7 +16,7 @@ def fold_of(
 
     Args:
         split: training photos with their balanced copies, which never get into the validation part.
-        duplicates: names of photos that show the same (`data.manifest.duplicate_groups`).
+        duplicates: names of duplicate photos, one set per group (`data.manifest.duplicate_groups`).
 
     Raises:
         UsageError: when there are too few photos for so many folds.

@@ -64,7 +64,7 @@ class Mixer:
             half_h, half_w = int(height * share) // 2, int(width * share) // 2
             box = [max(0, y - half_h), min(height, y + half_h), max(0, x - half_w), min(width, x + half_w)]
         area = (box[1] - box[0]) * (box[3] - box[2])
-        return 1 - area / (height * width), box, True  # from the area after the image's edge has clipped the rectangle
+        return 1 - area / (height * width), box, True  # from the clipped rectangle's area
 
 
 def apply_mix(images: Tensor, targets: Tensor, mix: Mix) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ def shear(image: Image.Image, factor: float, fillcolor, *, rows: bool) -> Image.
 
 
 def translate(image: Image.Image, distance: float, fillcolor, *, rows: bool, share: bool) -> Image.Image:
-    """The image moved by `distance` pixels, or by that share of its side."""
+    """The image moved by `distance` pixels, or with `share` by that fraction of its side."""
     length, lines = image.size if rows else image.size[::-1]
     return move_lines(image, np.full(lines, distance * (length if share else 1)), fillcolor, rows=rows)
 

@@ -1,4 +1,4 @@
-"""Photos that show the same: fingerprints of their pixels, and the comparison of all pairs.
+"""Finds duplicate photos: fingerprints of their pixels, and the comparison of all pairs.
 
 Exact duplicates have equal pixels. Near-duplicates (saved again, brightened, slightly cropped) have perceptual hashes
 within MAX_DISTANCE of 64 bits, and gray thumbnails whose correlation is at least MIN_CORRELATION. On the course's 3,600

@@ -61,7 +61,7 @@ def read_raw(src: Path, pool: bool, follow: bool = False) -> list[RawSplit]:
 
 
 def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
-    """Raises DataError when more is missing than `max_missing`, or if `multi_label` forbids a row's several labels."""
+    """Raises DataError for more missing items than `max_missing`, or for several labels if `multi_label` is "error"."""
     for what, names in left_out(raws, unreadable=[]).items():
         check_count(names, what, "--max-missing", max_missing)
     for name, row in ((raw.name, row) for raw in raws for row in raw.rows):

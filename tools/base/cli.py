@@ -52,7 +52,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, args: Sequence[str], namespace: None = None) -> argparse.Namespace:  # type: ignore[override]
         """The values of `args`. Raises UsageError for a flag that does not exist."""
-        for argument in args:  # first: argparse would report the required flag that was misspelt as missing
+        for argument in args:  # first, because argparse would only report that a misspelt flag is missing
             flag = argument.split("=")[0]
             if flag.startswith("--") and flag not in self._option_string_actions:
                 hint = nearest(flag, self._option_string_actions, cutoff=0.7) or self.hint(flag)

@@ -18,7 +18,7 @@ from tools.base.errors import BusyError, DataError, ResourceError, UsageError
 
 
 def read_regular(path: Path, what: str, max_bytes: int) -> bytes:
-    """The bytes of a regular file of at most `max_bytes`; errors begin with `what`, such as "label file".
+    """The bytes of a regular file of at most `max_bytes`; errors begin with `what`, e.g. "box file".
 
     Raises:
         DataError: for any other path. Reading a FIFO would block forever; reading a device would never end.

@@ -52,5 +52,5 @@ def read_digest(file: BinaryIO) -> tuple[str, bool]:
 
 
 def is_whole(raw: bytes, comment: bytes, sealed: bool) -> bool:
-    """Whether an archive ends with its `comment` and, if the comment is a seal, whether the seal matches (`sealed`)."""
+    """Whether an archive ends with its `comment`, and with a matching seal (`sealed`) if the comment is a seal."""
     return raw.endswith(_LENGTH.pack(len(comment)) + comment) and (sealed or not comment.startswith(_MARK))

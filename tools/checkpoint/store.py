@@ -265,7 +265,7 @@ def _parse(path: Path, raw: bytes, sealed: bool) -> object:
 
 
 def _verify_archive(path: Path, raw: bytes, sealed: bool) -> None:
-    """Checks every member's CRC. Before, refuses what zip bombs need and torch never writes: compression, overlaps."""
+    """Refuses what zip bombs need and torch never writes (compression, overlaps), then checks every member's CRC."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             members = archive.infolist()

@@ -68,7 +68,7 @@ def read_run(name: str, loaded, args):
     """((name, images per update, peak learning rate, epochs), predictions) of a run.
 
     Args:
-        name: a predictions.csv, whose numbers are not known, or a run folder or checkpoint, which is scored.
+        name: a predictions.csv (numbers are then "-"), or a run folder or checkpoint, which is scored.
     """
     from data.labels import NAME_OF
     from tools.checkpoint.find import checkpoint_at

@@ -30,7 +30,7 @@ def build_parser() -> cli.Parser:
     add("--quality", default=95, type=int, metavar="Q", help="JPEG quality of written photos, 1 to 100 (default: 95)")
     add("--balance", action="store_true", help="add brighter, mirrored, turned copies of rare labels, for training")
     names = ("--no-duplicates", "--no-twins")  # the second is the name in earlier versions
-    add(*names, action="store_false", dest="duplicates", help="do not look for photos that show the same")
+    add(*names, action="store_false", dest="duplicates", help="do not look for duplicate photos")
     add("--allow-leak", action="store_true", help="continue although duplicates lie in different splits")
     missing = "leave out up to N rows without a photo, and N photos without a row"
     add("--max-missing", default=0, type=int, metavar="N", help=missing)

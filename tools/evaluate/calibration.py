@@ -95,7 +95,7 @@ def _thresholds(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _powerset(probability: np.ndarray, truth: np.ndarray) -> Powerset | None:
-    """None when the photos hold fewer than two different label sets."""
+    """The regression fitted on these photos, or None when they have fewer than two different label sets."""
     sets, numbers = np.unique(truth, axis=0, return_inverse=True)
     if len(sets) < 2:
         return None

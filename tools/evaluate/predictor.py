@@ -98,7 +98,7 @@ class Predictor:
         return self.members[0].labels
 
     def fingerprint(self) -> str:
-        """Twelve hexadecimal digits for the checkpoints, the rule and the views: equal digits, equal answers."""
+        """Twelve hexadecimal digits that identify the checkpoints, the rule and the views."""
         parts = [*(member.sha256 for member in self.members), self.rule.decide_by, self.tta]
         return hashlib.sha256(" ".join(parts).encode()).hexdigest()[:12]
 

@@ -1,6 +1,6 @@
 """From logits to calibrated probabilities, labels and a confidence: one rule, fitted on validation photos.
 
-The checkpoint stores the rule. It must not be fitted on the photos that are scored: if those are the validation photos
+The checkpoint stores the rule. A rule must not be fitted on the photos that it scores: for the validation photos
 themselves, `tools.evaluate.calibration.cross_fitted` fits it on one half and applies it to the other.
 
 Letters in shape comments: n photos, C classes, K label sets.
@@ -137,7 +137,7 @@ class Powerset:
 
 
 def logit(probability: np.ndarray) -> np.ndarray:
-    """log(p / (1 - p)), of probabilities kept 1e-6 away from 0 and 1."""
+    """log(p / (1 - p)), of probabilities clipped to [1e-6, 1 - 1e-6]."""
     p = probability.clip(1e-6, 1 - 1e-6)
     return np.log(p / (1 - p))
 

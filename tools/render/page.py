@@ -63,7 +63,7 @@ class Picture(NamedTuple):
 
 
 class Pictures(NamedTuple):
-    """Pictures in rows of 6, or of 4 or 2 on narrower screens, so that 12 pictures fill all rows.
+    """Pictures in rows of 6, or of 4 or 2 on narrower screens; a multiple of 12 leaves no gap.
 
     `large` pictures stand in rows of 2 or 1; if their number is odd, the first has its own row. `group` draws a border.
     """

@@ -52,7 +52,7 @@ def ranks_from_environment(environ=os.environ) -> Ranks:
     if missing:
         raise UsageError(f"{', '.join(given)} set in the environment, and not {missing[0]}; start with torchrun")
     if not all(re.fullmatch("[0-9]{1,6}", text) for text in given.values()):
-        raise UsageError(f"the environment has {given}; these must be whole numbers; start with torchrun")
+        raise UsageError(f"the environment has {given}, which must be whole numbers; start with torchrun")
     rank, world_size, local_rank = (int(given[name]) for name in names)
     if not rank < world_size:
         raise UsageError(f"the environment has {given}: a rank must lie in 0..WORLD_SIZE-1")

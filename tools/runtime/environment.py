@@ -16,10 +16,10 @@ STAY_ON_CPU = "stay on the CPU with --device cpu or CUDA_VISIBLE_DEVICES= (empty
 
 
 def check_packages() -> str:
-    """`Python 3.11.9, torch 2.14.1, ...`.
+    """The versions of Python and the packages: `Python 3.11.9, torch 2.14.1, ...`.
 
     Raises:
-        ResourceError: when one is missing, or when several OpenCV packages share the folder `cv2`.
+        ResourceError: when a package is missing, or when several OpenCV packages share the folder `cv2`.
     """
     versions = {name: _version(name) for name in (*PACKAGES, *OPENCVS)}
     missing = [name for name in PACKAGES if not versions[name]]

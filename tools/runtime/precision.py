@@ -67,7 +67,7 @@ class NativePrecision:
         return self.scaler.state_dict()
 
     def load_state_dict(self, state: dict) -> None:
-        """Restores `state_dict`. Raises CheckpointError when only one of the two runs scales its loss."""
+        """Restores `state_dict`. Raises CheckpointError when only the saved or only the present run scales its loss."""
         if bool(state) != self.may_skip:
             raise CheckpointError("the checkpoint was made with another AMP setting; resume with the same AMP.DTYPE")
         if state:

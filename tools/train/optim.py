@@ -11,12 +11,12 @@ from tools.runtime.precision import trainable
 
 
 def freeze(model: nn.Module, prefixes: Iterable[str]) -> None:
-    """Freezes every parameter whose name starts with one of `prefixes`.
+    """Freezes the modules and parameters named in `prefixes`.
 
     `set_train_mode` keeps frozen modules in eval mode, so batch norm statistics and dropout do not change either.
 
     Raises:
-        UsageError: for a name that no parameter begins with.
+        UsageError: for a name that the model does not have.
     """
     for prefix in prefixes:
         hits = [p for name, p in model.named_parameters() if name == prefix or name.startswith(prefix + ".")]

@@ -72,7 +72,7 @@ def try_out(run: Run) -> tuple[list[StepResult], float, float]:
     steps = train_one_epoch(context, batches, progress, plan.num_batches, plan.accumulation_steps)
     results = list(islice(steps, STEPS))
     workers = data.train_loader.num_workers
-    load_seconds = results[0].waited * min(plan.accumulation_steps, max(workers, 1))  # so many loaded at once
+    load_seconds = results[0].waited * min(plan.accumulation_steps, max(workers, 1))  # by this many at once
     step_seconds = _seconds_per_step(results[-1].seconds, results[-1].waited, load_seconds, workers)
     started = time.perf_counter()
     one = list(islice(batches_of(data.val_loader, context.device), 1))  # none where there are fewer photos than ranks
