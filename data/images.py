@@ -164,7 +164,7 @@ def thumbnail(image: Image.Image, side: int) -> bytes:
 
 
 def encode(image: Image.Image, name: str, quality: int) -> bytes:
-    """The image encoded in the format of the suffix of `name`, or in a substitute for formats that are only read.
+    """The image encoded in the format of the suffix of `name`, or in its substitute in `_WRITTEN_AS`.
 
     Args:
         quality: of lossy formats.

@@ -19,7 +19,7 @@ def fold_of(
         duplicates: names of duplicate photos, one set per group (`data.manifest.duplicate_groups`).
 
     Raises:
-        UsageError: when there are too few photos for so many folds.
+        UsageError: when there are fewer photos without duplicates than folds.
     """
     leader = {name: min(group) for group in duplicates for name in group}
     together: dict[str, list[int]] = {}

@@ -75,7 +75,7 @@ def describe_duplicates(photos: Sequence[AuditedPhoto], groups: Sequence[Sequenc
     """One plain dict per group of duplicates: `kind`, `members`, `contradicting`, `leak`.
 
     A group is `contradicting` when its members are labelled differently, and a `leak` when they lie in different
-    splits: a model then scores on photos that it has seen.
+    splits: a model is then scored on photos that it was trained on.
     """
     return [
         {

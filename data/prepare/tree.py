@@ -165,7 +165,7 @@ def _count_labels(files: Iterable[str]) -> dict[str, int]:
 
 
 def _place(source: Path, target: Path, mode: str) -> bool:
-    """Hard-links, or copies when asked to or when the file system cannot link. True when it copied."""
+    """Hard-links; or copies, if requested or if the file system cannot link. Returns True if it copied."""
     if mode == "link":
         try:
             os.link(source.resolve(), target)

@@ -18,25 +18,25 @@ class UserError(Exception):
 
 
 class UsageError(UserError):
-    """The command line or the config."""
+    """Invalid command line or config."""
 
     exit_code = 2
 
 
 class DataError(UserError):
-    """Photos, labels, folders."""
+    """Invalid photos, labels or folders."""
 
     exit_code = 3
 
 
 class CheckpointError(UserError):
-    """Checkpoints and pretrained weights."""
+    """Invalid checkpoint or pretrained weights."""
 
     exit_code = 4
 
 
 class ResourceError(UserError):
-    """Disk, memory, device, permission."""
+    """Missing disk space, memory, device or permission."""
 
     exit_code = 5
 

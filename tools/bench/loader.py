@@ -57,7 +57,7 @@ def make_peer_epoch(root: Path, opts: list[str]) -> Callable[[], object]:
 
 
 def make_epoch(root: Path, opts: list[str]) -> Callable[[], object]:
-    """An epoch of ours; every call is the next one, with other draws."""
+    """Our epoch; every call runs the next one, with other random draws."""
     config, preprocess = load_config(opts)
     split = scan_split(root, "train", config.DATA.ZIP_MODE, follow=config.DATA.FOLLOW_LINKS)
     loader = build_train_loader(config.DATA, config.AUG, split, preprocess, seed=0)

@@ -61,13 +61,13 @@ def draw_photo(width: int, height: int, seed: int) -> Image.Image:
 
 
 def shrink_whole(raw: bytes) -> Image.Image:
-    """What Pillow makes of an original that it decodes at full size."""
+    """The original as Pillow shrinks it, decoded at full size."""
     with Image.open(io.BytesIO(raw)) as image:
         scale = SIDE / min(image.size)
         return image.convert("RGB").resize([round(side * scale) for side in image.size], Image.Resampling.LANCZOS)
 
 
 def shrink_reduced(raw: bytes) -> Image.Image:
-    """What process_dataset.py --size makes of it."""
+    """The original as process_dataset.py --size shrinks it."""
     header, image = inspect(raw, "original", SIDE)
     return shrink(image, header.size, SIDE, squash=False) or image

@@ -71,7 +71,7 @@ def settings_of(args, raws) -> dict:
 
 
 def audit_photos(args, raws, smaller) -> tuple[list, list[dict], list[str]]:
-    """Audits the photos, writes copies of --size to `smaller`, finds duplicates, and cuts the pool for --split.
+    """Audits the photos, writes copies of --size to `smaller`, finds duplicates, and splits the pool for --split.
 
     Returns:
         The photos with their splits, the duplicates as the manifest lists them, and unreadable photos with reasons.

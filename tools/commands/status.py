@@ -40,7 +40,9 @@ def read_status(folder: Path) -> dict:
         epoch = 1 + min(status["step"], status["total_steps"] - 1) // status["updates_per_epoch"]
         epochs = status["total_steps"] // status["updates_per_epoch"]
     except (DataError, ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
-        raise ResourceError(f"{path} cannot be read: {type(error).__name__} {error}; train the run further") from None
+        raise ResourceError(
+            f"{path} cannot be read: {type(error).__name__} {error}; resume the run to rewrite it"
+        ) from None
     rows = read_history(folder / HISTORY)
     alive = holder(folder)
     more = {"run": str(folder), "alive": alive, "seconds_old": age, "seconds_left": left, "epoch": epoch}

@@ -202,7 +202,7 @@ def print_scores(result, predictor, abstaining: dict | None) -> None:
     right = sum(entry["right"] for entry in scores["per_class"])
     print(
         f"Overall Accuracy: {100 * scores['accuracy']:.2f}% ({right} of {scores['copies']} copies; at most "
-        f"{100 * scores['ceiling']:.2f}%, for a photo with two labels is two copies)"
+        f"{100 * scores['ceiling']:.2f}%: a photo with two labels is two copies)"
     )
     print(f"\n{scores['photos']} photos, per cent, with 95 % intervals:")
     print("\n".join(overall_lines(scores, result.bounds)))

@@ -88,7 +88,7 @@ class RunFolder:
                 store.save(self.path / store.LAST, self.meta | content, self.path / store.PREVIOUS)
 
     def add_epoch(self, row: dict, content: dict, *, is_best: bool, snapshot: bool) -> None:
-        """Writes the results of a validated epoch: its row of metrics.csv, the curves, best.pth and its snapshot.
+        """Writes the results of a validated epoch: its metrics.csv row, the curves, and if due best.pth and a snapshot.
 
         Args:
             row: for `tools.train.history.add_row`.

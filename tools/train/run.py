@@ -88,7 +88,7 @@ class Plan:
 
 @dataclass
 class TrainState:
-    """What training changes: the model, its optimizer, its precision's scaler, and `ema`, its average or None."""
+    """What training changes: the model, its optimizer, the loss scaler, and `ema`, the averaged model or None."""
 
     module: nn.Module
     optimizer: torch.optim.Optimizer
@@ -96,7 +96,7 @@ class TrainState:
     ema: ModelEma | None = None
 
     def inference_model(self) -> nn.Module:
-        """The weights that are validated, selected and tested."""
+        """The model whose weights are validated, selected and tested."""
         return self.ema.module if self.ema is not None else self.module
 
     def state_dict(self) -> dict:
