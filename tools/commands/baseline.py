@@ -11,7 +11,7 @@ NUM_BINS = 8  # per colour channel
 def main(argv: list[str]) -> int:
     """Parses `argv`, fits and scores both baselines."""
     parser = cli.Parser(prog="python -m tools baseline", description=__doc__)
-    parser.add_argument("--cfg", required=True, metavar="FILE", help="whose model is left untrained")
+    parser.add_argument("--cfg", required=True, metavar="FILE", help="config of the untrained model")
     parser.add_argument("--split", default="test", choices=["val", "test"], help="photos to score")
     add_config_flags(parser, ("--data-path", "--zip"))
     args = parser.parse_args(argv)
