@@ -208,8 +208,8 @@ def _decode_with_simplejpeg(image: Image.Image, raw: bytes) -> np.ndarray | None
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8, still to be applied; 1 (upright) where none is given.
 
-    Only for a loaded image, or where Pillow reads EXIF from the header (JPEG, TIFF): for a PNG it would decode the
-    pixels here and hide their faults. Pillow turns a TIFF while it loads it.
+    The image must be loaded, or in a format whose EXIF is in the header (JPEG, TIFF): for a PNG, Pillow would decode
+    the pixels here and hide their errors. Pillow turns a TIFF upright while it loads it.
     """
     try:
         orientation = image.getexif().get(ExifTags.Base.Orientation, 1)

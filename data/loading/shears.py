@@ -64,7 +64,7 @@ def move_lines(image: Image.Image, offsets: np.ndarray, fillcolor: tuple[int, in
 
 
 def _weights(part: np.ndarray) -> Tensor:
-    """Pillow's cubic for the four neighbours of a point `part` of the way from the second to the third, [n, 1, 4]."""
+    """Pillow's bicubic weights for four neighbours, [n, 1, 4]; the point is at `part`, from 0 (second) to 1 (third)."""
     rest = 1 - part
     outer = -part * rest**2, -(part**2) * rest
     inner = 1 - 2 * part**2 + part**3, 1 - 2 * rest**2 + rest**3

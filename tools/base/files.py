@@ -195,7 +195,7 @@ def _lock_file(target: Path) -> Path:
 
 
 def _lock(path: Path, target: Path, wait: bool) -> IO[bytes]:
-    """The locked file, which now names this process."""
+    """Locks the file at `path`, writes the name of this process into it, and returns it open."""
     while True:
         file = open_own(path)
         try:

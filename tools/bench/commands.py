@@ -26,7 +26,7 @@ def run(*words: object) -> float:
 
 
 def prepare_sample(folder: Path, *counts: int) -> Path:
-    """Draws that many photos for train, val and test, and prepares them under `folder`; returns the data folder."""
+    """Draws `counts` photos for train, val and test, and prepares them under `folder`; returns the data folder."""
     run("-m", "tools", "sample", "--dst", folder / "raw", "--counts", *counts)
     run("process_dataset.py", "--src", folder / "raw", "--dst", folder / "dataset", "--allow-leak")
     return folder / "dataset"

@@ -213,7 +213,7 @@ def _ranking(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray) ->
 
 
 def _share(part: np.ndarray, whole: np.ndarray, empty: float = np.nan) -> np.ndarray:
-    """part / whole, and `empty` where the whole is 0."""
+    """part / whole, or `empty` where the whole is 0."""
     return np.divide(part, whole, out=np.full(np.shape(part), float(empty)), where=whole > 0)
 
 

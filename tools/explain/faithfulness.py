@@ -62,8 +62,8 @@ def _blends(start: Tensor, end: Tensor, place: np.ndarray) -> Tensor:
 def shuffle_weights(model: nn.Module) -> nn.Module:
     """A copy with the values of every parameter in random order: the same scale, nothing learned.
 
-    The sanity check of Adebayo et al. (arXiv 1810.03292): a map that both models share shows the photo and not
-    what was learned.
+    The sanity check of Adebayo et al. (arXiv 1810.03292): a map that is the same for both models shows
+    the photo, not what was learned.
     """
     shuffled, generator = copy.deepcopy(model), torch.Generator().manual_seed(0)
     with torch.no_grad():
