@@ -71,7 +71,7 @@ def nearest(name: str, choices: Iterable[str], cutoff: float = 0.5) -> str:
     """`; did you mean X?` for the choice most like `name`, or the empty string when none is close.
 
     Args:
-        cutoff: the least similarity (difflib's ratio, 0 to 1) of a choice that is worth naming.
+        cutoff: smallest similarity (difflib's ratio, 0 to 1) of a choice that is suggested.
     """
     close = difflib.get_close_matches(name, list(choices), n=1, cutoff=cutoff)
     return f"; did you mean {close[0]}?" if close else ""

@@ -86,7 +86,7 @@ def write(path: Path, content: Content) -> None:
 def newest(folder: Path) -> tuple[Path | None, Content, dict[Path, str]]:
     """(path, content, errors of damaged ones by path) of a run folder's checkpoint with the highest step.
 
-    Only undamaged files named last.pth and previous.pth count; file times do not. (None, {}, {}) for no checkpoint.
+    Only undamaged files named last.pth and previous.pth count, not their times. (None, {}, {}) for no checkpoint.
 
     Raises:
         CheckpointError: when there are checkpoints and none of them can be read.

@@ -11,7 +11,7 @@ from tools.base.errors import UsageError
 
 
 def choose_default_layer(model: nn.Module, method: str) -> str:
-    """The layer of a heat map when the user names none: what pointed at lesions best (docs/results.md, "Heatmaps").
+    """The layer of a heat map if the user names none: the best at pointing at lesions (docs/results.md, "Heatmaps").
 
     For LayerCAM that is the product of the two stages before the last, whose cells are as small as lesions. The other
     methods weight a whole channel by one number, which suits only the last layer.

@@ -19,7 +19,7 @@ _PATIENCE = 5  # seconds for a killed process to be gone
 
 
 class Requests:
-    """What was requested of this rank: to end (`ending`, the signal's number) or to save (`saving`)."""
+    """What signals asked this rank to do: end (`ending`, the signal's number) or save (`saving`)."""
 
     def __init__(self):
         self.ending, self.saving = 0, False
