@@ -118,7 +118,7 @@ def _to_timm(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, int, di
 
 
 def _from_timm(key: str) -> str:
-    """timm merges patches at the start of a stage, Microsoft at the end of the stage before."""
+    """Microsoft's name for timm's `key`. timm merges patches at the start of a stage, Microsoft at the end."""
     moved = re.sub(r"^layers\.(\d+)\.downsample\.", lambda m: f"layers.{int(m[1]) - 1}.downsample.", key)
     return moved.replace("head.fc.", "head.")
 

@@ -64,7 +64,7 @@ class Pixels:
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self._map = _map(self.path)
-        if bytes(self._map[:32]) != self.digest:  # between the start of the run and that of this worker
+        if bytes(self._map[:32]) != self.digest:  # replaced after the run had started
             raise ResourceError(f"{self.path} was replaced while it was in use; start again")
 
 

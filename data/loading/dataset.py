@@ -20,7 +20,7 @@ class LeafDataset(Dataset):
 
     Indexed by a `Draw`, it seeds the augmentation by epoch and position, so that every process gives the same pixels;
     a plain index does not seed the transform. An unreadable photo is returned as its `DataError`, which `collate`
-    passes on, because an exception that crosses from a worker loses its one-line message.
+    passes on, because an exception that torch re-raises from a worker loses its one-line message.
 
     Args:
         transform: image, uint8 [H, W, 3] -> `data.loading.transforms.View`.

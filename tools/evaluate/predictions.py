@@ -44,7 +44,7 @@ class Prediction:
     Attributes:
         labels: names of the labels that were decided, at least one.
         confidence: the probability that exactly these labels are right.
-        probabilities: of each label, that the photo has it, whatever its other labels.
+        probabilities: for each label, the probability that the photo has it, whatever its other labels.
     """
 
     labels: tuple[str, ...]

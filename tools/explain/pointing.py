@@ -34,7 +34,7 @@ def measure_pointing(heat: np.ndarray, mask: np.ndarray) -> tuple[float, float, 
     """(1 when the peak lies in the mask, the mask's share of the area, its share of the map's sum).
 
     The pointing game is Zhang et al., arXiv 1608.00507, section 4.2; energy is Wang et al., arXiv 1910.01279, section
-    4.3. A map that is zero everywhere points nowhere: 0 and 0.
+    4.3. For a map of zeros, the first and the last value are 0.
     """
     total = float(heat.sum())
     if total <= 0:

@@ -98,7 +98,7 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _wrap(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The lines of `text`, broken where they exceed `width`: after a space or a sign, else anywhere."""
+    """The lines of `text`, broken where they exceed `width`: after a space or one of `.+_/-`, else anywhere."""
     lines = []
     for paragraph in text.split("\n"):
         current = ""
