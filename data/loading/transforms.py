@@ -52,7 +52,7 @@ class Preprocess:
 
     @property
     def _short_side(self) -> int:
-        """Of the resized image before the center crop, in pixels."""
+        """Short side of the resized image before the center crop, in pixels."""
         return int(256 / 224 * self.size)
 
     def geometry(self) -> Callable[[Image.Image], Image.Image]:

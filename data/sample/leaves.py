@@ -114,7 +114,7 @@ def _leaf_surface(rng: np.random.Generator, mask: np.ndarray, axis) -> np.ndarra
 
 
 def _light(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
-    """Exposure, colour of the light and one broad shadow; then 8 bits."""
+    """Exposure, colour of the light and one broad shadow, as 8-bit pixels."""
     canvas = canvas * rng.uniform(0.75, 1.2) * rng.uniform(0.93, 1.07, 3).astype(np.float32)
     canvas = canvas * (1 + 0.15 * _noise(rng, 90)[..., None])
     return (canvas + rng.normal(0, 2.5, canvas.shape)).clip(0, 255).astype(np.uint8)

@@ -15,8 +15,7 @@ def read_csv(raw: bytes, path: Path) -> tuple[list[str], Iterator[tuple[int, lis
     """The header of a CSV file, and its rows as (line in the file, fields), read one at a time.
 
     The file is UTF-8, or UTF-16 with a byte order mark, and separated by commas, or as Excel may write it, by `;` or
-    tabs. Names in the header lose the spaces around them; the header of an empty file has no names. Empty lines are
-    left out.
+    tabs. Spaces around the names in the header are removed; an empty file has an empty header. Empty lines are skipped.
 
     Args:
         raw: the bytes of the file at `path`, which only the errors name.

@@ -125,11 +125,11 @@ def read_own(path: Path, schema: Schema = INFERENCE) -> Content:
 def read_file(path: Path, schema: Schema | None = None) -> tuple[Content, str]:
     """(content, SHA-256) of a weight file: a torch archive (ours, Microsoft's, the course project's) or .safetensors.
 
-    Only tensors and plain values are ever built from it (and yacs's node, which is a dict). Torch checks neither the
-    archive's checksums nor that a tensor has the numbers its shape claims, so this does. The file is read once.
+    Only tensors and plain values are ever built from it (and yacs's node, which is a dict). Torch does not check the
+    archive's checksums, nor that a tensor has the numbers its shape claims; this function does. It reads the file once.
 
     Args:
-        schema: the file must be a checkpoint of this program, match its seal and have each of these keys, valid.
+        schema: the file must be a checkpoint of this program, match its seal, and have a valid value per key.
 
     Raises:
         CheckpointError: for a missing file, a damaged one, another kind of file, or a missing or invalid part.
@@ -252,7 +252,7 @@ _ALLOWED: list[Any] = [  # what files of the course project and of training scri
 
 
 def _parse(path: Path, raw: bytes, sealed: bool) -> object:
-    """What the bytes of the file at `path` hold."""
+    """The content of the file at `path`, from its bytes."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load
 

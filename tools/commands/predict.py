@@ -89,7 +89,7 @@ def predict(loaded, args) -> int:
 
 
 def record(predictor, photos, summary, config, args) -> None:
-    """Adds to the files of --csv and --json what they lack of the photos; without these files, prints a line each."""
+    """Predicts the photos that the files of --csv and --json lack, and adds them; without files, prints a line each."""
     from tools.base.log import progress, say
     from tools.evaluate.prediction_files import CsvFormat, JsonFormat, PredictionFile
 

@@ -109,7 +109,7 @@ def _powerset(probability: np.ndarray, truth: np.ndarray) -> Powerset | None:
 
 
 def _halves(truth: np.ndarray) -> np.ndarray:
-    """`[n]` bool: one of two halves over which every label set is spread evenly."""
+    """`[n]` bool: True for one half of the photos; every label set is divided evenly."""
     _, sets = np.unique(truth, axis=0, return_inverse=True)
     order = np.lexsort((np.random.default_rng(0).random(len(truth)), sets.ravel()))
     half = np.zeros(len(truth), bool)

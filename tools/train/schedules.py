@@ -24,8 +24,9 @@ def build_schedule(
 ) -> Callable[[int], float]:
     """step -> learning rate, from step 0 on.
 
-    A linear warm-up from `warmup_lr` replaces the beginning of: cosine to `min_lr` (arXiv 1608.03983, equation 5);
-    linear to a hundredth of `base_lr`, as in the course project; or `decay_rate` as a factor every `decay_steps`.
+    A linear warm-up from `warmup_lr` replaces the first steps. The schedules are a cosine to `min_lr` (arXiv
+    1608.03983, equation 5), a line from the end of the warm-up to a hundredth of `base_lr` (as in the course project),
+    and a factor `decay_rate` every `decay_steps`.
     """
 
     def cosine(step: int) -> float:
