@@ -114,6 +114,7 @@ def test_a_limit_is_a_share_of_the_card(monkeypatch):
     assert shares == [1 / 3, 1.0, 1.0]
 
 
+@pytest.mark.filterwarnings("ignore")
 def test_synchronisations_are_counted_per_update(monkeypatch):
     """torch warns at each one in this mode; other warnings do not count."""
     modes = []
@@ -125,8 +126,7 @@ def test_synchronisations_are_counted_per_update(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", modes.append)
     monkeypatch.setattr(gpu, "make_loop", lambda *_: (None, run_loop))
-    with pytest.warns(UserWarning, match="synchronizing"):
-        (row,) = gpu.count_synchronisations(Namespace(size="toy", batch=2), "syncs")
+    (row,) = gpu.count_synchronisations(Namespace(size="toy", batch=2), "syncs")
     assert (row["note"], modes) == ("2 per update", ["warn", "default"])
 
 
