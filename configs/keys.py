@@ -80,7 +80,7 @@ KEYS: dict[str, Key] = {
         -1, "loader processes per rank; -1: one per core of the rank, at most 8", between(-1, 256), may_change=True
     ),
     # model
-    "MODEL.TYPE": Key("swin", "swin: the Swin of this project; timm: any timm name", one_of("swin", "timm")),
+    "MODEL.TYPE": Key("swin", "swin: our own Swin; timm: a model of timm (models.md)", one_of("swin", "timm")),
     "MODEL.NAME": Key(
         "swin_tiny_patch4_window7_224",
         "names the run folder, the timm model, and the weights that PRETRAINED auto looks for",

@@ -5,6 +5,7 @@ import torch
 from tools.explain.layers import find_layer, find_map_layout
 
 CELLS = 4  # patches per side that are changed, one at a time
+DRAWS = 3  # of an image and its patches
 
 
 @torch.no_grad()
@@ -18,24 +19,32 @@ def grid_of_layer(model: torch.nn.Module, path: str, size: int) -> tuple[int, in
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0  # with the statistics of a fresh model, deep activations vanish
-    count, side = CELLS**2, size // CELLS
-    images = torch.randn(3, size, size).repeat(count + 1, 1, 1, 1)
-    for patch in range(count):
-        top, left = patch // CELLS * side, patch % CELLS * side
-        images[patch + 1, :, top : top + side, left : left + side] = torch.randn(3, side, side)
-    model.train()(images)
     outputs: list = []
-    handle = find_layer(model, path).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
-    model.eval()(images)
-    handle.remove()
-    maps = find_map_layout(model, outputs[0], count + 1)(outputs[0])
-    change = (maps[1:] - maps[:1]).double().abs().sum(1)
+    change = torch.zeros(())
+    for _ in range(DRAWS):
+        images = _change_patches(size)
+        model.train()(images)
+        handle = find_layer(model, path).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
+        model.eval()(images)
+        handle.remove()
+        maps = find_map_layout(model, outputs[-1], len(images))(outputs[-1]).double()
+        difference = (maps[1:] - maps[:1]).abs().sum(1)
+        change = change + difference / difference.mean()
     change = change / change.mean(0).clamp_min(1e-30)
     change = change / change.sum((1, 2), keepdim=True)
     height, width = change.shape[1:]
     rows, columns = change.sum(2) @ torch.arange(height).double(), change.sum(1) @ torch.arange(width).double()
-    places = torch.arange(count)
+    places = torch.arange(CELLS**2)
     for centre, place in ((rows, places // CELLS), (columns, places % CELLS)):
         agreement = torch.corrcoef(torch.stack([centre, place.double()]))[0, 1].item()
         assert agreement > 0.8, f"{path}: {agreement:.2f}"
     return height, width
+
+
+def _change_patches(size: int) -> torch.Tensor:
+    """A random image, and one more for each patch, with that patch changed."""
+    images, side = torch.randn(3, size, size).repeat(CELLS**2 + 1, 1, 1, 1), size // CELLS
+    for patch in range(CELLS**2):
+        top, left = patch // CELLS * side, patch % CELLS * side
+        images[patch + 1, :, top : top + side, left : left + side] = torch.randn(3, side, side)
+    return images
