@@ -33,7 +33,8 @@ LIMITED_MAIN = (
 def measure(args) -> list[Row]:
     """The rows of all parts. A part that would begin after `args.minutes` is left out, and its row says so."""
     started, rows = time.monotonic(), []
-    torch.backends.cudnn.benchmark = True  # as main.py does
+    torch.backends.cudnn.benchmark = True  # this and TF32 in fp32 as in main.py, for timm too
+    torch.set_float32_matmul_precision("high")
     args.dataset = prepare_sample(args.folder, args.photos, 16, 16)
     for name, lacks, measure_part in list_parts(args):
         seconds = time.monotonic() - started
