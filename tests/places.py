@@ -16,14 +16,15 @@ def grid_of_layer(model: torch.nn.Module, path: str, size: int) -> tuple[int, in
     each cell relative to its mean over all patches; over the patches, it must correlate with the patch's place.
     """
     torch.manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
-            module.momentum = 1.0  # with the statistics of a fresh model, deep activations vanish
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0  # with the statistics of a fresh model, deep activations vanish
     outputs: list = []
     change = torch.zeros(())
     for _ in range(DRAWS):
         images = _change_patches(size)
-        model.train()(images)
+        if norms:
+            model.train()(images)
         handle = find_layer(model, path).register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
         model.eval()(images)
         handle.remove()
