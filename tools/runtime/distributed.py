@@ -1,4 +1,4 @@
-"""Ranks and the operations that all ranks do together. Plain `python` makes no process group."""
+"""Ranks and the operations that all ranks do together. Without torchrun there is no process group."""
 
 import itertools
 import os
@@ -42,7 +42,7 @@ def ranks_from_environment(environ=os.environ) -> Ranks:
     """Reads RANK, WORLD_SIZE and LOCAL_RANK, which torchrun sets.
 
     Raises:
-        UsageError: when only some are set, or they make no sense.
+        UsageError: when only some are set, or their values are invalid.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     given = {name: environ[name] for name in names if name in environ}
@@ -50,7 +50,7 @@ def ranks_from_environment(environ=os.environ) -> Ranks:
         return Ranks()
     missing = [name for name in names if name not in given]
     if missing:
-        raise UsageError(f"{', '.join(given)} set in the environment, and not {missing[0]}; start with torchrun")
+        raise UsageError(f"{', '.join(given)} set in the environment, but not {missing[0]}; start with torchrun")
     if not all(re.fullmatch("[0-9]{1,6}", text) for text in given.values()):
         raise UsageError(f"the environment has {given}, which must be whole numbers; start with torchrun")
     rank, world_size, local_rank = (int(given[name]) for name in names)
@@ -116,7 +116,7 @@ def choose_device(ranks: Ranks, wanted: str = "auto") -> torch.device:
     if wanted == "cpu":
         return torch.device("cpu")
     wheel = f"torch {torch.__version__}"
-    with warnings.catch_warnings(record=True) as caught:  # torch only warns of a driver that is too old
+    with warnings.catch_warnings(record=True) as caught:  # torch only warns about a driver that is too old
         warnings.simplefilter("always")
         available = torch.cuda.is_available()
     if not available:
@@ -125,8 +125,8 @@ def choose_device(ranks: Ranks, wanted: str = "auto") -> torch.device:
         return torch.device("cpu")
     if ranks.local_rank >= torch.cuda.device_count():
         raise ResourceError(
-            f"rank {ranks.rank} wants GPU {ranks.local_rank}, and this machine shows "
-            f"{torch.cuda.device_count()}; lower --nproc_per_node"
+            f"rank {ranks.rank} needs GPU {ranks.local_rank}, but only "
+            f"{torch.cuda.device_count()} GPU(s) are visible; lower --nproc_per_node"
         )
     device = torch.device("cuda", ranks.local_rank)
     torch.cuda.set_device(device)
@@ -137,14 +137,14 @@ def choose_device(ranks: Ranks, wanted: str = "auto") -> torch.device:
 
 
 def sum_across_ranks(values: Tensor) -> Tensor:
-    """Elementwise sum over all ranks, in place. Add sums and counts, then divide once."""
+    """Elementwise sum over all ranks, in place. For a mean, sum values and counts, then divide."""
     if dist.is_initialized():
         dist.all_reduce(values)
     return values
 
 
 def largest_of_ranks(votes: Sequence[int]) -> list[int]:
-    """Elementwise maximum over all ranks. Goes over gloo, so it does not wait for what a GPU has still to compute."""
+    """Elementwise maximum over all ranks. Uses gloo, so it does not wait for pending GPU work."""
     if not dist.is_initialized():
         return list(votes)
     largest = torch.tensor(votes)
@@ -153,12 +153,12 @@ def largest_of_ranks(votes: Sequence[int]) -> list[int]:
 
 
 def pack_gradients(parameters: Sequence[Tensor], dtype: torch.dtype | None = None) -> list[Bucket]:
-    """Copies gradients, zeros for missing ones, into buckets for `sum_buckets`; nothing for a process without others.
+    """Copies gradients (zeros for missing ones) into buckets for `sum_buckets`; [] without a process group.
 
     Memory may run out here, so it is done before the ranks agree to sum.
 
     Args:
-        dtype: of the buckets; None keeps that of the gradients.
+        dtype: dtype of the buckets; None keeps that of the gradients.
     """
     if not dist.is_initialized():
         return []
@@ -198,7 +198,7 @@ def share_weights(*models: nn.Module) -> None:
 
 
 def raise_together(error: Exception | None, ranks: Ranks) -> None:
-    """Raises on every rank when any rank has an `error`: the error itself there, a line that points to it elsewhere."""
+    """If any rank has an `error`, raises on every rank: its own error, or else one that names the failed rank."""
     code = as_user_error(error).exit_code if error else 0
     if not any(largest_of_ranks([code])):
         return
@@ -206,14 +206,14 @@ def raise_together(error: Exception | None, ranks: Ranks) -> None:
     if error:
         raise error
     failed = next(rank for rank, code in enumerate(codes) if code)
-    other = UserError(f"rank {ranks.rank} stops because rank {failed} failed; its own line says why")
+    other = UserError(f"rank {ranks.rank} stops because rank {failed} failed; see the error of rank {failed}")
     other.exit_code = codes[failed]
     raise other
 
 
 @contextmanager
 def together(ranks: Ranks) -> Iterator[None]:
-    """Around work after which the ranks meet: an exception on any rank ends all of them, with the same exit code."""
+    """Wraps work that all ranks do: an exception on any rank ends all of them, with the same exit code."""
     error = None
     try:
         yield

@@ -54,7 +54,7 @@ class NativePrecision:
         return nn.utils.get_total_norm([p.grad for p in trainable(optimizer) if p.grad is not None])
 
     def clip(self, optimizer: Optimizer, clip_grad: float, norm: Tensor) -> None:
-        """Scales gradients of the norm `norm` down to `clip_grad`."""
+        """Scales gradients, whose norm is `norm`, down to the norm `clip_grad`."""
         nn.utils.clip_grads_with_norm_(trainable(optimizer), clip_grad, norm)
 
     def step(self, optimizer: Optimizer) -> None:

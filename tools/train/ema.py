@@ -7,9 +7,9 @@ from torch import nn
 
 
 class ModelEma:
-    """`module`, in eval mode: the exponential moving average of the weights and batch norm statistics of `model`.
+    """Keeps the exponential moving average of a model's weights and batch norm statistics in `module`, in eval mode.
 
-    The same values as timm's ModelEmaV3 with warm-up, which collects the tensors of both models again for every update.
+    Equals timm's ModelEmaV3 with warm-up, but collects the tensors of both models once, not in every update.
 
     Args:
         decay: share of the old average, reached after a warm-up: at step s it is at most 1 - s^(-2/3).
@@ -23,7 +23,7 @@ class ModelEma:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Moves the average towards the weights of step 1, 2, ..."""
+        """Moves the average towards the current weights of the model. `step` counts from 1."""
         decay = min(1 - step ** (-2 / 3), self.decay)
         averages, values = zip(*self._floats, strict=True)
         torch._foreach_lerp_(averages, values, weight=1 - decay)

@@ -1,4 +1,4 @@
-"""Writes a file of TensorBoard's events, without the thread of its own writer, whose errors are tracebacks."""
+"""Writes TensorBoard event files, without the thread of TensorBoard's writer, whose errors are tracebacks."""
 
 import socket
 import time
@@ -16,7 +16,7 @@ class EventWriter:
     """Writes scalars into a new file of a folder; TensorBoard reads the files of a folder in the order of their names.
 
     Args:
-        step: updates done. What older files have of later steps is hidden.
+        step: updates done. TensorBoard hides the points of later steps in older files.
     """
 
     def __init__(self, folder: Path, step: int):
@@ -26,7 +26,7 @@ class EventWriter:
         self._write(step=step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, group: str, step: int, values: Mapping[str, float]) -> None:
-        """Adds a point at `step` to every curve `<group>/<name>`. Raises ResourceError when the disk refuses."""
+        """Adds a point at `step` to every curve `<group>/<name>`. Raises ResourceError if writing fails."""
         points = [Summary.Value(tag=f"{group}/{name}", simple_value=value) for name, value in values.items()]
         self._write(step=step, summary=Summary(value=points))
 

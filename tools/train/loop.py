@@ -23,7 +23,7 @@ class Progress:
         step: steps done, skipped ones included.
         skipped: steps that fp16 overflow skipped.
         validated: number of validated epochs.
-        sums: sums of this epoch: loss x images, images, finite gradient norms, and how many.
+        sums: sums of this epoch: loss x images, images, finite gradient norms, and their number.
         best: best validation score so far; -1 before the first.
     """
 

@@ -156,7 +156,7 @@ def _seconds_per_step(seconds: float, waited: float, load_seconds: float, worker
     """Seconds per step in a long run, while each loader process prepares another batch in parallel.
 
     Args:
-        seconds: of a measured step, `waited` of them for its batches.
+        seconds: time of a measured step; `waited` is the part spent waiting for its batches.
         load_seconds: what one process takes to load the batches of a step.
     """
     return max(seconds - waited, load_seconds / workers) if workers else seconds

@@ -214,7 +214,7 @@ class Run:
         return seconds
 
     def _profile(self, num_updates: int) -> AbstractContextManager[Callable[[], object]]:
-        """See `profile_updates`; for the first of the epochs that still have enough of their `num_updates` to do."""
+        """On the first rank: profiles the first epoch with enough updates left. See `profile_updates`."""
         wanted = self.plan.profile_updates
         now = not self._profiled and self.context.ranks.first and wanted < num_updates
         self._profiled |= now
@@ -317,7 +317,7 @@ class Run:
 
 
 def validation_scores(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> dict:
-    """`tools.evaluate.metrics.score` of `[n, num_classes]` logits by an unfitted rule, and `loss`.
+    """`tools.evaluate.metrics.score` of `[n, num_classes]` logits with an unfitted rule, plus `loss`.
 
     The loss is the mean over photos for "multi" targets, and over label copies for "single".
     """

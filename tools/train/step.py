@@ -1,4 +1,4 @@
-"""One step: the gradients of a global batch, computed in micro-batches that fit into memory, and the optimizer's step.
+"""One step: the gradients of its batches, computed in micro-batches that fit into memory, and the optimizer's step.
 
 The optimizer steps only if every rank succeeded. Until then, a failed attempt changes nothing, so it can be repeated
 with a smaller micro-batch.
@@ -33,12 +33,12 @@ from tools.runtime.precision import Precision, trainable
 from tools.train.draws import Draws
 from tools.train.optim import set_learning_rate
 
-Batch = tuple[Tensor, ...]  # images and targets of B images in main memory, then what `to_device` needs besides
+Batch = tuple[Tensor, ...]  # images and targets of B images in main memory, then anything else that `to_device` needs
 _DONE, _OUT_OF_MEMORY, _ERROR = range(3)  # attempt outcomes, in order of severity
 
 
 def move(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The images and targets of a batch on the device, as they are."""
+    """The images and targets of a batch on the device, unchanged."""
     images, targets, *_ = (part.to(device, non_blocking=True) for part in batch)
     return images, targets
 
@@ -54,7 +54,7 @@ class StepContext:
         photos: step -> paths of this rank's photos of the step in order, for messages.
         to_device: (batch, device) -> images [B, 3, S, S] and targets [B, num_classes] there.
         clip_grad: largest gradient norm; 0 for no clipping.
-        reduce_dtype: in which gradients are summed over ranks; None for their own.
+        reduce_dtype: dtype in which gradients are summed over ranks; None keeps their own.
     """
 
     model: nn.Module
@@ -91,7 +91,7 @@ class Statistics:
             torch._foreach_copy_(self._saved, self._buffers)
 
     def restore(self) -> None:
-        """Gives the buffers the values they were saved with."""
+        """Sets the buffers to the saved values."""
         if self._buffers:
             torch._foreach_copy_(self._buffers, self._saved)
 
@@ -101,10 +101,10 @@ class StepResult:
     """What a step did.
 
     Attributes:
-        loss_sum: the loss summed over the global batch of `images`.
+        loss_sum: the loss summed over the `images` of the step, on all ranks.
         grad_norm: before clipping; not finite when the scaler of fp16 skipped the step.
         micro_batch: images that fitted into memory at once.
-        seconds: that the step took, `waited` of them for its batches.
+        seconds: time of the step; `waited` is the part spent waiting for its batches.
     """
 
     loss_sum: float
@@ -128,7 +128,7 @@ class StepResult:
 
 @dataclass(frozen=True)
 class _Attempt:
-    """What a rank has computed: loss x images and images of every micro-batch, and copies of its gradients."""
+    """What a rank has computed: loss x images and number of images per micro-batch, and copies of its gradients."""
 
     losses: Tensor
     sizes: list[int]
@@ -146,7 +146,7 @@ def train_step(
     Raises:
         NumericsError: for a loss or gradient that is not finite; the weights are not changed.
         ResourceError: when not even one image fits, or a loader process died or hangs.
-        UserError: the error of this rank's loader; on the other ranks, a line that says that this rank failed.
+        UserError: the error of this rank's loader; on the other ranks, one that names the failed rank.
     """
     started, waited, lr = time.perf_counter(), 0.0, context.schedule(step)
     set_learning_rate(context.optimizer, lr)
@@ -169,7 +169,7 @@ def train_step(
         raise_together(error, context.ranks)
         release_freed_memory()
         micro_batch = _halve(micro_batch, step, context.ranks)
-    with together(context.ranks):  # the ranks agree while their GPUs sum
+    with together(context.ranks):  # the ranks vote while their GPUs sum
         loss = _sum_gradients(found, parameters, used)
     with together(context.ranks):
         loss_sum, grad_norm = _apply_gradients(context, found, loss, step)
@@ -178,7 +178,7 @@ def train_step(
 
 
 def _accumulate(context: StepContext, batches: Sequence[Batch], step: int, micro_batch: int) -> _Attempt:
-    """Adds this rank's gradients of the mean loss over the global batch."""
+    """Adds this rank's share of the gradients of the mean loss over all images of the step."""
     num_images = context.ranks.world_size * sum(len(targets) for _, targets, *_ in batches)
     losses, sizes = [], []
     for number, batch in enumerate(batches):
@@ -201,7 +201,7 @@ def _sum_gradients(found: _Attempt, parameters: Sequence[Tensor], used: Sequence
     """Sums gradients and loss over ranks; returns the loss, a scalar on the device."""
     sum_buckets(found.buckets)
     for parameter, is_used in zip(parameters, used, strict=True):
-        if not is_used:  # on no rank: the optimizer skips it, as it does without other ranks
+        if not is_used:  # on no rank: the optimizer skips it, as with a single rank
             parameter.grad = None
     return sum_across_ranks(found.losses.sum())
 
@@ -226,7 +226,7 @@ def _apply_gradients(context: StepContext, found: _Attempt, loss: Tensor, step: 
 
 
 def _classify(raised: Exception, context: StepContext, step: int, loaded: bool) -> tuple[int, Exception | None]:
-    """Maps an exception to an outcome and the error to raise. `loaded`: whether all batches of the step are here."""
+    """Maps an exception to an outcome and the error to raise. `loaded`: all batches of the step were loaded."""
     if loaded and is_out_of_memory(raised):
         return _OUT_OF_MEMORY, None
     error = as_user_error(raised)
@@ -237,7 +237,7 @@ def _classify(raised: Exception, context: StepContext, step: int, loaded: bool) 
 
 
 def _raise_not_finite(context: StepContext, found: _Attempt, step: int, in_loss: bool) -> None:
-    """Names this rank's photos behind a non-finite loss or gradient. Returns if only another rank's loss is one."""
+    """Names this rank's photos behind a non-finite loss or gradient. Returns if it is on other ranks only."""
     names = list(context.photos(step))
     if in_loss:
         bad = torch.repeat_interleave(~found.losses.cpu().isfinite(), torch.tensor(found.sizes)).tolist()

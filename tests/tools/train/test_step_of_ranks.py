@@ -179,7 +179,7 @@ def test_any_other_failure_ends_all_ranks_at_the_next_vote(played, place, fault)
     assert "division by zero" in line if fault == "bug" else line.startswith("out of memory")
     assert code == (1 if fault == "bug" else 5)
     for rank, other in enumerate(others):
-        wanted = f"rank {rank} stops because rank {len(others)} failed; its own line says why"
+        wanted = f"rank {rank} stops because rank {len(others)} failed; see the error of rank {len(others)}"
         assert other == (code, wanted)
 
 
