@@ -54,15 +54,16 @@ def compiled(
 ) -> tuple[nn.Module, str]:
     """(`forward` compiled by torch, ""), or (`forward` unchanged, the reason) where torch cannot compile it.
 
-    torch compiles at the first call, so this runs a forward and a backward pass on `inputs` and then restores buffers
-    and gradients.
+    torch compiles at the first call, so this runs a forward and a backward pass on `inputs`, then restores buffers and
+    clears gradients.
 
     Args:
         inputs: arguments as in training, on the device of the model.
-        autocast: makes the context of the forward pass.
+        autocast: returns the context manager of the forward pass.
 
     Raises:
-        Exception: one of `is_out_of_memory`, when `inputs` are too many images.
+        Exception: when memory runs out (see `is_out_of_memory`).
+        Interrupted: when a signal stops the compilation.
     """
     buffers = [buffer.clone() for buffer in forward.buffers()]
     fast: Any = torch.compile(forward)  # a module if `forward` is one
@@ -71,7 +72,7 @@ def compiled(
             total = fast(*inputs).float().sum()
         total.backward()
     except Exception as error:  # compilers, linkers and torch itself raise many kinds
-        inner = getattr(error, "inner_exception", error)  # torch wraps every exception, that of a signal too
+        inner = getattr(error, "inner_exception", error)  # torch wraps every exception, also that of a signal
         torch.compiler.reset()
         if isinstance(inner, Interrupted) or is_out_of_memory(inner):
             raise inner from None
@@ -193,7 +194,7 @@ def _check_forward(model: nn.Module, size: int, num_classes: int) -> None:
 
 
 def _timm_entry(name: str) -> Any:
-    """What timm records of a model, or None when it has no entry. Raises UsageError for a name timm does not know."""
+    """timm's pretrained config of a model, or None without one. Raises UsageError for a name timm does not know."""
     if not timm.is_model(name):
         raise UsageError(f"MODEL.NAME {name!r} is not a model of timm{nearest(name, timm.list_models())}")
     try:

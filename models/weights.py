@@ -1,8 +1,8 @@
 """Loads weights of every known layout into a model, and reports the changes in one line. Works on state dicts only.
 
 Known layouts: Microsoft's (`{'model': ...}`, which the course project also saved), timm's and torchvision's Swin, a
-bare state dict, our own checkpoints, and for timm's models those of their authors that timm translates. Weights that do
-not fit are an error: none keeps its initial value silently.
+bare state dict, our own checkpoints, and, for timm's models, the layouts of their authors that timm translates. Weights
+that do not fit are an error: no parameter silently keeps its initial value.
 """
 
 import contextlib
@@ -18,15 +18,15 @@ from models.swin_transformer import SwinTransformer
 from tools.base.errors import CheckpointError, listing
 
 _BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
-# What DistributedDataParallel, torch.compile, Lightning and OpenMMLab put before every name; no model begins so.
+# What DistributedDataParallel, torch.compile, Lightning and OpenMMLab put before every name; no model has such names.
 _WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone)\.)+")
 
 
 def find_state_dict(content: object, where: str) -> tuple[dict[str, Tensor], str]:
-    """Name -> tensor from the content of a weight file, and a word about prefixes that were removed from the names.
+    """Name -> tensor from the content of a weight file, and a note on prefixes that were removed from the names.
 
     Raises:
-        CheckpointError: when it holds no tensors, or two of one name.
+        CheckpointError: when it holds no tensors, or two with the same name.
     """
     for key in ("model_ema", "state_dict_ema", "model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping) and content[key]:
@@ -46,8 +46,8 @@ def find_state_dict(content: object, where: str) -> tuple[dict[str, Tensor], str
 def load_pretrained(model: nn.Module, content: object, where: str, heads: Sequence[str]) -> str:
     """Copies weights into `model` and returns one line about what was changed.
 
-    A head with another class count is replaced by a new one. Bias tables of another window and position embeddings of
-    another grid are resized. Everything else that does not fit is an error.
+    A head with another class count is replaced by a new one. Bias tables of another window size and position embeddings
+    of another grid size are resized. Everything else that does not fit is an error.
 
     Args:
         heads: names of the modules that give the logits (`models.build.head_names`).
@@ -107,7 +107,7 @@ def _to_microsoft(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
 
 def _to_timm(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, int, dict[str, Tensor]]:
-    """The name of the layout, how many tensors were resized, and the tensors under timm's names, by timm's function."""
+    """Translates with timm's function: (name of the layout, number of resized tensors, tensors under timm's names)."""
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     translated = tensors
     if translate:
@@ -132,7 +132,7 @@ def _from_torchvision(key: str) -> str:
 
 
 def _resize_tables(tensors: dict[str, Tensor], own: Mapping[str, Tensor]) -> int:
-    """Resizes position tables of another window or grid to the shapes of `own`; returns how many."""
+    """Resizes position tables of another window or grid size to the shapes in `own`; returns how many."""
     resized = {}
     for key, value in tensors.items():
         if key not in own or not key.endswith(("relative_position_bias_table", "absolute_pos_embed")):
