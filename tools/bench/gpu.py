@@ -1,6 +1,6 @@
-"""Benchmark: what a card does with this program, on drawn leaves. With `--size toy` a CPU runs the same code.
+"""Benchmark: speed, memory and exact resume on a GPU, with drawn leaves. `--size toy` runs the same code on a CPU.
 
-A part that fails becomes a row, and the other parts still run: nobody may have tried this card before.
+A part that fails becomes a row, and the other parts still run: this GPU model may be untested.
 """
 
 import sys
@@ -21,8 +21,8 @@ from tools.bench.rounds import FAILED, Row, compare, interleave, make_row
 from tools.checkpoint import store
 from tools.runtime.precision import choose_precision
 
-Part = tuple[str, str, Callable[[str], list[Row]]]  # its name, what it lacks here or nothing, and name -> rows
-# Swin-T and the toy both need more memory than this for so many images of that side.
+Part = tuple[str, str, Callable[[str], list[Row]]]  # name, why it cannot run here or "", name -> rows
+# Swin-T and the toy model both need more than these bytes for this batch of images of this side.
 RECOVERY_BYTES, RECOVERY_BATCH, RECOVERY_SIDE = 2**30, 64, 224
 LIMITED_MAIN = (
     f"import sys; from tools.bench.memory import limit_memory; limit_memory({RECOVERY_BYTES}); "
@@ -43,7 +43,7 @@ def measure(args) -> list[Row]:
             lacks = f"{args.minutes:g} minutes were over; raise --minutes"
         try:
             rows += [make_row(name, note=f"not measured: {lacks}")] if lacks else measure_part(name)
-        except Exception as error:  # of any library; whoever reads the table is told
+        except Exception as error:  # of any library; the table shows it
             reason = (str(error).strip().splitlines() or [""])[0]
             rows.append(make_row(name, note=f"{FAILED}: {type(error).__name__}: {reason}"))
     return rows
@@ -77,14 +77,14 @@ def list_parts(args) -> Iterator[Part]:
         yield f"largest batch in {args.budget:g} GiB, {amp}, {mode}", no_gpu, search
     yield "out of memory", "", partial(measure_recovery, args)
     for ranks in args.ranks:
-        too_few = f"{num_gpus} GPU" if cuda and num_gpus < ranks else ""
+        too_few = f"only {num_gpus} GPU" if cuda and num_gpus < ranks else ""
         yield f"deterministic resume, {ranks} rank(s)", too_few, partial(measure_resume, args, ranks)
     for dtype in args.dtype:
         yield steps(f"{dtype}, compiled", against_timm(dtype, args.compile))
 
 
 def measure_steps(args, setups: dict[str, Setup], apart: bool, name: str) -> list[Row]:
-    """Training steps, all against the first."""
+    """Times training steps; the first setup is the peer."""
     taken = time_steps({f"{name}: {each}": setup for each, setup in setups.items()}, args.rounds, apart)
     return compare(taken, num_photos=args.batch)
 
@@ -117,7 +117,7 @@ def count_synchronisations(args, name: str) -> list[Row]:
 
 
 def measure_largest(args, setup: Setup, name: str) -> list[Row]:
-    """The largest batch of which training steps fit into `args.budget` GiB of the GPU."""
+    """The largest batch whose training steps fit into `args.budget` GiB of GPU memory."""
     limit_memory(args.budget * 2**30)
     try:
         largest = find_largest(lambda num_images: fits(replace(setup, batch_size=num_images)))
@@ -136,7 +136,7 @@ def measure_recovery(args, name: str) -> list[Row]:
 
 
 def measure_resume(args, ranks: int, name: str) -> list[Row]:
-    """A run of three updates beside one that is stopped after its first and resumed: equal in every bit?"""
+    """Whether a run of three updates, stopped after its first and resumed, is bit-identical to an uninterrupted one."""
     torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}") if ranks > 1 else ()
     results = []
     for folder, num_updates in (("straight", 3), ("stopped", 1), ("stopped", 3)):

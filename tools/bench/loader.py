@@ -46,10 +46,10 @@ def measure(args) -> list[Row]:
 
 
 def make_peer_epoch(root: Path, opts: list[str]) -> Callable[[], object]:
-    """An epoch as the course project loads it: the same policy and parameters, Pillow and float32 throughout."""
+    """An epoch as the course project loads it: our augmentation settings, with Pillow and float32 throughout."""
     config, preprocess = load_config(opts)
     transform = create_transform(**augmentation_arguments(config.DATA, config.AUG, preprocess), is_training=True)
-    keep_one_bit(ops_of(transform))  # without it some photos end the epoch
+    keep_one_bit(ops_of(transform))  # without it, some photos raise an error
     folder, workers = ImageFolder(str(root / "train"), transform), config.DATA.NUM_WORKERS
     options = {"num_workers": workers, "persistent_workers": workers > 0}
     loader = DataLoader(folder, config.DATA.BATCH_SIZE, shuffle=True, drop_last=True, **options)

@@ -27,7 +27,7 @@ def measure(args) -> list[Row]:
 
 
 def compare_mode(args, mode: str, dtype: str) -> Row:
-    """The kept bytes, timm's divided by ours. How many images fit follows from the peak, recomputation included."""
+    """The kept bytes, timm's divided by ours, and how many images fit, by the peak with recomputation included."""
     kept, notes = {}, []
     for kind in ("timm", "ours"):
         model = make_model(kind, mode, args.size)
@@ -43,7 +43,7 @@ def compare_mode(args, mode: str, dtype: str) -> Row:
 
 
 def make_model(kind: str, mode: str, size: str) -> nn.Module:
-    """A model in one of `MODES` without drop path; timm has no selective mode, its plain one stands in."""
+    """A model in one of `MODES`, without drop path. timm has no selective mode: its plain one is used instead."""
     model = peers.build_model(kind, size, 0.0, **dict.fromkeys(MODES[mode] if kind == "ours" else (), True))
     if kind == "timm" and mode == "checkpoint":
         model.set_grad_checkpointing(True)
@@ -88,9 +88,9 @@ def peak_per_image(forward: Callable[[int], Tensor]) -> float:
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """The most bytes alive during `step()`: by a GPU's allocator, or on a CPU those of the tensors that torch traces.
+    """Peak bytes during `step()`: of the GPU's allocator, or on a CPU of the tensors that `MemTracker` counts.
 
-    A trace leaves out what an operation allocates inside itself. Tensors that `step` finds and uses count too.
+    `MemTracker` does not count what an operation allocates internally. Existing tensors that `step` uses count too.
     """
     if peers.DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -102,7 +102,7 @@ def peak_bytes(step: Callable[[], object]) -> int:
 
 
 def limit_memory(num_bytes: float) -> None:
-    """Leaves this process so many bytes of its GPU; without one, so many bytes of addresses beyond those in use."""
+    """Limits this process to `num_bytes` of GPU memory; without a GPU, its address space may grow by that much."""
     if peers.DEVICE.type == "cuda":
         total = torch.cuda.get_device_properties(peers.DEVICE).total_memory
         torch.cuda.set_per_process_memory_fraction(min(1.0, num_bytes / total))
@@ -112,7 +112,7 @@ def limit_memory(num_bytes: float) -> None:
 
 
 def fits(setup: Setup) -> bool:
-    """Whether memory suffices for two steps: the second finds the optimizer's state."""
+    """Whether memory suffices for two steps; the second one includes the optimizer's state."""
     try:
         step = make_step(setup)
         step()

@@ -62,7 +62,7 @@ def measure(args) -> list[Row]:
 
 
 def time_steps(setups: dict[str, Setup], num_rounds: int, apart: bool = False) -> Seconds:
-    """Times a step of each, in this process, or with `apart` in one process each."""
+    """Times a step of each setup: in this process, or with `apart`, each in its own process."""
     if apart:
         return alternate({name: (make_step, setup, True) for name, setup in setups.items()}, num_rounds, WARM_UP)
     return interleave({name: make_step(setup) for name, setup in setups.items()}, num_rounds, WARM_UP)

@@ -22,7 +22,7 @@ DEVICE = choose_device(Ranks())
 def build_model(kind: str, size: str, drop_path_rate: float = 0.2, **options) -> Any:
     """A Swin of one of `SIZES`, "ours" or "timm", or timm's `CONVNET`; on the device, with fresh weights.
 
-    `options` are our own model's.
+    `options` go to the model's constructor.
     """
     options |= {"num_classes": NUM_CLASSES, "drop_path_rate": drop_path_rate}
     if kind == CONVNET:
@@ -38,7 +38,7 @@ def random_batch(size: str, batch_size: int) -> tuple[Tensor, Tensor]:
 
 
 def config_words(size: str) -> list[str]:
-    """Our Swin of that size on multi-hot targets, as words for `--opts`."""
+    """The config of our Swin of that size, with multi-hot targets, as words for `--opts`."""
     shape = dict(SIZES[size])
     words = ["DATA.TARGETS", "multi", "DATA.IMG_SIZE", shape.pop("img_size")]
     for name, value in shape.items():

@@ -61,11 +61,11 @@ def interleave(
 
 
 def alternate(makers: Mapping[str, tuple], num_rounds: int, warm_up: int) -> Seconds:
-    """Does the same with one process per function, so that each has its own allocator; the others wait meanwhile.
+    """Like `interleave`, with one process per function, so that each has its own allocator; only one runs at a time.
 
     Args:
-        makers: name -> (maker, argument, ...), with which a process makes the function that it times. Each process
-            has as many threads of torch as this one.
+        makers: name -> (maker, argument, ...): a process calls `maker(argument, ...)` and times the function that it
+            returns. Each process has as many torch threads as this one.
     """
     context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
     with contextlib.ExitStack() as stack:
@@ -90,7 +90,7 @@ def _time_made() -> float:
 
 
 def compare(taken: Seconds, notes: Mapping[str, str] | None = None, num_photos: int = 0) -> list[Row]:
-    """One row per name, against the first; with `num_photos` per call, the notes say how many that is per second."""
+    """One row per name; the first is the peer. With `num_photos` per call, the notes give photos per second."""
     peer, rows = next(iter(taken)), []
     for name, seconds in taken.items():
         rate = f"{num_photos / statistics.median(seconds):.1f} photos per second" if num_photos else ""
