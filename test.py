@@ -1,4 +1,4 @@
-"""Scores a trained model on the test photos: the course's accuracy over copies, and all that it leaves out."""
+"""Scores a trained model on the test photos: the course's accuracy over label copies, and more."""
 
 import sys
 from functools import partial

@@ -22,7 +22,7 @@ def check_combinations(config: CfgNode) -> None:
 
 
 def check_training(config: CfgNode) -> None:
-    """Raises UsageError for values that cannot train together; commands that only predict ignore them."""
+    """Raises UsageError for values that conflict in training; commands that only predict do not check them."""
     aug, data, train = config.AUG, config.DATA, config.TRAIN
     mixes = aug.MIXUP_PROB > 0 and (aug.MIXUP > 0 or aug.CUTMIX > 0 or aug.CUTMIX_MINMAX is not None)
     if mixes and data.BATCH_SIZE % 2:

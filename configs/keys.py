@@ -126,7 +126,8 @@ KEYS: dict[str, Key] = {
         flag="--use-checkpoint",
     ),
     "TRAIN.SELECTIVE_CHECKPOINT": Key(
-        False, "recompute GELU and attention scores only: about three quarters of it; Swin"
+        False,
+        "recompute only GELU and attention scores: about three quarters of the activation memory on a GPU; Swin only",
     ),
     "TRAIN.COMPILE": Key(False, "torch.compile the forward pass of training, where torch can"),
     "TRAIN.AUTO_RESUME": Key(True, "resume from last.pth when the run folder has one", may_change=True),

@@ -34,13 +34,13 @@ class Loaded(NamedTuple):
         return Path(self.config.OUTPUT, self.config.MODEL.NAME, self.config.TAG)
 
     def named_run(self, cfg: str | None) -> Path | None:
-        """The run folder that --cfg names; None, for the newest run, without it. Raises UsageError for a lone tag."""
+        """The run folder of --cfg; None (the newest run) without --cfg. Raises UsageError for --tag without --cfg."""
         if cfg is None and self.given("TAG") is not None:
             raise UsageError("--tag names a run of a config: give --cfg FILE with it, or --resume FILE instead")
         return self.run_folder if cfg is not None else None
 
     def describe(self) -> str:
-        """One line per value, `KEY: value  # source`, in the order of the rows."""
+        """One line per value, `KEY: value  # source`, in the order of `configs/keys.py`."""
         rows = [(f"{key}: {show(value)}", self.sources[key]) for key, value in flatten(self.config).items()]
         width = max(len(row[0]) for row in rows)
         return "\n".join(f"{row:<{width}}  # {source}" for row, source in rows)

@@ -47,7 +47,7 @@ def on_input(
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:
-    """The boxes of every photo, by its file name. Raises DataError for other columns or a box off its photo."""
+    """The boxes of every photo, by its file name. Raises DataError for other columns or an invalid box."""
     header, rows = read_csv(read_regular(path, "box file", MAX_BYTES), path)
     boxes: dict[str, list[Box]] = {}
     if tuple(header) == BOX_HEADER:

@@ -185,7 +185,7 @@ def shrink(image: Image.Image, full_size: tuple[int, int], side: int, squash: bo
     """A copy whose short side has `side` pixels (`squash`: both sides); None where that is not smaller.
 
     Args:
-        full_size: of the photo, which `image` may show at a smaller size.
+        full_size: size of the photo; `image` may be a smaller decode of it.
     """
     short = min(side, *full_size)
     width, height = (short if squash else max(short, round(v * short / min(full_size))) for v in full_size)

@@ -45,7 +45,7 @@ class ImageClassifier:
 
     @property
     def labels(self) -> list[str]:
-        """The labels it knows, in the order of its classes."""
+        """The labels of the model, in the order of its classes."""
         return self.predictor.labels
 
     def predict(self, images) -> Prediction | list[Prediction]:

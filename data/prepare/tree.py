@@ -81,7 +81,7 @@ def check_target(dst: Path, settings: dict, overwrite: bool) -> None:
 
 
 def is_finished(dst: Path, manifest: dict) -> bool:
-    """Whether `dst` is already the tree of `manifest`. Raises DataError for a tree of other or changed photos."""
+    """Whether `dst` is already the tree of `manifest`. Raises DataError if it holds other or changed photos."""
     if not (dst / MANIFEST).is_file():
         return False
     if read_manifest(dst) != json.loads(json.dumps(manifest)):  # as it is read back: tuples are lists
@@ -170,7 +170,7 @@ def _place(source: Path, target: Path, mode: str) -> bool:
         try:
             os.link(source.resolve(), target)
             return False
-        except OSError:  # another device, no links on this file system, too many links, not our file
+        except OSError:  # another device, no links on this file system, too many links, another user's file
             pass
     shutil.copyfile(source, target)
     return True

@@ -47,7 +47,7 @@ def leads_out(entry: os.DirEntry[str], root: Path) -> bool:
 
 
 def write_bytes(path: Path, content: bytes, make_folder: bool = True) -> None:
-    """Writes a file whole or not at all. Raises ResourceError when the disk refuses.
+    """Writes a file whole or not at all. Raises ResourceError if writing fails.
 
     Args:
         make_folder: make the folder of `path` when it is missing; False makes that an error.
@@ -114,7 +114,7 @@ def open_own(path: Path) -> IO[bytes]:
 
 @contextlib.contextmanager
 def locked(target: Path, wait: bool = False) -> Iterator[None]:
-    """Inside, this process alone has the lock of `target`. The kernel releases it however the process ends.
+    """Holds the lock of `target` inside the block. The kernel releases it however the process ends.
 
     Args:
         wait: wait until another process releases it, however long that takes.

@@ -13,7 +13,7 @@ from tools.checkpoint.store import BEST, RUN, Content
 
 
 def newest_run(output: Path) -> Path:
-    """The best.pth of the run under `output` that started last, by its record. Raises CheckpointError for none."""
+    """The best.pth of the run under `output` with the latest start in run.json. Raises CheckpointError for none."""
     found = []
     for record in output.glob(f"*/*/{RUN}"):
         try:

@@ -86,7 +86,7 @@ def write(path: Path, content: Content) -> None:
 def newest(folder: Path) -> tuple[Path | None, Content, dict[Path, str]]:
     """(path, content, errors of damaged ones by path) of a run folder's checkpoint with the highest step.
 
-    Only undamaged files named last.pth and previous.pth count, not their times. (None, {}, {}) for no checkpoint.
+    Only undamaged files named last.pth and previous.pth count; file times are ignored. (None, {}, {}) if none exists.
 
     Raises:
         CheckpointError: when there are checkpoints and none of them can be read.
@@ -125,11 +125,12 @@ def read_own(path: Path, schema: Schema = INFERENCE) -> Content:
 def read_file(path: Path, schema: Schema | None = None) -> tuple[Content, str]:
     """(content, SHA-256) of a weight file: a torch archive (ours, Microsoft's, the course project's) or .safetensors.
 
-    Only tensors and plain values are ever built from it (and yacs's node, which is a dict). Torch does not check the
-    archive's checksums, nor that a tensor has the numbers its shape claims; this function does. It reads the file once.
+    Only tensors and plain values are ever built from it (and yacs's node, which is a dict). Torch checks neither the
+    archive's checksums nor that a tensor has as many numbers as its shape claims; this function does. It reads the
+    file once.
 
     Args:
-        schema: the file must be a checkpoint of this program, match its seal, and have a valid value per key.
+        schema: the file must be a checkpoint of this program, match its stored SHA-256, and have a valid value per key.
 
     Raises:
         CheckpointError: for a missing file, a damaged one, another kind of file, or a missing or invalid part.
@@ -274,7 +275,7 @@ def _verify_archive(path: Path, raw: bytes, sealed: bool) -> None:
             if sum(info.file_size for info in members) > len(raw):
                 raise CheckpointError(f"{path} is not a checkpoint: its members add up to more than the file")
             if not is_whole(raw, archive.comment, sealed):
-                raise CheckpointError(f"{path} is damaged: it is not as it was written")
+                raise CheckpointError(f"{path} is damaged: it has changed since it was written")
             broken = archive.testzip()
     except (zipfile.BadZipFile, EOFError, NotImplementedError, UnicodeDecodeError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from None

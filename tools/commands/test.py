@@ -1,4 +1,4 @@
-"""Scores a trained model on the test photos: the course's accuracy over copies, and what that figure leaves out."""
+"""Scores a trained model on the test photos: the course's accuracy over label copies, and more."""
 
 import json
 from functools import partial

@@ -50,7 +50,7 @@ class Job(NamedTuple):
     best: Any  # the model of best.pth
     recipes: list  # how maps are made: each method at each layer
     columns: list[tuple[str, str]]  # (title, layer) of each map of a label: one per model and recipe
-    views: Sequence[Callable]  # of an image, whose maps are averaged
+    views: Sequence[Callable]  # views of an image; their maps are averaged
     splits: list  # those of --split; none with --image
     folder: Path  # for results
     why: str  # which checkpoint is used, as a line

@@ -61,7 +61,7 @@ class CsvFormat:
         return format_csv([[row.image, *answer, row.error, self.model]])
 
     def decode(self, raw: bytes, path: Path) -> tuple[list[Row], int]:
-        """The rows of a file, and where the last whole one ends. Raises DataError for a file of another kind."""
+        """The rows of a file, and where the last complete one ends. Raises DataError for a file of another kind."""
         whole = raw[: raw.rfind(b"\n") + 1]
         header, lines = read_csv(whole, path)
         if format_csv([header]) != self.start:
@@ -145,7 +145,7 @@ class PredictionFile(contextlib.ExitStack):
             self._open(overwrite)
 
     def write(self, row: Row) -> None:
-        """Appends a row, unless the file has one of its photo. Raises ResourceError when the disk refuses."""
+        """Appends a row, unless the file has one of its photo. Raises ResourceError if writing fails."""
         if to_utf8(row.image) not in self.known:
             if self._file is None:
                 self._open(overwrite=True)

@@ -130,7 +130,7 @@ def _compute_one_view(
 
 @contextlib.contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """Inside, the model is in eval mode and no parameter requires a gradient; both are restored afterwards."""
+    """Inside the block, the model is in eval mode and no parameter requires a gradient; restores both afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval().requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Layers of a model: which ones heat maps are taken at, and how a layer's output becomes maps."""
+"""Layers of a model: which layers heat maps use, and how a layer's output becomes maps."""
 
 import contextlib
 import math
@@ -11,10 +11,10 @@ from tools.base.errors import UsageError
 
 
 def choose_default_layer(model: nn.Module, method: str) -> str:
-    """The layer of a heat map if the user names none: the best at pointing at lesions (docs/results.md, "Heatmaps").
+    """The default layer of a heat map: the best at pointing at lesions (docs/results.md, "Heatmaps").
 
-    For LayerCAM that is the product of the two stages before the last, whose cells are as small as lesions. The other
-    methods weight a whole channel by one number, which suits only the last layer.
+    For LayerCAM, the maps of the two stages before the last are multiplied; their cells are as small as lesions. The
+    other methods weight a whole channel by one number, which suits only the last layer.
     """
     if method != "layercam":
         return choose_classic_layer(model)
@@ -44,7 +44,7 @@ def list_block_layers(model: nn.Module, norm: str) -> list[str]:
 
 
 def list_stage_layers(model: nn.Module, norm: str) -> list[str]:
-    """Paths of the last two stages, each at its own grid: a Swin's at a norm of its last block, before merging."""
+    """Paths of the last two stages, in transformers at a norm of the last block, before a Swin merges its patches."""
     return _list_stages(model, norm)[-2:]
 
 
@@ -54,9 +54,9 @@ def _list_stages(model: nn.Module, norm: str) -> list[str]:
 
 
 def _name_stages(model: nn.Module) -> list[str]:
-    """The path of every stage, as timm lists them; the children of the largest list of modules where it does not.
+    """The path of every stage: those in timm's `feature_info`, or else the children of the largest list of modules.
 
-    Our Swin has no `feature_info`. In timm's MViT and Twins it names modules that do not exist, one per stage.
+    Our Swin has no `feature_info`; that of timm's MViT and Twins has one entry per stage, but wrong module names.
 
     Raises:
         UsageError: for an architecture without stages.
@@ -80,7 +80,7 @@ def _name_stages(model: nn.Module) -> list[str]:
 def _enter_stage(stage: nn.Module, path: str, norm: str) -> str:
     """The path of the norm before the last attention of a stage, or of the stage itself where there is none.
 
-    With a class token, the logits depend on other outputs of the last block through that attention only.
+    With a class token, the other tokens of the last block reach the logits only through that attention.
     """
     module, inner = stage, path
     while True:
@@ -99,7 +99,7 @@ def _enter_stage(stage: nn.Module, path: str, norm: str) -> str:
 
 
 def find_layer(model: nn.Module, path: str) -> nn.Module:
-    """The module at a path in Python's notation, e.g. `layers[-1].blocks[-1].norm1`. Nothing is evaluated.
+    """The module at a path in Python's notation, e.g. `layers[-1].blocks[-1].norm1`. The path is parsed, not evaluated.
 
     Raises:
         UsageError: when the path is malformed or names no module.
@@ -136,7 +136,7 @@ def find_map_layout(model: nn.Module, output: Tensor, batch: int) -> Callable[[T
             for block, (_, grid) in reroll.schedule.items():
                 if math.prod(grid) == shape[1]:
                     return lambda tokens: reroll(tokens, block).permute(0, 3, 1, 2)
-        # XCiT adds its class token after these blocks, and CoaT does not count it.
+        # XCiT adds its class token after these blocks, and CoaT does not count its own.
         for prefix in (getattr(model, "num_prefix_tokens", 0), 0, 1):
             side = math.isqrt(max(shape[1] - prefix, 0))
             if side >= 2 and side * side == shape[1] - prefix:
