@@ -9,7 +9,7 @@ from tools.base.errors import UsageError
 
 
 def check_combinations(config: CfgNode) -> None:
-    """Raises UsageError for values that cannot make a model or read photos together."""
+    """Raises UsageError for values that conflict in building the model or in reading photos."""
     if bool(config.DATA.MEAN) != bool(config.DATA.STD):
         raise UsageError("DATA.MEAN and DATA.STD work only together; give both, or neither")
     num_folds, fold = config.DATA.NUM_FOLDS, config.DATA.FOLD

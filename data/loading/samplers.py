@@ -33,8 +33,8 @@ class TrainBatches:
     """Batch sampler of one rank. Set `epoch` and `first` before iterating.
 
     The order of an epoch is a permutation seeded by (seed, epoch), or as many weighted draws with replacement. A global
-    batch is the next `batch_size * world_size` positions, of which rank r takes the r-th `batch_size`. The last partial
-    global batch is dropped. Each `Draw` holds everything that a worker needs, so that workers can be persistent.
+    batch is the next `batch_size * world_size` positions, of which rank r takes the r-th block of `batch_size`. The
+    last partial global batch is dropped. Each `Draw` holds all that a worker needs, so workers can be persistent.
     """
 
     length: int

@@ -54,7 +54,7 @@ class BusyError(UserError):
 
 
 class PeerLostError(UserError):
-    """Another rank ended or is silent."""
+    """Another rank ended or does not respond."""
 
     exit_code = 8
 
