@@ -187,8 +187,8 @@ def check_shared_memory(workers: int, batch_bytes: int, free: int) -> None:
     need = workers * AHEAD * batch_bytes
     if need > free:
         raise ResourceError(
-            f"no space at {SHARED_MEMORY}: {workers} loader processes need {need / 2**20:.1f} MB, and "
-            f"{free / 2**20:.1f} MB are free; lower DATA.NUM_WORKERS (0 needs none) or --batch-size, or raise a "
+            f"no space at {SHARED_MEMORY}: {workers} loader processes need {need / 2**20:.1f} MiB, and "
+            f"{free / 2**20:.1f} MiB are free; lower DATA.NUM_WORKERS (0 needs none) or --batch-size, or raise a "
             "container's --shm-size"
         )
 

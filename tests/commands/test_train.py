@@ -194,7 +194,7 @@ def test_eval_gives_the_logs_scores(trained, dataset, tiny, capsys):
 def test_throughput(tiny, capsys):
     assert main.main(["--throughput", "--cfg", str(tiny)]) == 0
     numbers = re.search(
-        r"throughput (\S+) images/s  latency per batch: p50 (\S+) ms, p95 (\S+) ms  peak memory (\d+) MB",
+        r"throughput (\S+) images/s  latency per batch: p50 (\S+) ms, p95 (\S+) ms  peak memory (\d+) MiB",
         capsys.readouterr().out,
     )
     speed, p50, p95, _ = map(float, numbers.groups())

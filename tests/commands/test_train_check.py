@@ -58,7 +58,7 @@ def test_a_good_run_is_examined_in_order_and_nothing_is_touched(argv, dataset, t
 def test_the_forecast_of_checkpoints_is_their_size(argv, trained, capsys):
     """Against the files that such a run has left. What is not weights or moments takes some 40 kB of this tiny one."""
     assert main.main([*argv, "--check", "--opts", "DATA.TARGETS", "multi"]) == 0
-    sizes = re.search(r"last.pth (\S+) MB, best.pth (\S+) MB", said(capsys)["forecast"]).groups()
+    sizes = re.search(r"last.pth (\S+) MiB, best.pth (\S+) MiB", said(capsys)["forecast"]).groups()
     for size, name in zip(sizes, ("last.pth", "best.pth"), strict=True):
         assert float(size) == pytest.approx((trained / name).stat().st_size / 2**20, abs=0.15)
 
@@ -143,7 +143,7 @@ def test_the_forecast_by_hand():
     line = forecast(plan, Progress(8, step=3), 10.0, 30.0, (3 * 2**20, 2**19))
     assert line == (
         "about 0:01:20 per epoch of 5 updates, validation included, and 0:02:10 for the 7 updates to go; "
-        "last.pth 3.0 MB, best.pth 0.5 MB"
+        "last.pth 3.0 MiB, best.pth 0.5 MiB"
     )
 
 

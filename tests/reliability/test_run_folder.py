@@ -70,7 +70,7 @@ def test_a_disk_that_fills_up_during_a_run(recipe, tmp_path):
 def test_no_room_is_said_before_anything_is_written(recipe, tmp_path):
     run = warm(tmp_path, on_a_small_disk, "500k", recipe)
     assert run.wait() == 5
-    assert "no space at output/tiny: the checkpoints of a run need 2 MB, and there are 0" in run.errors[0]
+    assert "no space at output/tiny: the checkpoints of a run need 2 MiB, and there are 0" in run.errors[0]
     assert run.said[-1] == "left: step None, faults {}, temporary [], []"
 
 

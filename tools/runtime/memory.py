@@ -59,7 +59,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     return {"main": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
-def describe_memory(peak: dict[str, int], unit: str = " MB") -> str:
-    """What `peak_memory` found, in MiB: `812 MB` on a CPU, `3405 MB (3800 MB reserved)` on a GPU."""
+def describe_memory(peak: dict[str, int], unit: str = " MiB") -> str:
+    """What `peak_memory` found: `812 MiB` on a CPU, `3405 MiB (3800 MiB reserved)` on a GPU."""
     used, *others = (f"{num_bytes / 2**20:.0f}{unit}" for num_bytes in peak.values())
     return f"{used} ({others[0]} reserved)" if others else used

@@ -98,7 +98,7 @@ def forecast(
         timedelta(seconds=round(num_steps * step_seconds + num_validations * validation_seconds))
         for num_steps, num_validations in ((plan.steps_per_epoch, 1), (steps, validations))
     )
-    last, best = (f"{size / 2**20:.1f} MB" for size in checkpoint_sizes)
+    last, best = (f"{size / 2**20:.1f} MiB" for size in checkpoint_sizes)
     return (
         f"about {epoch} per epoch of {plan.steps_per_epoch} updates, validation included, and {rest} "
         f"for the {steps} updates to go; last.pth {last}, best.pth {best}"
@@ -142,7 +142,7 @@ def _experience(run: Run, results: list[StepResult]) -> tuple[str, list[str]]:
     seconds = ", then ".join(f"{result.seconds:.2f} s" for result in results)
     where = "of main memory, loader processes not counted"
     if device.type == "cuda":
-        where = f"of {torch.cuda.get_device_properties(device).total_memory / 2**20:.0f} MB on the GPU"
+        where = f"of {torch.cuda.get_device_properties(device).total_memory / 2**20:.0f} MiB on the GPU"
     line = (
         f"{len(results)} update(s) of {results[0].images} images: {seconds}; "
         f"loss {last.loss:.3f}; peak {describe_memory(peak_memory(device))} {where}"

@@ -170,6 +170,6 @@ def check_room(folder: Path, whole: int, inference: int) -> None:
     need, have = 3 * whole + 2 * inference - kept, shutil.disk_usage(there).free
     if need > have:
         raise ResourceError(
-            f"no space at {there}: the checkpoints of a run need {need / 2**20:.0f} MB, and there are "
+            f"no space at {there}: the checkpoints of a run need {need / 2**20:.0f} MiB, and there are "
             f"{have / 2**20:.0f}; make room, or choose another --output"
         )

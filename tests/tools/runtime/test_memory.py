@@ -61,11 +61,11 @@ def test_the_log_has_what_is_allocated_and_what_is_reserved(monkeypatch):
     """On a GPU, whose figures are made up here."""
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _device: 3405 * 2**20)
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _device: 3800 * 2**20)
-    assert describe_memory(peak_memory(torch.device("cuda"))) == "3405 MB (3800 MB reserved)"
+    assert describe_memory(peak_memory(torch.device("cuda"))) == "3405 MiB (3800 MiB reserved)"
 
 
 def test_main_memory_is_the_peak_of_this_process():
     status = Path("/proc/self/status").read_text()
     high_water = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])
     assert peak_memory(torch.device("cpu"))["main"] == pytest.approx(1024 * high_water, rel=0.1)
-    assert describe_memory({"main": 812 * 2**20}) == "812 MB"
+    assert describe_memory({"main": 812 * 2**20}) == "812 MiB"
