@@ -19,7 +19,7 @@ def fold_of(
         duplicates: names of duplicate photos, one set per group (`data.manifest.duplicate_groups`).
 
     Raises:
-        UsageError: when there are fewer photos without duplicates than folds.
+        UsageError: when there are fewer distinct photos (duplicates counted once) than folds.
     """
     leader = {name: min(group) for group in duplicates for name in group}
     together: dict[str, list[int]] = {}
@@ -27,7 +27,7 @@ def fold_of(
         origin = origin_name(photo.name)
         together.setdefault(leader.get(origin, origin), []).append(index)
     if len(together) < folds:
-        raise UsageError(f"DATA.NUM_FOLDS {folds}: {split.where} has only {len(together)} photos without duplicates")
+        raise UsageError(f"DATA.NUM_FOLDS {folds}: {split.where} has only {len(together)} distinct photos")
     strata = [photo.classes for photo in split.photos]
     part = stratify(list(together.values()), strata, [1 / folds] * folds, seed)
     placed = list(zip(split.photos, part, strict=True))

@@ -118,7 +118,7 @@ def _drop_unwritable_output() -> None:
 
 @contextlib.contextmanager
 def _terminations_raised() -> Iterator[None]:
-    """Inside, SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that no half-written file stays."""
+    """Inside the block, SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so that no half-written file stays."""
 
     def leave(signal_number: int, _frame: object) -> NoReturn:
         raise Interrupted(f"ended by {signal.Signals(signal_number).name}", signal_number)

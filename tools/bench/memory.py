@@ -27,7 +27,7 @@ def measure(args) -> list[Row]:
 
 
 def compare_mode(args, mode: str, dtype: str) -> Row:
-    """The kept bytes, timm's divided by ours, and how many images fit, by the peak with recomputation included."""
+    """The ratio of kept bytes, timm's to ours. The note has the peaks, and the images that fit according to them."""
     kept, notes = {}, []
     for kind in ("timm", "ours"):
         model = make_model(kind, mode, args.size)
@@ -127,7 +127,7 @@ def fits(setup: Setup) -> bool:
 
 
 def find_largest(holds: Callable[[int], bool]) -> int:
-    """The largest multiple of 8 for which `holds`, by doubling and bisection; 0 when it does not even for 8.
+    """The largest multiple of 8 for which `holds`, by doubling and bisection; 0 when it does not hold for 8.
 
     What holds for a number must hold for every smaller one.
     """

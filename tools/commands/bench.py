@@ -58,7 +58,7 @@ EPILOG = "benchmarks\n" + "\n".join(f"  {name:8} {what}" for name, what in BENCH
 
 
 def add_flag(parser: cli.Parser, flag: str, default: object, text: str) -> None:
-    """Adds a flag. Its type follows the default: for None a text, for a tuple one of its items, for a list several."""
+    """Adds a flag. Its type follows the default: None takes a text, a tuple one of its items, a list several values."""
     options: dict = {"default": default, "type": str if default is None else type(default)}
     if isinstance(default, tuple):
         options = {"default": default[0], "choices": default}

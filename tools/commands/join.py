@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
         path = Path(part)
         header, rows = read_csv(read_regular(path, "predictions", MAX_BYTES), path)
         if header[:1] != ["images"] or header[-1:] != ["model"] or header != (first or header):
-            raise DataError(f"{path} is not a CSV of predict, or of other labels than {args.parts[0]}")
+            raise DataError(f"{path} is not a CSV of predict, or has other labels than {args.parts[0]}")
         first = header
         for number, row in rows:
             if joined and row[-1] != next(iter(joined.values()))[1][-1]:

@@ -120,7 +120,7 @@ def read_predictions(path: Path, labels: Sequence[str]) -> PredictionTable:
 
     The first column names the photo. A column `decision` or `labels` holds label names separated by spaces; or there is
     one column per label, called `<label>`, `label_<label>` or `p_<label>`, with 0 and 1 or with probabilities. With
-    probabilities alone, each label of 0.5 or more is decided, or else the most probable one.
+    probabilities alone, each label of 0.5 or more is decided; if there is none, the most probable one.
 
     Raises:
         DataError: for a file that cannot be read, and for any other content, naming the row.

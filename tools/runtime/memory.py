@@ -14,7 +14,7 @@ _LARGEST = 2**31 - 1  # mallopt takes an int
 def keep_freed_memory() -> bool:
     """Makes glibc keep freed blocks for the next step instead of returning them to the kernel. True if it does.
 
-    Otherwise every step on a CPU pays page faults for all its activations again. Other C libraries do not have the
+    Otherwise every step on a CPU has page faults for all its activations. Other C libraries do not have the
     setting. Under a limit of the address space (`ulimit -v`), kept memory would be missing elsewhere.
     """
     if not sys.platform.startswith("linux") or resource.getrlimit(resource.RLIMIT_AS)[0] != resource.RLIM_INFINITY:

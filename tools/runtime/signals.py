@@ -47,7 +47,7 @@ class Requests:
 
 @contextmanager
 def requests() -> Iterator[Requests]:
-    """Inside, SIGINT, SIGTERM and SIGHUP ask the run to end after its update, and SIGUSR1 asks it to save."""
+    """Inside the block, SIGINT, SIGTERM and SIGHUP ask the run to end after its update, and SIGUSR1 asks it to save."""
     asked = Requests()
     handlers: dict[int, Callable] = dict.fromkeys(_ENDINGS, asked.end)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup

@@ -34,7 +34,7 @@ def read_history(path: Path) -> list[dict[str, str]]:
 
 
 def add_row(path: Path, row: dict) -> list[dict[str, str]]:
-    """Replaces the rows from the epoch of `row` on by `row`, writes the file whole, and returns all rows."""
+    """Drops the rows from the epoch of `row` on, appends `row`, writes the whole file and returns all rows."""
     rows = [old for old in read_history(path) if int(old["epoch"]) < row["epoch"]]
     rows.append({key: f"{value:.8g}" if isinstance(value, float) else str(value) for key, value in row.items()})
     write_bytes(path, format_csv([FIELDS, *([old[name] for name in FIELDS] for old in rows)]), make_folder=False)

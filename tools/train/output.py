@@ -120,9 +120,9 @@ class RunFolder:
 
     @contextmanager
     def _owned(self) -> Iterator[None]:
-        """Checks that the folder is the one that the run began in, before and again when a write fails.
+        """Checks that the folder is still the one in which the run began: before the block, and when a write fails.
 
-        Another folder of its name would receive a partial run, or belong to another process.
+        A new folder of this name would receive a partial run, or belong to another process.
         """
         self._check()
         try:

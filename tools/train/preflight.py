@@ -89,7 +89,7 @@ def forecast(
     """How long an epoch and the rest of the run will take, and how large the checkpoints will be.
 
     Args:
-        validation_seconds: of all validation photos.
+        validation_seconds: time to validate on all validation photos.
         checkpoint_sizes: bytes of last.pth and of best.pth.
     """
     steps = plan.last_step - progress.step

@@ -40,7 +40,7 @@ class Start:
 
 @contextmanager
 def sole_run(loaded: Loaded, ranks: Ranks) -> Iterator[None]:
-    """Inside, no other run uses the folder. Raises BusyError on every rank when one does."""
+    """Inside the block, no other run uses the folder. Raises BusyError on every rank when one does."""
     with ExitStack() as held:
         with together(ranks):
             if ranks.first:
