@@ -41,6 +41,16 @@ def raising(error):
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "f/x"), 5, "f/x"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), 5, "pid 7"),
         (torch.distributed.DistNetworkError("timed out"), 8, "another rank is gone"),
+        (
+            torch.distributed.DistBackendError("NCCL error in: x.cpp, unhandled cuda error"),
+            5,
+            "cannot exchange gradients",
+        ),
+        (
+            torch.distributed.DistBackendError("unhandled cuda error\nCuda failure 2 'out of memory'"),
+            5,
+            "out of memory",
+        ),
         (ValueError("Expected more than 1 value per channel when training"), 2, "raise --batch-size"),
         (ModuleNotFoundError("No module named 'yacs'", name="yacs"), 5, "yacs is not installed in "),
         (ModuleNotFoundError("No module named 'tools.x'", name="tools.x"), 1, "this is a bug of PlantSwin"),
