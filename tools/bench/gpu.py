@@ -33,8 +33,9 @@ LIMITED_MAIN = (
 def measure(args) -> list[Row]:
     """The rows of all parts. A part that would begin after `args.minutes` is left out, and its row says so."""
     started, rows = time.monotonic(), []
-    torch.backends.cudnn.benchmark = True  # this and TF32 in fp32 as in main.py, for timm too
-    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True  # as in main.py
+    if peers.DEVICE.type == "cuda":
+        torch.set_float32_matmul_precision("high")  # as in main.py, and for timm too; on a CPU it would mean bf16
     args.dataset = prepare_sample(args.folder, args.photos, 16, 16)
     for name, lacks, measure_part in list_parts(args):
         seconds = time.monotonic() - started
