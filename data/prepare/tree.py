@@ -145,6 +145,7 @@ def _write_copies(
     """Writes the balanced copies, each into the folders of its labels; returns their entries in the manifest."""
 
     def write_copy(planned: tuple[int, str]) -> dict:
+        """Writes the copy of a photo, given as (its index, kind of copy); returns its entries."""
         index, kind = planned
         name = balanced_copy_name(rows[index].image, kind)
         content = encode(make_copy(read_image(photos[index].file), kind), name, settings["quality"])

@@ -55,7 +55,7 @@ def test_mixed_precision_trains_and_stays_close_to_fp32(train, dtype):
 
 def test_on_a_cpu_amp_not_asked_for_is_fp32_with_one_notice(trained):
     log = (trained / "log.txt").read_text()
-    assert log.count("no GPU: training in fp32") == 1
+    assert log.count("on a CPU: training in fp32") == 1
 
 
 def test_apex_is_said_to_be_missing(refused, tiny, dataset):

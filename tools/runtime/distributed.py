@@ -1,4 +1,4 @@
-"""Ranks and the operations that all ranks do together. Without torchrun there is no process group."""
+"""Ranks and collective operations. Without torchrun, there is no process group."""
 
 import itertools
 import os

@@ -156,7 +156,7 @@ def choose_precision(
         UsageError: when the settings want apex and it cannot be used.
     """
     if opt_level == "auto" and device.type == "cpu":
-        note = "no GPU: training in fp32 (--amp-opt-level O1 turns mixed precision on)"
+        note = "on a CPU: training in fp32 (--amp-opt-level O1 turns mixed precision on)"
         return NativePrecision("cpu", None), note
     if opt_level == "O0":
         if device.type == "cuda":
