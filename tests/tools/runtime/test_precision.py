@@ -15,7 +15,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 def test_the_choice_on_a_cpu():
     precision, notice = choose_precision("auto", "native", "auto", CPU)
-    assert (str(precision), "no GPU" in notice) == ("fp32", True)
+    assert (str(precision), "on a CPU" in notice) == ("fp32", True)
     assert [str(choose_precision(level, "native", "auto", CPU)[0]) for level in ("O0", "O1", "O2")] == [
         "fp32",
         "bf16 autocast",
