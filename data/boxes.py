@@ -3,10 +3,11 @@
 images,label,x_center,y_center,width,height        relative to the upright photo, one row per box
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data.labels import CODE_OF
+from data.labels import clean_name
 from tools.base.errors import DataError, nearest
 from tools.base.files import read_regular
 from tools.base.tables import read_csv
@@ -46,22 +47,22 @@ def on_input(
     return [b for b in placed if b[0] < side and b[1] < side and b[2] > 0 and b[3] > 0]
 
 
-def read_boxes(path: Path) -> dict[str, list[Box]]:
-    """The boxes of every photo, by its file name. Raises DataError for other columns or an invalid box."""
+def read_boxes(path: Path, labels: Sequence[str]) -> dict[str, list[Box]]:
+    """The boxes of every photo, by its file name. Raises DataError for other columns, an invalid box or label."""
     header, rows = read_csv(read_regular(path, "box file", MAX_BYTES), path)
     boxes: dict[str, list[Box]] = {}
     if tuple(header) == BOX_HEADER:
         for line, (image, *box) in rows:
-            boxes.setdefault(image.strip(), []).append(_parse(*box, where=f"{path}, row {line}"))
+            boxes.setdefault(image.strip(), []).append(_parse(*box, labels=labels, where=f"{path}, row {line}"))
     if not boxes:
         raise DataError(f"{path}: wanted the columns {','.join(BOX_HEADER)} and at least one row under them")
     return boxes
 
 
-def _parse(label: str, *numbers: str, where: str) -> Box:
-    label = label.strip()
-    if label not in CODE_OF:
-        raise DataError(f"{where}, column label: unknown label {label!r}{nearest(label, CODE_OF)}")
+def _parse(label: str, *numbers: str, labels: Sequence[str], where: str) -> Box:
+    label = clean_name(label)
+    if label not in labels:
+        raise DataError(f"{where}, column label: unknown label {label!r}{nearest(label, labels)}")
     try:
         x, y, width, height = map(float, numbers)
     except ValueError:

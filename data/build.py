@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from data.labels import LabelSet
 from data.loading.batches import Batch, Normalize, collate
 from data.loading.cache import Encoded, Pixels, shared_pixels
 from data.loading.dataset import LeafDataset
@@ -26,9 +27,9 @@ AHEAD = 2  # batches that each loader process prefetches; torch's default
 TIMEOUT_SECONDS = 300  # longest wait for one batch; after it, the file system counts as hung
 
 
-def build_split(data, name: str, classes: Sequence[str] | None = None, balanced_copies: bool = False) -> Split:
+def build_split(data, name: str, labels: LabelSet | None = None, balanced_copies: bool = False) -> Split:
     """The split `name` of a DATA node; the other arguments are those of `data.loading.split.scan_split`."""
-    return scan_split(data.DATA_PATH, name, data.ZIP_MODE, classes, balanced_copies, data.FOLLOW_LINKS)
+    return scan_split(data.DATA_PATH, name, data.ZIP_MODE, labels, balanced_copies, data.FOLLOW_LINKS)
 
 
 def build_train_loader(

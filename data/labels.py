@@ -1,104 +1,177 @@
-"""The six labels, their one-hot codes, and the CSV files that give a photo its labels."""
+"""Label sets: the names of the labels, the class folders that hold their photos, and which labels stand alone."""
 
-import hashlib
 import os
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
+from functools import cached_property
 
-from tools.base.errors import DataError, nearest
-from tools.base.files import read_regular
-from tools.base.tables import format_csv, read_csv
+from tools.base.errors import DataError
 
-# Folder code -> label name. Sorted codes are the class order: scab 0, rust 1, ... complex 5, the reverse of the
-# columns of the one-hot CSV.
-NAME_OF = {
-    "000001": "scab",
-    "000010": "rust",
-    "000100": "powdery_mildew",
-    "001000": "healthy",
-    "010000": "frog_eye_leaf_spot",
-    "100000": "complex",
-}
-CODE_OF = {name: code for code, name in NAME_OF.items()}
 SPLITS = ("train", "val", "test")
-IMAGE_COLUMNS = ("images", "image", "image_id", "file")  # names of the first column of a table
-_YES, _NO = ("1", "1.0", "yes", "true"), ("0", "0.0", "no", "false")  # in a one-hot column, in any case
-ONE_HOT_HEADER = ("images", *(f"label_{name}" for name in sorted(CODE_OF)))
-MAX_BYTES = 256_000_000
+IMAGE_COLUMNS = ("images", "image", "image_id", "file", "filename", "file_name")  # names of a table's first column
 BALANCE_KINDS = ("flip", "bright", "turn")  # of the copies that process_dataset.py --balance makes
 _BALANCED_NAME = re.compile(rf"\A(.+)\.made-(?:{'|'.join(BALANCE_KINDS)})(\.[^.]+)\Z", re.DOTALL)
-
-
-def label_name(code: str) -> str:
-    """The label of a class folder; a folder that is not one of the six codes is its own label."""
-    return NAME_OF.get(code, code)
-
-
-def class_name_fault(name: str) -> str:
-    """Why this is not a valid class name (it becomes part of file names and CSV fields), or the empty string."""
-    if not name or name.startswith(".") or not name.isprintable():
-        return "is empty, hidden, or holds characters that cannot be printed"
-    if forbidden := sorted(set(name) & set('/\\<>:"|?*')):
-        return f"holds {' '.join(forbidden)}"
-    return "is longer than 100 bytes" if len(name.encode(errors="replace")) > 100 else ""
-
-
-def healthy_index(classes: Sequence[str]) -> int | None:
-    """The index of the class "healthy", which excludes every disease, or None without such a class."""
-    return next((index for index, code in enumerate(classes) if label_name(code) == "healthy"), None)
-
-
-@dataclass(frozen=True, slots=True)
-class LabelRow:
-    """One photo and its labels, in the order of the file; `line` counts the header as 1."""
-
-    image: str
-    labels: tuple[str, ...]
-    line: int
+_FORBIDDEN = frozenset('/\\<>:"|?*')  # in the name of a class folder; not all file systems take them
+MAX_FOLDER_BYTES, MAX_NAME_BYTES = 100, 200
+_SEPARATORS = (" ", "|", ";", ",", "\n")  # between label names in one field; a label name never holds the last
 
 
 @dataclass(frozen=True)
-class LabelFile:
-    """The rows of a label CSV, how many repeated rows were left out, and the SHA-256 of its bytes."""
+class LabelSet:
+    """The labels of a data set, in the order of their class folders, which is that of torchvision's ImageFolder.
 
-    rows: list[LabelRow]
-    repeats: int
-    sha256: str
+    Attributes:
+        folders: names of the class folders, ascending.
+        names: of the labels; `clean_name` describes them.
+        exclusive: indices of the labels that never stand beside another one, such as `healthy`.
+    """
+
+    folders: tuple[str, ...]
+    names: tuple[str, ...]
+    exclusive: tuple[int, ...] = ()
+
+    @classmethod
+    def of_names(cls, names: Iterable[str], exclusive: Iterable[str] = ()) -> "LabelSet":
+        """The set of these labels, each in a folder of its name, as far as file systems allow.
+
+        Raises:
+            DataError: for two names that differ only in upper and lower case.
+        """
+        folders: dict[str, str] = {}
+        for name in sorted(names):
+            folders[_free(_as_folder(name), folders)] = name
+        return cls.of_folders(folders, exclusive)
+
+    @classmethod
+    def of_folders(cls, names: dict[str, str], exclusive: Iterable[str] = ()) -> "LabelSet":
+        """The set of the labels `folder -> name`; those called `healthy` and those of `exclusive` stand alone."""
+        folders = tuple(sorted(names))
+        ordered = tuple(names[folder] for folder in folders)
+        seen: dict[str, str] = {}
+        for name in ordered:
+            if (other := seen.setdefault(name.casefold(), name)) is not name:
+                raise DataError(
+                    f"the labels {other!r} and {name!r} differ only in upper and lower case, or not at all; merge them "
+                    f"with --labels FILE, which holds the line {name}: {other}"
+                )
+        alone = set(exclusive)
+        return cls(folders, ordered, tuple(i for i, name in enumerate(ordered) if name in alone or is_healthy(name)))
+
+    @classmethod
+    def found(cls, folders: Iterable[str]) -> "LabelSet":
+        """The set of a tree of class folders without a manifest: its labels are called like the folders."""
+        return cls.of_folders({folder: COURSE.name_of(folder) or clean_name(folder) for folder in folders})
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
+
+    def index(self, name: str) -> int | None:
+        """The index of the label with this name, or None."""
+        return self._index.get(name)
+
+    def name_of(self, folder: str) -> str:
+        """The name of the label with this folder, or the empty string."""
+        return dict(zip(self.folders, self.names, strict=True)).get(folder, "")
+
+    def folder_of(self, name: str) -> str:
+        """The folder of the label with this name."""
+        return self.folders[self._index[name]]
+
+    @property
+    def titles(self) -> list[str]:
+        """The names of the labels, each after its folder where that is a code: `000001 scab`, `Black rot`."""
+        pairs = zip(self.folders, self.names, strict=True)
+        return [f"{folder} {name}" if folder.isdigit() and folder != name else name for folder, name in pairs]
+
+    def to_plain(self) -> dict:
+        """Plain values, for manifest.json and checkpoints."""
+        return {"classes": list(self.folders), "labels": list(self.names), "exclusive": list(self.exclusive)}
+
+    @classmethod
+    def from_plain(cls, stored: dict) -> "LabelSet":
+        """The inverse of `to_plain`; files of earlier versions hold `classes` alone, or nothing at all."""
+        if "labels" not in stored:
+            return cls.found(stored["classes"]) if "classes" in stored else COURSE
+        return cls(tuple(stored["classes"]), tuple(stored["labels"]), tuple(stored["exclusive"]))
 
 
-def read_labels(path: Path) -> LabelFile:
-    """Reads `images,labels` (names separated by spaces) or the one-hot columns `images,label_<name>,...` (0 or 1).
+def plain_fault(stored: dict) -> str:
+    """Why `stored` is not what `LabelSet.to_plain` gives, or the empty string."""
+    folders, names, exclusive = stored["classes"], stored["labels"], stored["exclusive"]
+    if not all(isinstance(part, list) for part in (folders, names, exclusive)):
+        return "classes, labels and exclusive must be lists"
+    if not all(isinstance(folder, str) and not class_name_fault(folder) for folder in folders):
+        return "classes must be names that can be part of a file name"
+    if sorted(set(folders)) != folders:
+        return "classes must be sorted, each once"
+    if len({name.casefold() for name in names if isinstance(name, str) and not name_fault(name)}) != len(folders):
+        return "labels must be one name per class, each once and printable"
+    if not all(type(i) is int and 0 <= i < len(folders) for i in exclusive):
+        return "exclusive must be indices of labels"
+    return ""
 
-    Excel's ways of writing both are read too: see `tools.base.tables.read_csv`; and 1.0, yes, no, true, false.
+
+def name_fault(name: str) -> str:
+    """Why this is not a valid label name, or the empty string."""
+    if not name or name != " ".join(unicodedata.normalize("NFC", name).split()):
+        return "is empty, is not in Unicode's form NFC, or has needless spaces"
+    if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn") or unicodedata.bidirectional(c) in _BIDI for c in name):
+        return "holds control characters"
+    return f"is longer than {MAX_NAME_BYTES} bytes" if len(name.encode()) > MAX_NAME_BYTES else ""
+
+
+_BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they reorder the text around them
+
+
+def clean_name(text: str) -> str:
+    """A label name as it is compared and written: NFC, words one space apart.
 
     Raises:
-        DataError: for any other content, such as an unknown label, a value that is not 0 or 1, a
-            photo name with a folder in it, or one photo with two different label sets; errors in a row name the row.
+        DataError: for a name that is empty, too long, or holds control characters.
     """
-    raw = read_regular(path, "label file", MAX_BYTES)
-    rows: dict[str, LabelRow] = {}
-    num_rows = 0
-    for row in _parse(raw, path):
-        num_rows += 1
-        before = rows.setdefault(row.image, row)
-        if set(before.labels) != set(row.labels):
-            raise DataError(
-                f"{path}: {row.image} has the labels {' '.join(before.labels)!r} in row {before.line} "
-                f"and {' '.join(row.labels)!r} in row {row.line}"
-            )
-    if not rows:
-        raise DataError(f"{path} has no rows")
-    return LabelFile(list(rows.values()), num_rows - len(rows), hashlib.sha256(raw).hexdigest())
+    name = " ".join(unicodedata.normalize("NFC", text).split())
+    if fault := name_fault(name):
+        raise DataError(f"label {text!r} {fault}; rename it")
+    return name
 
 
-def write_one_hot(path: Path, rows: list[LabelRow]) -> None:
-    """Writes the course's one-hot CSV: its header, then 0 and 1 for each row, in order."""
-    names = [column.removeprefix("label_") for column in ONE_HOT_HEADER[1:]]
-    one_hot = ([row.image, *(int(name in row.labels) for name in names)] for row in rows)
-    path.write_bytes(format_csv([ONE_HOT_HEADER, *one_hot]))
+def is_healthy(name: str) -> bool:
+    """Whether a label says that the leaf has no disease: `healthy` in any case, or `<crop>___healthy`."""
+    return name.casefold().rpartition("___")[2] == "healthy"
+
+
+def class_name_fault(name: str) -> str:
+    """Why this is not a valid class folder (it becomes part of file names), or the empty string."""
+    if not name or name.startswith(".") or not name.isprintable():
+        return "is empty, hidden, or holds characters that cannot be printed"
+    if forbidden := sorted(set(name) & _FORBIDDEN):
+        return f"holds {' '.join(forbidden)}"
+    too_long = len(name.encode(errors="replace")) > MAX_FOLDER_BYTES
+    return f"is longer than {MAX_FOLDER_BYTES} bytes" if too_long else ""
+
+
+def separator_of(labels: Iterable[str]) -> str:
+    """What stands between these labels in one field of a CSV: a space, or a sign that none of them holds."""
+    held = set().union(*labels)
+    return next(sign for sign in _SEPARATORS if sign not in held)
+
+
+def join_labels(given: Iterable[str], labels: Sequence[str]) -> str:
+    """Some of the `labels` in one field of a CSV, see `separator_of`."""
+    return separator_of(labels).join(given)
+
+
+def split_labels(text: str, labels: Sequence[str]) -> tuple[str, ...]:
+    """The inverse of `join_labels`; a name that is not among `labels` is returned too."""
+    if text in labels:
+        return (text,)
+    separator = separator_of(labels)
+    if separator == " " and "|" in text:
+        separator = "|"
+    return tuple(name for part in text.split(separator) if (name := part.strip()))
 
 
 def balanced_copy_name(name: str, kind: str) -> str:
@@ -117,55 +190,22 @@ def origin_name(name: str) -> str:
     return _BALANCED_NAME.sub(r"\1\2", name)
 
 
-def _parse(raw: bytes, path: Path) -> Iterator[LabelRow]:
-    """The rows of a label CSV, each checked independently."""
-    columns, rows = read_csv(raw, path)
-    if not columns:
-        raise DataError(f"label file {path} is empty")
-    if columns[0] not in IMAGE_COLUMNS:
-        raise DataError(f"{path}: the first column is {columns[0]!r}, not 'images'")
-    names = columns[1:]
-    if names != ["labels"] and set(names) not in (set(ONE_HOT_HEADER[1:]), set(CODE_OF)):
-        raise DataError(
-            f"{path}: the columns are {', '.join(columns)}; wanted images,labels or {','.join(ONE_HOT_HEADER)}"
-        )
-    for line, (image, *values) in rows:
-        where = f"{path}, row {line}"
-        image = _image_name(image.strip(), where)
-        given = values[0] if names == ["labels"] else _names_of_ones(names, values, where)
-        labels = _split_names(given)
-        for name in labels:
-            if name not in CODE_OF:
-                mixed = re.search("[,;|/+]", given)
-                hint = "; separate labels with spaces" if mixed else nearest(name.lower(), CODE_OF)
-                raise DataError(f"{where}, column labels: unknown label {name!r}{hint}")
-        if not labels:
-            raise DataError(f"{where}: {image} has no label")
-        yield LabelRow(image, labels, line)
+def _as_folder(name: str) -> str:
+    """The name with everything replaced that not all file systems take."""
+    text = "".join("_" if c in _FORBIDDEN or not c.isprintable() else c for c in name).strip(". ") or "_"
+    return text.encode()[: MAX_FOLDER_BYTES - 4].decode(errors="ignore")
 
 
-def _names_of_ones(columns: list[str], values: list[str], where: str) -> str:
-    """The labels of the columns that hold 1, separated by spaces."""
-    given = []
-    for column, value in zip(columns, values, strict=True):
-        if value.strip().lower() not in _YES + _NO:
-            raise DataError(f"{where}, column {column}: {value!r} is not 0 or 1 (nor yes or no)")
-        if value.strip().lower() in _YES:
-            given.append(column.removeprefix("label_"))
-    return " ".join(given)
+def _free(folder: str, taken: Iterable[str]) -> str:
+    """The folder, with a number behind it where one that differs only in case is taken."""
+    used = {name.casefold() for name in taken}
+    numbered = (folder, *(f"{folder}~{number}" for number in range(2, 1000)))
+    return next(name for name in numbered if name.casefold() not in used)
 
 
-@cache
-def _split_names(text: str) -> tuple[str, ...]:
-    """The names in a field, each once. Cached, so that rows with the same labels share one tuple."""
-    return tuple(dict.fromkeys(text.split()))
-
-
-def _image_name(name: str, where: str) -> str:
-    if not name or name in (".", "..") or "/" in name or "\\" in name:
-        raise DataError(f"{where}: image {name!r} is outside image root; give a plain file name")
-    if is_balanced_copy(name):
-        raise DataError(f"{where}: image {name!r} is named like a copy made by --balance; rename the photo")
-    if len(name.encode()) > 255:
-        raise DataError(f"{where}: image name of {len(name.encode())} bytes is longer than a file name can be")
-    return name
+# The course project's set. The order of the folders is the reverse of that of the columns in its one-hot CSV.
+COURSE = LabelSet(
+    ("000001", "000010", "000100", "001000", "010000", "100000"),
+    ("scab", "rust", "powdery_mildew", "healthy", "frog_eye_leaf_spot", "complex"),
+    (3,),
+)

@@ -4,11 +4,16 @@ import json
 import os
 from pathlib import Path
 
+from data.labels import COURSE, plain_fault
 from tools.base.errors import DataError
 from tools.base.files import read_regular
 
 MANIFEST = "manifest.json"
-FORMAT = 3
+FORMAT = 4
+NEW_SETTINGS: dict = {  # of process_dataset.py since format 4, with the values that say what it did before
+    **{"label_set": "auto", "exclusive": [], "labels": {}, "separator": None},
+    **{"join": "name", "unlabelled": "refuse"},
+}
 MAX_BYTES = 500_000_000  # a manifest has some 150 bytes per photo
 
 
@@ -20,8 +25,11 @@ def read_manifest(root: Path) -> dict | None:
     try:
         manifest = json.loads(read_regular(path, "manifest", MAX_BYTES))
         if manifest["format"] == 2:  # the same content under older names
-            manifest |= {"format": FORMAT, "duplicates": manifest.pop("twins")}
+            manifest |= {"format": 3, "duplicates": manifest.pop("twins")}
             manifest["settings"]["duplicates"] = manifest["settings"].pop("twins")
+        if manifest["format"] == 3:  # before data sets had their own labels
+            manifest |= {"format": FORMAT, "label_set": COURSE.to_plain()}
+            manifest["settings"] = NEW_SETTINGS | manifest.get("settings", {})
         if manifest["format"] != FORMAT or not _is_sound(manifest):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -40,4 +48,6 @@ def _is_sound(manifest: dict) -> bool:
     sizes = [entry["size"] for split in manifest["splits"].values() for entry in split["files"].values()]
     members = [member for group in manifest["duplicates"] for member in group["members"]]
     names = [member[key] for member in members for key in ("split", "image")]
+    if plain_fault(manifest["label_set"]):
+        return False
     return all(isinstance(size, int) for size in sizes) and all(isinstance(name, str) for name in names)

@@ -11,6 +11,14 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's & hands on a SIGINT that is ignored
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup a SIGHUP
 ROOT = Path(__file__).resolve().parent.parent
+CODE_OF = {  # the course's labels and class folders, in the order of the classes
+    "scab": "000001",
+    "rust": "000010",
+    "powdery_mildew": "000100",
+    "healthy": "001000",
+    "frog_eye_leaf_spot": "010000",
+    "complex": "100000",
+}
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests need no GPU, and compare with figures of a CPU
 SHARED = Path(os.environ.get("PLANT_DATASET", ROOT.parent / "shared" / "data" / "plant_dataset"))
 COUNTS = {"train": 42, "val": 13, "test": 14}

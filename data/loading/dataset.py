@@ -39,7 +39,7 @@ class LeafDataset(Dataset):
     ):
         self.samples, self.transform, self.finish, self.seed = samples, transform, finish, seed
         self.photos = photos or Encoded(split.source)
-        self.num_classes = len(split.classes)
+        self.num_classes = len(split.labels.names)
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -9,12 +9,12 @@ label copy is a sample with one class; with targets "multi" the label copies of 
 import glob
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from data.images import EXTENSIONS, is_foreign_folder, is_photo, note_ignored
-from data.labels import NAME_OF, class_name_fault, is_balanced_copy, label_name
+from data.labels import LabelSet, class_name_fault, is_balanced_copy
 from data.loading.sources import FolderSource, ZipSource
 from data.manifest import MANIFEST, read_manifest
 from tools.base.errors import DataError, listing, nearest
@@ -26,7 +26,7 @@ class Photo:
 
     name: str  # its file name
     file: str  # where to read it, code/name
-    classes: tuple[int, ...]  # indices into the split's classes, ascending; each of their folders holds one label copy
+    classes: tuple[int, ...]  # indices into the label set, ascending; each of their folders holds one label copy
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Split:
 
     where: str
     source: FolderSource | ZipSource
-    classes: tuple[str, ...]
+    labels: LabelSet
     photos: list[Photo]
     notes: list[str] = field(default_factory=list)
 
@@ -49,26 +49,27 @@ class Split:
     @property
     def counts(self) -> list[int]:
         """Label copies per class."""
-        return [sum(c in photo.classes for photo in self.photos) for c in range(len(self.classes))]
+        return [sum(c in photo.classes for photo in self.photos) for c in range(len(self.labels.names))]
 
     def digest(self) -> str:
         """SHA-256 over the photos' names, classes, sizes and checksums."""
         lines = [f"{p.name} {p.classes} {self.source.size(p.file)} {self.source.checksum(p.file)}" for p in self.photos]
-        return hashlib.sha256("\n".join([*self.classes, *lines]).encode(errors="surrogateescape")).hexdigest()
+        return hashlib.sha256("\n".join([*self.labels.folders, *lines]).encode(errors="surrogateescape")).hexdigest()
 
 
 def scan_split(
     root: str | Path,
     name: str,
     zip_mode: bool = False,
-    classes: Sequence[str] | None = None,
+    labels: LabelSet | None = None,
     balanced_copies: bool = False,
     follow: bool = False,
 ) -> Split:
     """Lists the photos of a split.
 
     Args:
-        classes: the class folders in order, from the training split or a checkpoint; None takes those found.
+        labels: of the training split or a checkpoint; None takes those of the data. Class folders are matched with
+            them by the names of their labels, which the manifest gives.
         balanced_copies: also list the copies that process_dataset.py --balance made, which only training may use.
         follow: read photos through links that lead out of the split.
 
@@ -92,12 +93,17 @@ def scan_split(
         found = {code: [file for file in names if not is_balanced_copy(file)] for code, names in found.items()}
         num_left_out = total - sum(map(len, found.values()))
         notes += [f"{where}: {num_left_out} files made by --balance left out"] if num_left_out else []
-    ordered = tuple(classes) if classes is not None else tuple(found)
-    _check_folders(found, ordered, where, may_be_empty=NAME_OF if manifest else ())
-    photos = _group_copies(source, found, ordered)
+    for folder in found:
+        if fault := class_name_fault(folder):
+            raise DataError(f"{where}: class folder {folder!r} {fault}; rename it")
+    own = LabelSet.from_plain(manifest["label_set"]) if manifest else LabelSet.found(found)
+    labels = labels or own
+    _check_folders(found, own, labels, where, may_be_empty=manifest is not None)
+    folders = [next((f for f in found if own.name_of(f) == name), "") for name in labels.names]
+    photos = group_copies(source, found, folders)
     if not photos:
         raise DataError(f"{where} holds no photos")
-    return Split(where, source, ordered, photos, notes)
+    return Split(where, source, labels, photos, notes)
 
 
 def find_photos(names: Sequence[str]) -> tuple[list[Path], list[str]]:
@@ -144,7 +150,7 @@ def samples_of(split: Split, targets: str) -> list[Photo]:
 
 def describe(split: Split) -> str:
     """`where: n photos, m copies (scab 12, rust 3, ...)`."""
-    by_label = ", ".join(f"{label_name(code)} {n}" for code, n in zip(split.classes, split.counts, strict=True))
+    by_label = ", ".join(f"{name} {n}" for name, n in zip(split.labels.names, split.counts, strict=True))
     return f"{split.where}: {len(split.photos)} photos, {sum(split.counts)} copies ({by_label})"
 
 
@@ -165,26 +171,29 @@ def _check_unchanged(manifest: dict, split: str, found: dict[str, list[str]], so
 
 
 def _check_folders(
-    found: dict[str, list[str]], classes: tuple[str, ...], where: str, may_be_empty: Collection[str]
+    found: dict[str, list[str]], own: LabelSet, labels: LabelSet, where: str, may_be_empty: bool
 ) -> None:
-    """Raises DataError for class folders that are unknown, empty, or equal but for upper and lower case."""
-    if len({code.lower() for code in classes}) < len(classes):
-        raise DataError(f"{where}: class folders differ only in upper and lower case")
-    for code, names in found.items():
-        if code not in classes:
-            raise DataError(f"{where}/{code} is not a class of this model or training split{nearest(code, classes)}")
-        if fault := class_name_fault(code):
-            raise DataError(f"{where}: class folder {code!r} {fault}; rename it")
-        if not names and code not in may_be_empty:
-            raise DataError(f"{where}/{code} is empty, or holds no photos; add some, or remove the folder")
+    """Raises DataError for class folders that are unknown or empty; `own` gives the names of their labels."""
+    for folder, names in found.items():
+        name = own.name_of(folder)
+        if not names and not (name and may_be_empty):
+            raise DataError(f"{where}/{folder} is empty, or holds no photos; add some, or remove the folder")
+        if names and labels.index(name) is None:
+            hint = nearest(name or folder, labels.names)
+            raise DataError(f"{where}/{folder} is not a class of this model or training split{hint}")
 
 
-def _group_copies(source, found: dict[str, list[str]], classes: tuple[str, ...]) -> list[Photo]:
-    """One `Photo` for all label copies of a photo: files with equal names and equal bytes."""
+def group_copies(source, found: dict[str, list[str]], folders: Sequence[str]) -> list[Photo]:
+    """One `Photo` for all label copies of a photo: files with equal names and equal bytes, in order of class and name.
+
+    Args:
+        found: names of files by class folder.
+        folders: the class folders in the order of the classes.
+    """
     groups: dict[str, list[tuple[str, list[int]]]] = {}
-    for index, code in enumerate(classes):
-        for name in found.get(code, ()):
-            file = f"{code}/{name}"
+    for index, folder in enumerate(folders):
+        for name in found.get(folder, ()):
+            file = f"{folder}/{name}"
             known = next((g for g in groups.get(name, ()) if source.same(g[0], file)), None)
             if known:
                 known[1].append(index)

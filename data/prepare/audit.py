@@ -3,12 +3,12 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from data.images import Header, encode, format_of, inspect, read_bytes, shrink
-from data.labels import LabelRow
+from data.label_files import LabelRow
 from data.prepare.duplicates import Fingerprint, fingerprint
 from data.prepare.raw import RawSplit
 from tools.base.errors import DataError, listing
@@ -56,6 +56,21 @@ def audit(
     if not photos:
         raise DataError(f"none of {len(unreadable)} labelled photos can be read: {listing(unreadable)}")
     return photos, unreadable
+
+
+def join_equal(photos: Sequence[AuditedPhoto]) -> tuple[list[AuditedPhoto], list[str]]:
+    """The photos, with those of equal content in one split joined into the first, and a note about how many were.
+
+    The first one gets the labels of all.
+    """
+    joined: dict[tuple[str, str], AuditedPhoto] = {}
+    for photo in photos:
+        first = joined.setdefault((photo.split, photo.entry["sha256"]), photo)
+        if first is not photo:
+            labels = tuple(dict.fromkeys((*first.row.labels, *photo.row.labels)))
+            joined[photo.split, photo.entry["sha256"]] = replace(first, row=replace(first.row, labels=labels))
+    num_joined = len(photos) - len(joined)
+    return [*joined.values()], [f"{num_joined} files joined with another one of equal content"] if num_joined else []
 
 
 def count_facts(photos: Sequence[AuditedPhoto]) -> dict:
@@ -110,7 +125,7 @@ def check_leaks(duplicates: Sequence[dict], allowed: bool) -> None:
 def _audit_photo(item: tuple[RawSplit, LabelRow], shrinking: Shrinking | None, compare: bool) -> AuditedPhoto | str:
     """The audited photo of a row, or its name and why it cannot be used."""
     raw, row = item
-    path = raw.images / row.image
+    path = raw.images / row.file
     try:
         content = read_bytes(path)
         header, image = inspect(content, path, shrinking.side if shrinking else None)

@@ -1,19 +1,42 @@
-"""The raw folder: photos and the CSV rows that belong to them. No photo is opened here.
+"""The raw folder: photos and the labels that belong to them. No photo is decoded here.
 
 SRC/{train,val,test}/images + {split}_label.csv      splits, as the course gives them
+SRC/{train,val,test}/LABEL/photo                     splits, as torchvision's ImageFolder reads them
 SRC/train_images + train.csv                         one pool to be split, as Kaggle gives it
+SRC/LABEL/photo                                      one pool
 """
 
 import os
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.images import EXTENSIONS, is_photo, note_ignored
-from data.labels import SPLITS, LabelRow, read_labels
+from data.images import EXTENSIONS, is_foreign_folder, is_photo, note_ignored
+from data.label_files import LabelRow, image_name, read_labels
+from data.labels import SPLITS, LabelSet
+from data.loading.sources import FolderSource
+from data.loading.split import group_copies
+from data.manifest import read_manifest
 from tools.base.errors import DataError, listing
 from tools.base.files import leads_out
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the raw folder is read.
+
+    Attributes:
+        follow: read photos through links that lead out of it.
+        separator, group: as in `data.label_files.read_labels`.
+        keep_unlabelled: photos without labels are listed; otherwise they are an error.
+    """
+
+    follow: bool = False
+    separator: str | None = None
+    group: str | None = None
+    keep_unlabelled: bool = False
 
 
 @dataclass(frozen=True)
@@ -23,119 +46,178 @@ class RawSplit:
     name: str
     folder: Path  # the folder that belongs to this split alone
     images: Path  # the folder of the photos
-    rows: list[LabelRow]  # those of the CSV that have a file in images
+    rows: list[LabelRow]  # those that have a photo and labels
+    table: Path | None = None  # the label CSV; None for class folders
     csv_sha256: str = ""
+    declared: Sequence[str] = ()  # labels that have a column, whether or not a photo has them
     repeats: int = 0  # how many rows repeat an earlier one
     missing: Sequence[str] = ()  # photos that have a row and no file, with the file that has nearly its name
-    unlabelled: Sequence[str] = ()  # photos that have a file and no row
-    ignored: Sequence[str] = ()  # entries of images that are hidden or not photos
+    unlisted: Sequence[str] = ()  # photos that have a file and no row
+    lost: Sequence[LabelRow] = ()  # rows that have no photo
+    unlabelled: Sequence[str] = ()  # photos that have a row without labels
+    dropped: Sequence[str] = ()  # photos whose labels were all dropped by --labels
+    ignored: Sequence[str] = ()  # entries that are hidden or not photos
+    ignored_columns: Sequence[str] = ()  # of the CSV
 
     def notes(self) -> list[str]:
-        """Lines about rows and files that are always ignored."""
+        """Lines about rows, columns and files that are always ignored."""
         notes = [f"{self.name}: {self.repeats} repeated row(s) ignored"] if self.repeats else []
+        columns = ", ".join(self.ignored_columns)
+        notes += [f"{self.name}: the columns {columns} of {self.table} are not read"] if columns else []
         return notes + note_ignored(self.name, self.ignored)
 
+    def locate(self, row: LabelRow) -> str:
+        """Where a row came from, for messages."""
+        return f"{self.table}, row {row.line}: {row.image}" if self.table else str(self.images / row.file)
 
-def read_raw(src: Path, pool: bool, follow: bool = False) -> list[RawSplit]:
+
+def read_raw(src: Path, pool: bool, reading: Reading) -> list[RawSplit]:
     """The splits under `src`, one or more of train, val and test.
 
     Args:
-        pool: `src` has no splits yet: its photos and its CSV are the only one, named after the image folder.
-        follow: read photos through links that lead out of `src`.
+        pool: `src` has no splits yet: its photos are the only one, named after their folder.
 
     Raises:
-        DataError: when photos or a label file are missing, or a label file is wrong.
+        DataError: when photos or labels are missing, or a label file is wrong.
     """
     if not src.is_dir():
         raise DataError(f"--src {src} is not a folder")
-    root = None if follow else src
     if pool:
-        return [_read_pool(src, root)]
+        return [_read_pool(src, reading)]
     names = [name for name in SPLITS if (src / name).is_dir()]
     if not names:
         raise DataError(
-            f"--src {src} has none of the folders {', '.join(SPLITS)}, each with images/ and a label CSV; "
-            "for one folder and one CSV give --split 0.8 0.1 0.1"
+            f"--src {src} has none of the folders {', '.join(SPLITS)}, each with class folders, or with images/ and a "
+            "label CSV; for one folder that is not yet split give --split 0.8 0.1 0.1"
         )
-    return [_read_split(src, name, root) for name in names]
+    return [_read_split(src, name, reading) for name in names]
 
 
 def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
     """Raises DataError for more missing items than `max_missing`, or for several labels if `multi_label` is "error"."""
-    for what, names in left_out(raws, unreadable=[]).items():
-        check_count(names, what, "--max-missing", max_missing)
-    for name, row in ((raw.name, row) for raw in raws for row in raw.rows):
+    for what in ("rows without a photo", "photos without a row"):
+        check_count(left_out(raws).get(what, []), what, "--max-missing", max_missing)
+    for raw, row in ((split, row) for split in raws for row in split.rows):
         if len(row.labels) > 1 and multi_label == "error":
             raise DataError(
-                f"{name}, row {row.line}: {row.image} has the labels {' '.join(row.labels)}; "
+                f"{raw.name}, {raw.locate(row)} has the labels {' '.join(row.labels)}; "
                 "choose --multi-label copy or first"
             )
 
 
-def check_count(found: list[str], what: str, flag: str, limit: int) -> None:
+def check_count(found: Sequence[str], what: str, flag: str, limit: int) -> None:
     """Raises DataError with the first of `found` when there are more than `limit`, which `flag` sets."""
     if len(found) > limit:
         raise DataError(f"{len(found)} {what}: {listing(found)}; fix them, or allow them with {flag} {len(found)}")
 
 
-def left_out(raws: list[RawSplit], unreadable: list[str]) -> dict[str, list[str]]:
-    """Everything that is left out of the tree, by reason."""
-    return {
-        "rows without a photo": [f"{raw.name}/{name}" for raw in raws for name in raw.missing],
-        "photos without a row": [f"{raw.name}/{name}" for raw in raws for name in raw.unlabelled],
-        "unreadable photos": unreadable,
-    }
+def left_out(raws: list[RawSplit]) -> dict[str, list[str]]:
+    """The photos and rows that are left out of the tree before a photo is read, by reason."""
+
+    def named(attribute: str) -> list[str]:
+        return [f"{raw.name}/{name}" for raw in raws for name in getattr(raw, attribute)]
+
+    kept = {"photos without labels": named("unlabelled"), "photos whose labels were dropped": named("dropped")}
+    found = {what: names for what, names in kept.items() if names}
+    return {"rows without a photo": named("missing"), "photos without a row": named("unlisted")} | found
 
 
-def _read_pool(src: Path, root: Path | None) -> RawSplit:
+def _read_pool(src: Path, reading: Reading) -> RawSplit:
     folders = [src / name for name in ("train_images", "images", ".") if _has_photos(src / name)]
-    if not folders:
-        raise DataError(f"--src {src}: no photos in train_images/, images/ or the folder itself; needed by --split")
     tables = [src / "train.csv"] if (src / "train.csv").exists() else sorted(src.glob("*.csv"))
+    if not tables and _has_class_folders(src):
+        return _read_tree(src.resolve().name, src, src, reading)
+    if not folders:
+        raise DataError(
+            f"--src {src}: no photos in train_images/, images/ or the folder itself, nor in class folders beside no "
+            "CSV; needed by --split"
+        )
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "no CSV"
         raise DataError(f"--src {src}: looked for train.csv or a single CSV, found {found}; needed by --split")
-    return _match(folders[0].resolve().name, folders[0], folders[0], tables[0], root)
+    return _match(folders[0].resolve().name, folders[0], folders[0], tables[0], src, reading)
 
 
-def _read_split(src: Path, name: str, root: Path | None) -> RawSplit:
+def _read_split(src: Path, name: str, reading: Reading) -> RawSplit:
     folder = src / name
-    if not (folder / "images").is_dir():
-        raise DataError(f"{folder / 'images'} is not a folder")
     beside, above = folder / f"{name}_label.csv", src / f"{name}_label.csv"
     table = above if above.exists() and not beside.exists() else beside
-    return _match(name, folder, folder / "images", table, root)
+    if not os.path.lexists(table) and _has_class_folders(folder):
+        return _read_tree(name, folder, src, reading)
+    if not (folder / "images").is_dir():
+        raise DataError(f"{folder / 'images'} is not a folder, and {folder} has no class folders with photos either")
+    return _match(name, folder, folder / "images", table, src, reading)
 
 
-def _match(name: str, folder: Path, images: Path, table: Path, root: Path | None) -> RawSplit:
-    """Matches the rows of a CSV with the entries of a folder; no link may lead out of `root`."""
-    labels = read_labels(table)
-    entries = list(os.scandir(images))
-    out = [entry.path for entry in entries if root and leads_out(entry, root)]
-    if out:
-        raise DataError(f"image {min(out)} is a link out of {root}; remove it, or add --follow-links")
-    present = {entry.name for entry in entries} - ({table.name} if table.parent == images else set())
-    unlisted = sorted(present - {row.image for row in labels.rows})
+def _match(name: str, folder: Path, images: Path, table: Path, src: Path, reading: Reading) -> RawSplit:
+    """Matches the rows of a CSV with the entries of a folder."""
+    labels = read_labels(table, reading.separator, reading.group)
     for row in labels.rows:
-        if row.image in present and not is_photo(row.image):
+        if not row.labels and not reading.keep_unlabelled:
+            raise DataError(
+                f"{table}, row {row.line}: {row.image} has no label; --unlabelled keep leaves such photos out"
+            )
+    entries = list(os.scandir(images))
+    out = [entry.path for entry in entries if not reading.follow and leads_out(entry, src)]
+    if out:
+        raise DataError(f"image {min(out)} is a link out of {src}; remove it, or add --follow-links")
+    present = {entry.name for entry in entries} - ({table.name} if table.parent == images else set())
+    rows, lost = [], []
+    stems = Counter(os.path.splitext(name)[0] for name in present if is_photo(name))
+    of_stem = {os.path.splitext(name)[0]: name for name in present if is_photo(name)}
+    for row in labels.rows:
+        file = of_stem.get(row.image, "") if row.image not in present and stems[row.image] == 1 else row.image
+        if file not in present:
+            lost.append(row)
+        elif not is_photo(file):
             raise DataError(
                 f"{table}, row {row.line}: {row.image} is not named like a photo ({', '.join(EXTENSIONS)}); "
                 "convert it to JPEG or PNG, and correct its name in the row"
             )
+        else:
+            rows.append(row if file == row.image else replace(row, image=file, file=file))
+    unlisted = sorted(present - {row.image for row in rows})
     stray = [name for name in unlisted if is_photo(name)]
     alike = {_plain_name(name): f" (there is {name})" for name in stray}
-    missing = [row.image for row in labels.rows if row.image not in present]
+    unlabelled = [row.image for row in rows if not row.labels]
     return RawSplit(
         name=name,
         folder=folder,
         images=images,
-        rows=[row for row in labels.rows if row.image in present],
+        rows=[row for row in rows if row.labels],
+        table=table,
         csv_sha256=labels.sha256,
+        declared=labels.declared,
         repeats=labels.repeats,
-        missing=[name + alike.get(_plain_name(name), "") for name in missing],
-        unlabelled=stray,
+        lost=lost,
+        missing=[row.image + alike.get(_plain_name(row.image), "") for row in lost],
+        unlisted=[] if reading.keep_unlabelled else stray,
+        unlabelled=[*unlabelled, *stray] if reading.keep_unlabelled else [],
         ignored=[name for name in unlisted if not is_photo(name)],
+        ignored_columns=labels.ignored,
     )
+
+
+def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit:
+    """The photos of class folders. Files with equal names and equal bytes are one photo with several labels.
+
+    Where different photos have the same name, it becomes `<folder>__<name>`.
+    """
+    source = FolderSource(folder, reading.follow)
+    found, ignored = source.list_files()
+    ignored += [f"{empty}/" for empty, names in found.items() if not names]
+    found = {code: names for code, names in found.items() if names}
+    manifest = read_manifest(src)
+    known = LabelSet.from_plain(manifest["label_set"]) if manifest else LabelSet((), ())
+    labels = [known.name_of(code) or LabelSet.found([code]).names[0] for code in found]
+    photos = group_copies(source, found, tuple(found))
+    times = Counter(photo.name for photo in photos)
+    rows = []
+    for photo in photos:
+        single = times[photo.name] == 1
+        image = image_name(photo.name if single else photo.file.replace("/", "__"), str(folder / photo.file))
+        rows.append(LabelRow(image, tuple(dict.fromkeys(labels[c] for c in photo.classes)), 0, photo.file))
+    return RawSplit(name, folder, folder, rows, ignored=ignored)
 
 
 def _plain_name(name: str) -> str:
@@ -145,3 +227,9 @@ def _plain_name(name: str) -> str:
 
 def _has_photos(folder: Path) -> bool:
     return folder.is_dir() and any(map(is_photo, os.listdir(folder)))
+
+
+def _has_class_folders(folder: Path) -> bool:
+    """Whether some folder in it holds photos; `images` alone belongs to a label CSV, which may be missing."""
+    names = [entry.name for entry in folder.iterdir() if not is_foreign_folder(entry.name) and entry.name != "images"]
+    return any(_has_photos(folder / name) for name in names)

@@ -1,6 +1,6 @@
 """The prepared tree: audited photos in one folder per label, and the manifest that records what is there and why.
 
-dataset/{train,val,test}/{000001,...,100000}/ID.jpg, OneHot-{split}_label.csv, manifest.json, report.html
+dataset/{train,val,test}/LABEL/ID.jpg, OneHot-{split}_label.csv, manifest.json, report.html
 """
 
 import json
@@ -12,7 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.images import encode, read_image
-from data.labels import CODE_OF, NAME_OF, SPLITS, LabelRow, balanced_copy_name, write_one_hot
+from data.label_files import LabelRow, write_one_hot
+from data.labels import SPLITS, LabelSet, balanced_copy_name
 from data.manifest import FORMAT, MANIFEST, read_manifest
 from data.prepare.audit import AuditedPhoto, count_facts, entry_of
 from data.prepare.balance import make_copy, plan_copies
@@ -54,12 +55,12 @@ def write_tree(photos: Sequence[AuditedPhoto], root: Path, known: dict, progress
 
     Args:
         known: the manifest's other entries: `settings` (of which `mode`, `multi_label`, `balance` and `quality` are
-            used here), `duplicates`, `left_out`, `notes`.
+            used here), `label_set`, `duplicates`, `left_out`, `notes`.
     """
-    settings, splits = known["settings"], {}
+    settings, labels, splits = known["settings"], LabelSet.from_plain(known["label_set"]), {}
     for name in SPLITS:
         if members := [photo for photo in photos if photo.split == name]:
-            splits[name] = _write_split(members, root / name, settings, progress)
+            splits[name] = _write_split(members, root / name, labels, settings, progress)
     manifest = {"format": FORMAT, "settings": settings, "splits": splits, **known}
     (root / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
@@ -94,15 +95,16 @@ def is_finished(dst: Path, manifest: dict) -> bool:
     return True
 
 
-def format_counts(splits: dict) -> list[str]:
-    """The counts of a manifest's `splits` as lines of text, one column per split."""
+def format_counts(manifest: dict) -> list[str]:
+    """The counts of a manifest as lines of text, one column per split."""
+    splits, labels = manifest["splits"], LabelSet.from_plain(manifest["label_set"])
     counts = list(splits.values())
     rows = [
         ("", *splits),
         ("rows", *(c["rows"] for c in counts)),
         ("with several labels", *(c["several"] for c in counts)),
         ("files (one per label)", *(sum(c["labels"].values()) for c in counts)),
-        *((f"  {code} {NAME_OF[code]}", *(c["labels"][NAME_OF[code]] for c in counts)) for code in sorted(NAME_OF)),
+        *((f"  {t}", *(c["labels"][n] for c in counts)) for t, n in zip(labels.titles, labels.names, strict=True)),
         ("copied, not linked", *(c["copied"] for c in counts)),
         ("made by --balance", *(sum(c["made"].values()) for c in counts)),
         ("turned by EXIF", *(c["facts"]["turned"] for c in counts)),
@@ -112,35 +114,42 @@ def format_counts(splits: dict) -> list[str]:
     return format_table(rows)
 
 
-def _write_split(photos: list[AuditedPhoto], folder: Path, settings: dict, progress: Progress) -> dict:
+def _write_split(
+    photos: list[AuditedPhoto], folder: Path, labels: LabelSet, settings: dict, progress: Progress
+) -> dict:
     """Writes one split, each photo into the folders of its labels, and returns its entry in the manifest."""
-    for code in NAME_OF:
-        (folder / code).mkdir(parents=True)
+    for name in labels.folders:
+        (folder / name).mkdir(parents=True)
     most = 1 if settings["multi_label"] == "first" else None
     rows = [replace(photo.row, labels=photo.row.labels[:most]) for photo in photos]
     num_copied, files = 0, {}
     for photo, row in zip(photos, rows, strict=True):
         for label in row.labels:
-            file = f"{CODE_OF[label]}/{row.image}"
+            file = f"{labels.folder_of(label)}/{row.image}"
             num_copied += _place(photo.file, folder / file, settings["mode"])
             files[file] = photo.entry
-    write_one_hot(folder.with_name(f"OneHot-{folder.name}_label.csv"), rows)
+    write_one_hot(folder.with_name(f"OneHot-{folder.name}_label.csv"), rows, labels)
     balance = settings["balance"] and folder.name == "train"
-    copies = _write_copies(photos, rows, folder, settings, progress) if balance else {}
+    copies = _write_copies(photos, rows, folder, labels, settings, progress) if balance else {}
     return {
         "rows": len(photos),
         "several": sum(len(photo.row.labels) > 1 for photo in photos),
         "copied": num_copied,
-        "labels": _count_labels(files),
-        "made": _count_labels(copies),
-        "combinations": dict(sorted(Counter(" ".join(sorted(photo.row.labels)) for photo in photos).items())),
+        "labels": _count_labels(files, labels),
+        "made": _count_labels(copies, labels),
+        "combinations": dict(sorted(Counter(" + ".join(sorted(photo.row.labels)) for photo in photos).items())),
         "facts": count_facts(photos),
         "files": files | copies,
     }
 
 
 def _write_copies(
-    photos: list[AuditedPhoto], rows: list[LabelRow], folder: Path, settings: dict, progress: Progress
+    photos: list[AuditedPhoto],
+    rows: list[LabelRow],
+    folder: Path,
+    labels: LabelSet,
+    settings: dict,
+    progress: Progress,
 ) -> dict:
     """Writes the balanced copies, each into the folders of its labels; returns their entries in the manifest."""
 
@@ -149,7 +158,7 @@ def _write_copies(
         index, kind = planned
         name = balanced_copy_name(rows[index].image, kind)
         content = encode(make_copy(read_image(photos[index].file), kind), name, settings["quality"])
-        first, *others = (f"{CODE_OF[label]}/{name}" for label in rows[index].labels)
+        first, *others = (f"{labels.folder_of(label)}/{name}" for label in rows[index].labels)
         (folder / first).write_bytes(content)
         for other in others:
             _place(folder / first, folder / other, settings["mode"])
@@ -159,10 +168,10 @@ def _write_copies(
     return {file: entry for files in made for file, entry in files.items()}
 
 
-def _count_labels(files: Iterable[str]) -> dict[str, int]:
-    """How many of the files `code/name` each label has."""
+def _count_labels(files: Iterable[str], labels: LabelSet) -> dict[str, int]:
+    """How many of the files `folder/name` each label has."""
     counts = Counter(file.split("/")[0] for file in files)
-    return {label: counts[code] for code, label in NAME_OF.items()}
+    return {name: counts[folder] for folder, name in zip(labels.folders, labels.names, strict=True)}
 
 
 def _place(source: Path, target: Path, mode: str) -> bool:

@@ -4,15 +4,15 @@ import os
 import shutil
 
 import pytest
+from conftest import CODE_OF
 from provoke import NO_FILES, faults, large, put
 
 import process_dataset
 import visual
-from data.labels import ONE_HOT_HEADER
 from tools.commands import compare, score
 
 HEADER = "images,labels\n"
-ONE_HOT = ",".join(ONE_HOT_HEADER) + "\n"
+ONE_HOT = "images," + ",".join(f"label_{name}" for name in sorted(CODE_OF)) + "\n"
 TABLES = [
     *(("C1", make, "train_label.csv") for make in NO_FILES.values()),
     ("C1", large(300_000_000), "larger than"),
@@ -27,8 +27,8 @@ TABLES = [
         for value in ("-1", "0.5", "maybe", "nan")
     ),
     ("C12", HEADER + "a.jpg,SCAB\n", "unknown label 'SCAB'; did you mean scab?"),
-    ("C12", HEADER + 'a.jpg,"rust, scab"\n', "separate labels with spaces"),
-    ("C12", HEADER + "a.jpg,rust|scab\n", "separate labels with spaces"),
+    ("C12", HEADER + 'a.jpg,"rust, scab powdery_mildew"\n', "'scab powdery_mildew' looks like several labels"),
+    ("C12", HEADER + "a.jpg,rust+scab\n", "'rust+scab' looks like several labels"),
     ("C14", HEADER + "a.jpg,scab\na.jpg,scab\na.jpg,rust\n", "'scab' in row 2 and 'rust' in row 4"),
     ("C16", HEADER + "gone.jpg,scab\n", "rows without a photo: train/gone.jpg"),
     *(("C17", f"{HEADER}{name},scab\n", "outside image root") for name in ("..", "a/b.jpg", "..\\a.jpg", "./a.jpg")),
@@ -42,7 +42,7 @@ TABLES = [
     ("C8", "images,disease\na.jpg,scab\n", "the columns are images, disease"),
     ("C8", HEADER + "a.jpg\n", "row 2: 1 fields where the header has 2"),
     ("C8", HEADER + "a.jpg,scab,x\n", "row 2: 3 fields"),
-    ("C11", HEADER + "a.jpg,scb\n", "row 2, column labels: unknown label 'scb'; did you mean scab?"),
+    ("C11", HEADER + "a.jpg,scb\n", "row 2: a.jpg: unknown label 'scb'; did you mean scab?"),
     ("C11", HEADER + "a.jpg,\n", "row 2: a.jpg has no label"),
     ("C17", HEADER + "../../secret.jpg,scab\n", "outside image root"),
     ("C17", HEADER + "/etc/passwd,scab\n", "outside image root"),

@@ -10,9 +10,9 @@ import shutil
 from collections import Counter
 
 import pytest
+from conftest import CODE_OF
 
 import process_dataset
-from data.labels import CODE_OF
 
 CODES = sorted(CODE_OF.values())
 
@@ -196,7 +196,7 @@ def test_flags_that_make_no_sense(source, tmp_path, refused, arguments, word):
 def test_a_damaged_or_older_tree_of_ours_can_be_replaced(source, tmp_path, refused):
     assert run("--src", source, "--dst", tmp_path / "d") == 0
     whole = (tmp_path / "d" / "manifest.json").read_bytes()
-    for content in (b"", whole[:500], whole.replace(b'"format": 3', b'"format": 1')):
+    for content in (b"", whole[:500], whole.replace(b'"format": 4', b'"format": 1')):
         (tmp_path / "d" / "manifest.json").write_bytes(content)
         refused(
             process_dataset.main, ["--src", source, "--dst", tmp_path / "d"], 3, "damaged or too old", "--overwrite"

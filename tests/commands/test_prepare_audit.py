@@ -14,14 +14,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import ROOT, SHARED
+from conftest import CODE_OF, ROOT, SHARED
 from PIL import Image, ImageEnhance
 
 import main
 import process_dataset
 from configs.load import load
 from data.images import read_image
-from data.labels import CODE_OF, is_balanced_copy, origin_name
+from data.labels import is_balanced_copy, origin_name
 from data.loading.split import scan_split
 from data.manifest import duplicate_groups, read_manifest
 from tools.base.errors import DataError
@@ -247,7 +247,7 @@ def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_
     plain, made = scan_split(tmp_path / "d", "train"), scan_split(tmp_path / "d", "train", balanced_copies=True)
     copies = [photo for photo in made.photos if is_balanced_copy(photo.name)]
     assert plain.photos == [photo for photo in made.photos if not is_balanced_copy(photo.name)]
-    assert len(plain.classes) == len(made.classes) == 6
+    assert len(plain.labels.names) == len(made.labels.names) == 6
     assert any("files made by --balance left out" in note for note in plain.notes)
     assert not made.notes
     classes = {photo.name: photo.classes for photo in plain.photos}
@@ -381,7 +381,7 @@ def test_folders_of_programs_are_no_classes(source, tmp_path, tiny, refused):
         (train / name).mkdir()
         shutil.copy(photo, train / name / "x.jpg")
     split = scan_split(tmp_path / "d", "train")
-    assert split.classes == tuple(sorted(CODE_OF.values()))
+    assert split.labels.folders == tuple(sorted(CODE_OF.values()))
     assert any("5 hidden or foreign entries ignored" in note and "@eaDir" in note for note in split.notes)
     (train / "notes").mkdir()
     argv = ["--cfg", tiny, "--data-path", tmp_path / "d", "--output", tmp_path / "o"]

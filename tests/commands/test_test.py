@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import sklearn.metrics as sk
 import torch
+from conftest import CODE_OF
 from PIL import Image
 
 import main
 import test as scoring
-from data.labels import CODE_OF, NAME_OF
 from data.loading.split import scan_split
 from tools.commands import compare, predict, score
 from tools.evaluate import predictor
@@ -23,7 +23,7 @@ from tools.evaluate.calibration import fit
 from tools.evaluate.predictor import load_predictor, predict_split
 from tools.runtime.distributed import Ranks
 
-LABELS = [NAME_OF[code] for code in sorted(CODE_OF.values())]
+LABELS = list(CODE_OF)
 
 
 @pytest.fixture(scope="module")

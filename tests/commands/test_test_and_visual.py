@@ -9,12 +9,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from conftest import CODE_OF
 from PIL import Image
 
 import test as referee
 import visual
 from data.images import read_image
-from data.labels import CODE_OF
 from data.loading.split import scan_split
 from tools.commands.baseline import fit_histograms
 from tools.evaluate.predictor import load_model
@@ -146,5 +146,5 @@ def test_photos_with_equal_names_get_separate_pictures(run_folder, dataset, tmp_
 def test_a_class_that_no_training_photo_has(dataset):
     """A histogram cannot learn it; it has an opinion all the same."""
     split = scan_split(dataset, "val")
-    more = dataclasses.replace(split, classes=(*split.classes, "1000000"))
+    more = dataclasses.replace(split, classes=(*split.labels.folders, "1000000"))
     assert (fit_histograms(more, split)[:, 6] < 0).all()

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from conftest import CODE_OF
 from PIL import Image
 
 from data.boxes import Box, on_input, read_boxes
@@ -12,7 +13,7 @@ HEADER = "images,label,x_center,y_center,width,height\n"
 
 
 def test_the_samples_boxes(raw):
-    boxes = read_boxes(raw / "lesion_boxes.csv")
+    boxes = read_boxes(raw / "lesion_boxes.csv", list(CODE_OF))
     rows = (raw / "lesion_boxes.csv").read_text().splitlines()[1:]
     assert sum(map(len, boxes.values())) == len(rows)
     name, label, x, y, width, height = rows[0].split(",")
@@ -39,12 +40,12 @@ def test_the_samples_boxes(raw):
 def test_a_wrong_box_is_refused_by_row(tmp_path, text, words):
     (tmp_path / "boxes.csv").write_text(text)
     with pytest.raises(DataError, match=words):
-        read_boxes(tmp_path / "boxes.csv")
+        read_boxes(tmp_path / "boxes.csv", ["rust", "scab"])
 
 
 def test_no_file(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        read_boxes(tmp_path / "no.csv")
+        read_boxes(tmp_path / "no.csv", ["rust"])
 
 
 @pytest.mark.parametrize("crop", [True, False])

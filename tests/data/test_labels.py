@@ -4,18 +4,10 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from conftest import CODE_OF, ROOT
 
-from data.labels import (
-    BALANCE_KINDS,
-    CODE_OF,
-    ONE_HOT_HEADER,
-    balanced_copy_name,
-    is_balanced_copy,
-    origin_name,
-    read_labels,
-    write_one_hot,
-)
+from data.label_files import read_labels, write_one_hot
+from data.labels import BALANCE_KINDS, COURSE, balanced_copy_name, is_balanced_copy, origin_name
 
 
 def write(folder, text):
@@ -24,16 +16,10 @@ def write(folder, text):
     return path
 
 
-def test_codes_are_the_seeds_and_their_order_is_the_reverse_of_the_columns():
-    assert CODE_OF == {
-        "scab": "000001",
-        "rust": "000010",
-        "powdery_mildew": "000100",
-        "healthy": "001000",
-        "frog_eye_leaf_spot": "010000",
-        "complex": "100000",
-    }
-    assert [c.removeprefix("label_") for c in ONE_HOT_HEADER[1:]] == sorted(CODE_OF, key=CODE_OF.get, reverse=True)
+def test_the_courses_codes_in_the_order_of_the_classes():
+    assert dict(zip(COURSE.names, COURSE.folders, strict=True)) == CODE_OF
+    assert COURSE.names == tuple(CODE_OF)
+    assert [COURSE.names[index] for index in COURSE.exclusive] == ["healthy"]
 
 
 @pytest.mark.parametrize(
@@ -61,7 +47,7 @@ def test_good_files(tmp_path, text):
 def test_one_hot_round_trip(tmp_path):
     rows = read_labels(write(tmp_path, "images,labels\nb.jpg,rust complex\na.jpg,scab\n")).rows
     target = tmp_path / "OneHot-train_label.csv"
-    write_one_hot(target, rows)
+    write_one_hot(target, rows, COURSE)
     assert target.read_bytes() == (
         b"images,label_complex,label_frog_eye_leaf_spot,label_healthy,label_powdery_mildew,label_rust,label_scab\n"
         b"b.jpg,1,0,0,0,1,0\na.jpg,0,0,0,0,0,1\n"
@@ -93,7 +79,7 @@ def test_a_million_rows_take_less_than_a_minute_and_half_a_gigabyte(tmp_path):
         file.write("images,labels\n")
         file.writelines(f"{i:016x}.jpg,{'rust complex' if i % 9 else 'scab'}\n" for i in range(100_000))
     probe = (
-        "import resource, sys, time\nfrom pathlib import Path\nfrom data.labels import read_labels\n"
+        "import resource, sys, time\nfrom pathlib import Path\nfrom data.label_files import read_labels\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before, start = peak(), time.perf_counter()\n"
         "rows = read_labels(Path(sys.argv[1])).rows\n"

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import io
+import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,8 @@ def read_csv(raw: bytes, path: Path) -> tuple[list[str], Iterator[tuple[int, lis
     """The header of a CSV file, and its rows as (line in the file, fields), read one at a time.
 
     The file is UTF-8, or UTF-16 with a byte order mark, and separated by commas, or as Excel may write it, by `;` or
-    tabs. Spaces around the names in the header are removed; an empty file has an empty header. Empty lines are skipped.
+    tabs. Names in the header are stripped and in Unicode's form NFC; an empty file has an empty header. Empty lines are
+    skipped.
 
     Args:
         raw: the bytes of the file at `path`, which only the errors name.
@@ -38,7 +40,7 @@ def read_csv(raw: bytes, path: Path) -> tuple[list[str], Iterator[tuple[int, lis
     separator = next((sign for sign in (",", ";", "\t") if sign in first_line), ",")
     rows = _read_rows(csv.reader(text, delimiter=separator, strict=True), path)
     _, first = next(rows, (0, []))
-    header = [name.strip() for name in first]
+    header = [unicodedata.normalize("NFC", name.strip()) for name in first]
     if len(header) == 1 and "|" in header[0]:
         raise DataError(f"{path}: found a '|' separated header; separate with commas")
     if repeated := find_repeated(header):

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from data.images import encode, inspect, shrink
-from data.labels import LabelRow
+from data.label_files import LabelRow
 from data.prepare.audit import Shrinking, audit
 from data.prepare.raw import RawSplit
 from data.sample.leaves import draw_leaf
@@ -29,7 +29,7 @@ def measure(args) -> list[Row]:
     if not paths:
         raise UsageError(f"--data-path {args.data_path} holds no .jpg files")
     raws = [path.read_bytes() for path in paths]
-    split = RawSplit("train", originals, originals, [LabelRow(path.name, ("scab",), 0) for path in paths])
+    split = RawSplit("train", originals, originals, [LabelRow(path.name, ("scab",), 0, path.name) for path in paths])
     shrinking = Shrinking(SIDE, False, QUALITY, args.folder / "smaller")
     ours = "process_dataset.py's steps, one thread"
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.labels import class_name_fault
+from data.labels import class_name_fault, name_fault
 
 Schema = Mapping[str, tuple[Callable[[Any], bool], str]]
 
@@ -73,6 +73,8 @@ INFERENCE: Schema = {
         lambda v: _list(lambda name: _text(name) and not class_name_fault(name), _CLASSES)(v) and sorted(set(v)) == v,
         "a sorted list of names that can be part of a file name",
     ),
+    "labels": (_list(lambda name: _text(name) and not name_fault(name), _CLASSES), "a list of label names"),
+    "exclusive": (_list(_whole(0), range(100_001)), "a list of indices of labels"),
     "preprocess": (_preprocess, "size, crop, interpolation, mean and std within bounds"),
     "targets": (lambda v: _text(v) and v in ("single", "multi"), "single or multi"),
     "thresholds": (_list(_number(0, 1), _CLASSES), "a list of numbers between 0 and 1"),

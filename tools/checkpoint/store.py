@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tools.base.errors import CheckpointError, NumericsError, ResourceError
+from data.labels import LabelSet
+from tools.base.errors import CheckpointError, DataError, NumericsError, ResourceError
 from tools.checkpoint.digest import SealingWriter, is_whole, read_digest
 from tools.checkpoint.schema import INFERENCE, RESUME, Schema
 
@@ -174,6 +175,7 @@ def _check_own(path: Path, content: Content, sealed: bool, schema: Schema) -> No
     if not sealed:
         raise CheckpointError(f"{path} is damaged: it is not bit for bit as this program wrote it")
     content.setdefault("precision", "")  # older files do not say
+    _add_labels(content)
     missing = [key for key in schema if key not in content]
     if "optimizer" in missing:
         raise CheckpointError(
@@ -187,6 +189,14 @@ def _check_own(path: Path, content: Content, sealed: bool, schema: Schema) -> No
             raise CheckpointError(f"{path} is inconsistent: {key} must be {wanted}")
     if broken := non_finite(content):
         raise CheckpointError(f"{path} is inconsistent: non-finite {broken}")
+
+
+def _add_labels(content: Content) -> None:
+    """Adds the label names to a file of an earlier version, whose class folders were called like their labels."""
+    folders = content.get("classes")
+    if "labels" not in content and isinstance(folders, list) and all(isinstance(folder, str) for folder in folders):
+        with contextlib.suppress(DataError):  # the schema refuses these names
+            content |= LabelSet.found(folders).to_plain()
 
 
 def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:

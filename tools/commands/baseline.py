@@ -29,14 +29,15 @@ def main(argv: list[str]) -> int:
 
     data, device = config.DATA, torch.device("cpu")
     train = build_split(data, "train")
-    split = build_split(data, args.split, train.classes)
+    split = build_split(data, args.split, train.labels)
+    num_classes = len(train.labels.names)
     torch.manual_seed(seed_of(config.SEED, INIT))
-    model = build_model(config.MODEL, data.IMG_SIZE, len(train.classes), test_size=config.TEST.IMG_SIZE)
+    model = build_model(config.MODEL, data.IMG_SIZE, num_classes, test_size=config.TEST.IMG_SIZE)
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
     loader = build_eval_loader(data, split, preprocess)
-    logits, truth = predict(model, batches_of(loader, device), device, NativePrecision("cpu", None), len(train.classes))
+    logits, truth = predict(model, batches_of(loader, device), device, NativePrecision("cpu", None), num_classes)
     combinations = [photo.classes for photo in train.photos]
-    rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE_BY, combinations, len(train.classes))
+    rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE_BY, combinations, num_classes)
     untrained, histogram = (validation_scores(rule, z, truth) for z in (logits, fit_histograms(train, split)))
     for name, scores in (("untrained model", untrained), ("colour histogram", histogram)):
         print(
@@ -61,8 +62,8 @@ def fit_histograms(train, split):
         return np.sqrt(counts.ravel() / len(pixels))
 
     features, wanted = (np.stack([histogram(s, p) for p in s.photos]) for s in (train, split))
-    logits = np.zeros((len(wanted), len(train.classes)))
-    for index in range(len(train.classes)):
+    logits = np.zeros((len(wanted), len(train.labels.names)))
+    for index in range(len(train.labels.names)):
         truth = [index in photo.classes for photo in train.photos]
         if len(set(truth)) == 1:  # no photo, or every photo, has the label
             logits[:, index] = 20 if truth[0] else -20

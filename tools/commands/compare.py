@@ -70,7 +70,6 @@ def read_run(name: str, loaded, args):
     Args:
         name: a predictions.csv (numbers are then "-"), or a run folder or checkpoint, which is scored.
     """
-    from data.labels import NAME_OF
     from tools.checkpoint.find import checkpoint_at
     from tools.evaluate.predictions import read_predictions
 
@@ -78,7 +77,7 @@ def read_run(name: str, loaded, args):
     if not path.exists():
         raise DataError(f"{path} does not exist; give run folders, checkpoints or predictions.csv files")
     if path.suffix == ".csv":
-        return (name, "-", "-", "-"), read_predictions(path, list(NAME_OF.values()))
+        return (name, "-", "-", "-"), read_predictions(path)
     return score_checkpoint(name, checkpoint_at(path), loaded, args)
 
 
@@ -96,7 +95,7 @@ def score_checkpoint(name: str, path, loaded, args):
     device = choose_device(Ranks(), config.DEVICE)
     predictor = load_predictor([path], device, decide_by=loaded.given("TEST.DECIDE_BY"), tta=loaded.given("TEST.TTA"))
     member = predictor.members[0]
-    split = build_split(config.DATA, args.split, predictor.classes)
+    split = build_split(config.DATA, args.split, predictor.label_set)
     watch = partial(progress, description=str(path))
     logits, truth = predict_split(predictor, split, config.DATA, config.AMP, Ranks(), device, watch)
     result = evaluate(predictor.rule, logits, truth, split.digest() == member.data_digest[1])

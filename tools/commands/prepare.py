@@ -8,9 +8,11 @@ from tools.base.files import locked, publish, staging
 
 EPILOG = """
 reads   SRC/{train,val,test}/images and SRC/{split}/{split}_label.csv (or SRC/{split}_label.csv), with the columns
-        images,labels or the one-hot columns images,label_complex,...,label_scab; one split is enough
-        with --split: photos in SRC/train_images, SRC/images or SRC, and SRC/train.csv or the only CSV of SRC
-writes  DST/{split}/{000001,...,100000}/ID.jpg, DST/OneHot-{split}_label.csv, DST/manifest.json, DST/report.html
+        images,labels or one column of 0 and 1 per label; or SRC/{split}/LABEL/ID.jpg; one split is enough
+        with --split: photos in SRC/train_images, SRC/images or SRC, and SRC/train.csv or the only CSV of SRC;
+        or SRC/LABEL/ID.jpg
+writes  DST/{split}/LABEL/ID.jpg, DST/OneHot-{split}_label.csv, DST/manifest.json, DST/report.html
+        the folders of the course's six labels are called 000001, ..., 100000
 """
 
 
@@ -22,6 +24,19 @@ def build_parser() -> cli.Parser:
     add("--dst", default="dataset", metavar="FOLDER", help="folder to write (default: %(default)s)")
     several = "a photo with several labels: one file per label, an error, or its first label only"
     add("--multi-label", default="copy", choices=["copy", "error", "first"], help=several)
+    add("--labels", metavar="FILE", help="rename, merge or drop labels: lines `given: new`, or `given: -`")
+    which = "labels: found ones, the course's six, or a manifest.json's (default: the course's if they match)"
+    add("--label-set", default="auto", metavar="found|course|FILE", help=which)
+    add("--exclusive", nargs="+", default=[], metavar="NAME", help="labels that stand alone, besides `healthy`")
+    add("--separator", metavar="SIGN", help="between the names in a column `labels` (default: found out)")
+    add(
+        "--join",
+        default="name",
+        choices=["name", "content"],
+        help="one photo: files with equal name and content, or any",
+    )
+    unlabelled = "photos without labels are an error, or are listed and left out"
+    add("--unlabelled", default="refuse", choices=["refuse", "keep"], help=unlabelled)
     add("--mode", default="link", choices=["link", "copy"], help="hard links, or copies of the photos")
     add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="split one folder; the sum must be 1")
     add("--seed", default=0, type=int, metavar="N", help="seed of --split (default: %(default)s)")
@@ -64,32 +79,39 @@ def check_apart(src, dst, raws) -> None:
         raise UsageError(f"--dst {dst} and --src {src}: one lies inside the other; choose another --dst")
 
 
-def settings_of(args, raws) -> dict:
+def settings_of(args, raws, renames) -> dict:
     """Everything besides the photos that decides what the tree holds."""
-    names = ("mode", "multi_label", "split", "seed", "size", "squash", "quality", "balance", "duplicates")
-    return {name: getattr(args, name) for name in names} | {"csv_sha256": {raw.name: raw.csv_sha256 for raw in raws}}
+    names = (
+        *("mode", "multi_label", "split", "seed", "size", "squash", "quality", "balance", "duplicates"),
+        *("label_set", "exclusive", "separator", "join", "unlabelled"),
+    )
+    digests = {raw.name: raw.csv_sha256 for raw in raws if raw.table}
+    return {name: getattr(args, name) for name in names} | {"labels": renames, "csv_sha256": digests}
 
 
-def audit_photos(args, raws, smaller) -> tuple[list, list[dict], list[str]]:
+def audit_photos(args, raws, labels, smaller) -> tuple[list, list[dict], list[str], list[str]]:
     """Audits the photos, writes copies of --size to `smaller`, finds duplicates, and splits the pool for --split.
 
     Returns:
-        The photos with their splits, the duplicates as the manifest lists them, and unreadable photos with reasons.
+        The photos with their splits, the duplicates as the manifest lists them, unreadable photos with reasons, notes.
     """
-    from data.prepare.audit import Shrinking, audit, check_leaks, describe_duplicates
+    from data.prepare.audit import Shrinking, audit, check_leaks, describe_duplicates, join_equal
     from data.prepare.duplicates import find_duplicates
+    from data.prepare.label_set import check_exclusive
     from data.prepare.raw import check_count
     from data.prepare.tree import divide
 
     shrinking = Shrinking(args.size, args.squash, args.quality, smaller) if args.size else None
     photos, unreadable = audit(raws, shrinking, args.duplicates, bar("checking photos"))
     check_count(unreadable, "unreadable photos", "--max-bad", args.max_bad)
+    photos, notes = join_equal(photos) if args.join == "content" else (photos, [])
+    check_exclusive([(str(photo.file), photo.row) for photo in photos], labels)
     groups = find_duplicates([photo.print for photo in photos if photo.print]) if args.duplicates else []
     if args.split:
         photos = divide(photos, groups, args.split, args.seed)
     duplicates = describe_duplicates(photos, groups)
     check_leaks(duplicates, args.allow_leak)
-    return photos, duplicates, unreadable
+    return photos, duplicates, unreadable, notes
 
 
 def write_page(manifest: dict, root) -> None:
@@ -114,7 +136,7 @@ def print_outcome(manifest: dict, dst) -> None:
     """Prints the counts, the duplicates, and everything that was left out."""
     from data.prepare.tree import REPORT, format_counts
 
-    print(*format_counts(manifest["splits"]), sep="\n")
+    print(*format_counts(manifest), sep="\n")
     lines = [cli.printable(describe_group(group)) for group in manifest["duplicates"]]
     lines = [listing(lines, "\n", most=20)] if lines else []
     lines += [cli.printable(note) for note in manifest["notes"]]
@@ -134,22 +156,28 @@ def main(argv: list[str]) -> int:
     args = build_parser().parse_args(argv)
     check_arguments(args)
 
-    from data.prepare.raw import check_rows, left_out, read_raw
+    from data.prepare.label_set import check_exclusive, choose_set, rename, suspicious_labels
+    from data.prepare.raw import Reading, check_rows, left_out, read_raw
     from data.prepare.tree import check_target, is_finished, write_tree
 
     src, dst = Path(args.src), Path(args.dst)
-    raws = read_raw(src, bool(args.split), args.follow_links)
+    raws = read_raw(src, bool(args.split), Reading(args.follow_links, args.separator, None, args.unlabelled == "keep"))
     check_apart(src, dst, raws)
+    raws, renames = rename(raws, Path(args.labels) if args.labels else None)
+    labels = choose_set(raws, args.label_set, args.exclusive)
+    check_exclusive([(raw.locate(row), row) for raw in raws for row in raw.rows], labels)
     check_rows(raws, args.max_missing, args.multi_label)
-    settings = settings_of(args, raws)
+    settings = settings_of(args, raws, renames)
     check_target(dst, settings, args.overwrite)
     target = dst.resolve()
     with locked(target), staging(target) as folder:
         tree = folder / "tree"
-        photos, duplicates, unreadable = audit_photos(args, raws, folder / "smaller")
-        notes = [note for raw in raws for note in raw.notes()]
-        left = left_out(raws, unreadable)
-        known = {"settings": settings, "duplicates": duplicates, "left_out": left, "notes": notes}
+        photos, duplicates, unreadable, joined = audit_photos(args, raws, labels, folder / "smaller")
+        rows = [photo.row for photo in photos]
+        notes = [note for raw in raws for note in raw.notes()] + joined + suspicious_labels(rows, labels)
+        left = left_out(raws) | {"unreadable photos": unreadable}
+        known: dict = {"settings": settings, "label_set": labels.to_plain()}
+        known |= {"duplicates": duplicates, "left_out": left, "notes": notes}
         manifest = write_tree(photos, tree, known, bar("making copies"))
         write_page(manifest, tree)
         if args.overwrite or not is_finished(dst, manifest):

@@ -26,16 +26,17 @@ def main(argv: list[str]) -> int:
 
     import numpy as np
 
-    from data.labels import NAME_OF, read_labels
+    from data.label_files import read_labels
     from tools.evaluate.metrics import OVERALL, PER_CLASS
     from tools.evaluate.predictions import aligned, read_predictions
     from tools.evaluate.result import class_rows, figures_of, overall_lines
 
-    labels = list(NAME_OF.values())
-    rows = read_labels(Path(args.labels)).rows
+    truths = read_labels(Path(args.labels))
+    rows = truths.rows
     path = Path(args.predictions)
     check_output_file("--json", args.json, [path, args.labels])
-    everything = read_predictions(path, labels)
+    everything = read_predictions(path, {label for row in rows for label in row.labels} | {*truths.declared})
+    labels = everything.labels
     table = aligned(everything, [row.image for row in rows], path)
     truth = np.array([[label in row.labels for label in labels] for row in rows])
     probability, ranked = table.probability, table.probability is not None
@@ -48,6 +49,6 @@ def main(argv: list[str]) -> int:
     classes = [("label", "photos", *columns), *class_rows(scores, bounds, labels, columns)]
     print("\n".join(f"  {line}" for line in format_table(classes, "<><")))
     if args.json:
-        content = {"labels": labels, **scores, "intervals": bounds}
+        content = {"labels": list(labels), **scores, "intervals": bounds}
         write_bytes(Path(args.json), (json.dumps(content, indent=1) + "\n").encode())
     return 0

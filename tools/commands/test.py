@@ -76,7 +76,7 @@ def score_split(loaded, args, run, ranks, device) -> int:
     folder = Path(args.to) if args.to else paths[0].parent / args.split
     check_output_folder("--to", folder, config.DATA.DATA_PATH)
     predictor = load_predictor(paths, device, args.weights, loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA"))
-    split = build_split(config.DATA, args.split, predictor.classes)
+    split = build_split(config.DATA, args.split, predictor.label_set)
     watch = partial(progress, description="scoring")
     logits, truth = predict_split(predictor, split, config.DATA, config.AMP, ranks, device, watch)
     if not ranks.first:
@@ -136,7 +136,7 @@ def describe_predictor(predictor, split, digest: str) -> dict:
         "split": split.where,
         "tta": predictor.tta,
         "data_digest": digest,
-        "classes": list(predictor.classes),
+        "classes": list(predictor.label_set.folders),
         "labels": predictor.labels,
         "targets": rule.targets,
         "decide": rule.decide_by,
@@ -180,9 +180,7 @@ def worst_mistakes(result, split, labels) -> list:
 
 def print_copies(split, result) -> None:
     """Prints the course project's line for every label copy."""
-    from data.labels import label_name
-
-    names = [f"{code} {label_name(code)}" for code in split.classes]
+    names = split.labels.titles
     top = {p.file: names[row.argmax()] for p, row in zip(split.photos, result.probability, strict=True)}
     for copy in split.copies:
         print(f"Image: {copy.name}, Actual: {names[copy.classes[0]]}, Predicted: {top[copy.file]}")
@@ -194,11 +192,11 @@ def print_scores(result, predictor, abstaining: dict | None) -> None:
     from tools.render.score_page import describe_abstaining
 
     scores = result.scores
-    for code, label, entry in zip(predictor.classes, predictor.labels, scores["per_class"], strict=True):
+    for title, entry in zip(predictor.label_set.titles, scores["per_class"], strict=True):
         share = "no photos"
         if entry["accuracy"] is not None:
             share = f"{100 * entry['accuracy']:.2f}% ({entry['right']} of {entry['n']})"
-        print(f"Accuracy for {code} {label}: {share}")
+        print(f"Accuracy for {title}: {share}")
     right = sum(entry["right"] for entry in scores["per_class"])
     print(
         f"Overall Accuracy: {100 * scores['accuracy']:.2f}% ({right} of {scores['copies']} copies; at most "

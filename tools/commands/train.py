@@ -94,7 +94,7 @@ def evaluate(config, ranks, device) -> int:
     if not config.MODEL.RESUME:
         raise UsageError("--eval needs the checkpoint to score: --resume FILE")
     predictor = load_predictor([Path(config.MODEL.RESUME)], device, tta="none")
-    split = validation_split(config, predictor.classes)
+    split = validation_split(config, predictor.label_set)
     logits, truth = predict_split(predictor, split, config.DATA, config.AMP, ranks, device)
     if ranks.first:
         member = predictor.members[0]

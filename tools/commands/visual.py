@@ -136,7 +136,7 @@ def load_job(loaded, args, run) -> Job:
     epochs = [f"epoch {predictor.members[0].epoch + 1}\n" for predictor in predictors]
     epochs = [*epochs[:-1], f"best, {epochs[-1]}"] if len(epochs) > 1 else [""]
     columns = [(f"{epoch}{recipe.method} {recipe.layer}", recipe.layer) for epoch in epochs for recipe in recipes]
-    splits = [build_split(config.DATA, name, best.classes) for name in args.split] if not args.image else []
+    splits = [build_split(config.DATA, name, best.label_set) for name in args.split] if not args.image else []
     return Job(args, config, predictors, best, recipes, columns, VIEWS[tta or "none"], splits, folder, why)
 
 
@@ -286,8 +286,8 @@ def score(loaded, args, run) -> int:
     from tools.explain.score import score_recipes
     from tools.render.figures import draw_cam_scores
 
-    boxes = read_boxes(Path(args.score))
     job = load_job(loaded, args, run)
+    boxes = read_boxes(Path(args.score), job.best.labels)
     found, size = list_boxed_labels(job.splits, job.best.labels, boxes), job.config.DATA.BATCH_SIZE
     print(job.why)
     scores = []

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from data.labels import split_labels
 from tools.base.errors import DataError, ResourceError, UsageError
 from tools.base.files import locked, open_own, read_regular
 from tools.base.tables import format_csv, read_csv, to_utf8
-from tools.evaluate.predictions import MAX_BYTES, Prediction, answer_columns, answer_fields, split_labels
+from tools.evaluate.predictions import MAX_BYTES, Prediction, answer_columns, answer_fields
 
 
 @dataclass(frozen=True)

@@ -4,19 +4,20 @@ images,truth,p_scab,...,p_complex,decision,confidence
 80a0.jpg,rust,0.01,...,0.02,rust,0.93
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from data.labels import IMAGE_COLUMNS
+from data.labels import COURSE, IMAGE_COLUMNS, clean_name, join_labels, split_labels
 from tools.base.errors import DataError, nearest
 from tools.base.files import read_regular
 from tools.base.tables import find_repeated, format_csv, read_csv
 from tools.evaluate.rule import Answers
 
 MAX_BYTES = 256_000_000
+_NO_LABELS = ("truth", "decision", "labels", "confidence", "unsure", "error", "model")  # columns that are not labels
 
 
 @dataclass(frozen=True)
@@ -103,30 +104,21 @@ def names(labels: Sequence[str], row: np.ndarray) -> list[str]:
     return [label for label, given in zip(labels, row, strict=True) if given]
 
 
-def join_labels(given: Sequence[str], labels: Sequence[str]) -> str:
-    """Some of the `labels` in one field of a CSV, separated by spaces, or by `|` where a label holds a space."""
-    return ("|" if any(" " in label for label in labels) else " ").join(given)
-
-
-def split_labels(text: str, labels: Sequence[str]) -> tuple[str, ...]:
-    """The inverse of `join_labels`; a name that is not among `labels` is returned too."""
-    if text in labels:
-        return (text,)
-    return tuple(name.strip() for name in text.split("|")) if "|" in text else tuple(text.split())
-
-
-def read_predictions(path: Path, labels: Sequence[str]) -> PredictionTable:
+def read_predictions(path: Path, expected: Collection[str] = ()) -> PredictionTable:
     """The table in a predictions.csv, ours or another program's.
 
     The first column names the photo. A column `decision` or `labels` holds label names separated by spaces; or there is
     one column per label, called `<label>`, `label_<label>` or `p_<label>`, with 0 and 1 or with probabilities. With
     probabilities alone, each label of 0.5 or more is decided; if there is none, the most probable one.
 
+    Args:
+        expected: labels that photos may have; needed for a file that has no column per label.
+
     Raises:
         DataError: for a file that cannot be read, and for any other content, naming the row.
     """
     header, lines = read_csv(read_regular(path, "predictions", MAX_BYTES), path)
-    numbered = list(lines) if header and header[0] in IMAGE_COLUMNS else []
+    numbered = list(lines) if header and header[0].casefold() in IMAGE_COLUMNS else []
     if not numbered:
         raise DataError(f"{path}: wanted a first column 'images' and at least one row under it")
     numbers, rows = zip(*numbered, strict=True)
@@ -134,6 +126,7 @@ def read_predictions(path: Path, labels: Sequence[str]) -> PredictionTable:
     images = [name.strip() for name in columns[header[0]]]
     if repeated := find_repeated(images):
         raise DataError(f"{path}: {repeated} is there twice")
+    labels = _labels_of(header, expected)
     probability = _read_probabilities(columns, labels, path, numbers)
     decided = columns.get("decision", columns.get("labels"))
     binary = probability is None or bool(np.isin(probability, (0, 1)).all())
@@ -148,6 +141,16 @@ def read_predictions(path: Path, labels: Sequence[str]) -> PredictionTable:
             decision |= top & ~decision.any(axis=1, keepdims=True)
     truth = _read_names(columns["truth"], labels, path, numbers) if "truth" in columns else None
     return PredictionTable(images, tuple(labels), None if binary else probability, decision, truth)
+
+
+def _labels_of(header: Sequence[str], expected: Collection[str]) -> list[str]:
+    """The labels of a table: those that have a column, then those that are expected, the course's in its own order."""
+    prefix = next((prefix for prefix in ("p_", "label_") if any(name.startswith(prefix) for name in header)), "")
+    columns = [clean_name(name.removeprefix(prefix)) for name in header if prefix and name.startswith(prefix)]
+    if not prefix and set(expected) & set(header):  # a column per label, under its plain name
+        columns = [name for name in header[1:] if name not in _NO_LABELS]
+    found = [*columns, *sorted(set(expected) - set(columns))]
+    return list(COURSE.names) if set(found) <= set(COURSE.names) else found
 
 
 def _read_probabilities(

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from data.build import batches_of, build_eval_loader
-from data.labels import healthy_index, label_name
+from data.labels import LabelSet
 from data.loading.samplers import Shard
 from data.loading.split import Split
 from data.loading.transforms import Preprocess
 from models.build import build_model
 from models.weights import load_strictly
-from tools.base.errors import CheckpointError, UsageError
+from tools.base.errors import CheckpointError, UsageError, listing, nearest
 from tools.checkpoint.find import stored_config
 from tools.checkpoint.schema import INFERENCE
 from tools.checkpoint.store import read_file
@@ -38,7 +38,7 @@ class LoadedModel:
         sha256: digest of the checkpoint's file.
         config: the config it was trained with.
         model: in eval mode.
-        classes: folder codes in the order of the logits.
+        label_set: in the order of the logits.
         rule: how its logits become probabilities and labels, fitted on its validation images.
         validation: logits and truth of those images, `[n, num_classes]` each.
         data_digest: of its training images and of its validation images.
@@ -50,7 +50,7 @@ class LoadedModel:
     config: CfgNode
     model: nn.Module
     preprocess: Preprocess
-    classes: tuple[str, ...]
+    label_set: LabelSet
     rule: DecisionRule
     validation: tuple[np.ndarray, np.ndarray]
     data_digest: tuple[str, str]
@@ -61,16 +61,15 @@ class LoadedModel:
     @property
     def labels(self) -> list[str]:
         """Names of the classes."""
-        return [label_name(code) for code in self.classes]
+        return list(self.label_set.names)
 
     def class_index(self, name: str) -> int:
-        """Index of the class with this label or code. Raises UsageError for an unknown one."""
-        if name in self.classes:
-            return self.classes.index(name)
-        if name in self.labels:
-            return self.labels.index(name)
-        known = (f"{c} {n}" if c != n else c for c, n in zip(self.classes, self.labels, strict=True))
-        raise UsageError(f"{name!r} is not a class of {self.path}; its classes are {', '.join(known)}")
+        """Index of the class with this label or folder. Raises UsageError for an unknown one."""
+        for names in (self.label_set.names, self.label_set.folders):
+            if name in names:
+                return names.index(name)
+        known = listing(self.label_set.titles, most=20)
+        raise UsageError(f"{name!r} is not a class of {self.path}{nearest(name, self.labels)}; its classes are {known}")
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ class Predictor:
     tta: str
 
     @property
-    def classes(self) -> tuple[str, ...]:
-        """Folder codes in the order of the logits."""
-        return self.members[0].classes
+    def label_set(self) -> LabelSet:
+        """The labels in the order of the logits."""
+        return self.members[0].label_set
 
     @property
     def labels(self) -> list[str]:
@@ -140,10 +139,10 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
     content, sha256 = read_file(path, INFERENCE)
     try:
         config = stored_config(content, path)
-        classes = tuple(content["classes"])
+        label_set = LabelSet.from_plain(content)
         validation = content["validation"]["logits"].numpy(), content["validation"]["truth"].numpy()
         size = content["preprocess"]["size"]
-        model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(classes), test_size=size)
+        model = build_model(config.MODEL, config.DATA.IMG_SIZE, len(label_set.names), test_size=size)
         tensors = content.get("model_ema") if weights == "ema" else None
         load_strictly(model, tensors or content["model"], str(path))
         return LoadedModel(
@@ -152,8 +151,8 @@ def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by
             config=config,
             model=model.to(device).eval(),
             preprocess=Preprocess.from_dict(content["preprocess"]),
-            classes=classes,
-            rule=_stored_rule(content, decide_by or config.TEST.DECIDE_BY, classes, *validation),
+            label_set=label_set,
+            rule=_stored_rule(content, decide_by or config.TEST.DECIDE_BY, label_set, *validation),
             validation=validation,
             data_digest=tuple(content["data_digest"]),
             images_per_update=content["images_per_update"],
@@ -182,7 +181,7 @@ def load_predictor(
     members = [load_model(path, device, weights, decide_by) for path in paths]
     first = members[0]
     for member in members[1:]:
-        pairs = {"classes": (first.classes, member.classes), "targets": (first.rule.targets, member.rule.targets)}
+        pairs = {"labels": (first.labels, member.labels), "targets": (first.rule.targets, member.rule.targets)}
         for what, (ours, theirs) in pairs.items():
             if ours != theirs:
                 raise CheckpointError(f"{first.path} has the {what} {ours}, {member.path} has {theirs}")
@@ -214,22 +213,24 @@ def predict_split(
     total: np.ndarray = np.zeros(1, np.float32)
     for member in predictor.members:
         batches = watch(batches_of(build_eval_loader(data, split, member.preprocess, shard=shard), device))
-        logits, truth = predict(member.model, batches, device, precision, len(predictor.classes), VIEWS[predictor.tta])
+        logits, truth = predict(member.model, batches, device, precision, len(predictor.labels), VIEWS[predictor.tta])
         total = total + logits / len(predictor.members)
     check_finite(total, [split.source.locate(photo.file) for photo in split.photos])
     return total, truth
 
 
 def _stored_rule(
-    content: dict, decide_by: str, classes: tuple[str, ...], logits: np.ndarray, truth: np.ndarray
+    content: dict, decide_by: str, labels: LabelSet, logits: np.ndarray, truth: np.ndarray
 ) -> DecisionRule:
     """The decision rule of a checkpoint, as its last validation fitted it."""
-    healthy = healthy_index(classes)
-    rule = DecisionRule.unfitted(content["targets"], decide_by, content["combinations"], len(classes), healthy)
+    num_classes = len(labels.names)
+    rule = DecisionRule.unfitted(
+        content["targets"], decide_by, content["combinations"], num_classes, (*labels.exclusive, None)[0]
+    )
     thresholds, temperatures = (np.array(content[key], dtype=np.float64) for key in ("thresholds", "temperatures"))
     widths = len(thresholds), len(temperatures), logits.shape[1]
-    if set(widths) != {len(classes)}:
-        raise ValueError(f"thresholds, temperatures and validation logits are for {widths} classes, not {len(classes)}")
+    if set(widths) != {num_classes}:
+        raise ValueError(f"thresholds, temperatures and validation logits are for {widths} classes, not {num_classes}")
     rule = replace(rule, thresholds=thresholds, temperatures=temperatures)
     # a checkpoint holds no powerset: it follows from the validation logits
     return fit(rule, logits, truth) if decide_by == "powerset" and len(logits) else rule

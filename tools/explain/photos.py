@@ -66,7 +66,7 @@ def list_split_photos(splits: Sequence[Split], examples: int = 0, several_first:
     """
     found = [(split, photo) for split in splits for photo in split.photos]
     if examples:
-        by_class = [[one for one in found if c in one[1].classes] for c in range(len(splits[0].classes))]
+        by_class = [[one for one in found if c in one[1].classes] for c in range(len(splits[0].labels.names))]
         in_turn = [one for turn in zip_longest(*by_class) for one in turn if one]
         found = list({(split.where, photo.file): (split, photo) for split, photo in in_turn}.values())
         if several_first:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from data.labels import CODE_OF
+from data.labels import LabelSet
 from tools.render.page import Bars, Picture, Pictures, Table, Text, render
 
 PHOTOS_PER_LABEL = 12
@@ -28,13 +28,13 @@ def audit_page(manifest: dict, picture: Callable[[str], bytes]) -> str:
     Args:
         picture: `split/code/name` -> a thumbnail of that file, as a PNG or JPEG.
     """
-    splits = manifest["splits"]
+    splits, labels = manifest["splits"], LabelSet.from_plain(manifest["label_set"])
     photos = ", ".join(f"{split['rows']} photos in {name}" for name, split in splits.items())
     sections = {
         "Counts": [_by_split(splits, _COUNTS)],
         **{f"Labels in {name}": _labels(split) for name, split in splits.items()},
         "Files": [_by_split(splits, _UNUSUAL), *(_frequent(splits, fact) for fact in ("sizes", "modes", "formats"))],
-        "Photos of each label": _mosaics(splits, picture),
+        "Photos of each label": _mosaics(splits, labels, picture),
         "Duplicates": _duplicates(manifest, picture),
         "Left out": _left_out(manifest["left_out"]),
         "Settings and notes": _settings(manifest),
@@ -55,7 +55,7 @@ def _labels(split: dict) -> list:
         for name, count in split["labels"].items()
     ]
     combinations = sorted(split["combinations"].items(), key=lambda item: (-item[1], item[0]))
-    bars = [(names.replace(" ", " + "), count, str(count)) for names, count in combinations]
+    bars = [(names, count, str(count)) for names, count in combinations]
     return [Bars(labels), Text("Label combinations:"), Bars(bars)]
 
 
@@ -67,13 +67,13 @@ def _frequent(splits: dict, fact: str) -> Table:
     return Table((fact, *splits), rows, note=f"and {rest} rarer {fact}" if rest > 0 else "")
 
 
-def _mosaics(splits: dict, picture: Callable[[str], bytes]) -> list:
+def _mosaics(splits: dict, labels: LabelSet, picture: Callable[[str], bytes]) -> list:
     """For each label, some photos of the first split, evenly spaced in their sorted names."""
     split, entry = next(iter(splits.items()))
     blocks = []
     for label, count in entry["labels"].items():
         # photos come before balanced copies among the files
-        files = sorted([file for file in entry["files"] if file.startswith(f"{CODE_OF[label]}/")][:count])
+        files = sorted([file for file in entry["files"] if file.startswith(f"{labels.folder_of(label)}/")][:count])
         num_shown = min(PHOTOS_PER_LABEL, len(files))
         shown = [files[place * len(files) // num_shown] for place in range(num_shown)]
         pictures = [Picture(picture(f"{split}/{file}"), file.split("/")[1]) for file in shown]
@@ -82,7 +82,7 @@ def _mosaics(splits: dict, picture: Callable[[str], bytes]) -> list:
 
 
 def _duplicates(manifest: dict, picture: Callable[[str], bytes]) -> list:
-    groups = manifest["duplicates"]
+    groups, labels = manifest["duplicates"], LabelSet.from_plain(manifest["label_set"])
     if not manifest["settings"]["duplicates"]:
         return [Text("Not looked for (--no-duplicates).", alert=True)]
     leaks, contradicting = (sum(group[key] for group in groups) for key in ("leak", "contradicting"))
@@ -94,13 +94,14 @@ def _duplicates(manifest: dict, picture: Callable[[str], bytes]) -> list:
         title = f"{group['kind']} duplicates"
         title += ", different labels" if group["contradicting"] else ""
         title += ", a leak between splits" if group["leak"] else ""
-        blocks += [Text(title), Pictures([_member(member, picture) for member in group["members"]], group=True)]
+        members = [_member(member, labels, picture) for member in group["members"]]
+        blocks += [Text(title), Pictures(members, group=True)]
     return blocks
 
 
-def _member(member: dict, picture: Callable[[str], bytes]) -> Picture:
+def _member(member: dict, known: LabelSet, picture: Callable[[str], bytes]) -> Picture:
     split, image, labels = member["split"], member["image"], member["labels"]
-    return Picture(picture(f"{split}/{CODE_OF[labels[0]]}/{image}"), f"{split}/{image}\n{', '.join(labels)}")
+    return Picture(picture(f"{split}/{known.folder_of(labels[0])}/{image}"), f"{split}/{image}\n{', '.join(labels)}")
 
 
 def _left_out(left_out: dict[str, list[str]]) -> list:
@@ -112,5 +113,6 @@ def _left_out(left_out: dict[str, list[str]]) -> list:
 def _settings(manifest: dict) -> list:
     rows: list[tuple[str, object]] = []
     for name, value in manifest["settings"].items():
-        rows += [(f"{name} {key}", v) for key, v in value.items()] if isinstance(value, dict) else [(name, value)]
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        rows += [(f"{name} {key}", v) for key, v in value.items()] if isinstance(value, dict) else [(name, shown)]
     return [Table(("setting", "value"), rows, text=(0, 1)), *(Text(note) for note in manifest["notes"])]

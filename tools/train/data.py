@@ -16,7 +16,7 @@ from data.build import (
     build_split,
     build_train_loader,
 )
-from data.labels import label_name
+from data.labels import LabelSet
 from data.loading.dataset import LeafDataset
 from data.loading.folds import fold_of
 from data.loading.samplers import Shard, TrainBatches
@@ -24,7 +24,7 @@ from data.loading.split import Split, samples_of
 from data.loading.transforms import Preprocess
 from data.manifest import duplicate_groups, read_manifest
 from models.build import normalization
-from tools.base.errors import DataError
+from tools.base.errors import DataError, listing
 from tools.base.tables import format_table
 from tools.runtime.distributed import Ranks
 from tools.runtime.signals import init_worker
@@ -56,10 +56,11 @@ def load_data(config, ranks: Ranks) -> RunData:
     """Lists both splits and builds the loaders. Raises DataError for classes that do not match the config."""
     data = config.DATA
     train, val = scan_splits(config)
-    if len(train.classes) != config.MODEL.NUM_CLASSES:
+    num_classes = len(train.labels.names)
+    if num_classes != config.MODEL.NUM_CLASSES:
         raise DataError(
-            f"class mismatch: {train.where} has {len(train.classes)} class folders ({', '.join(train.classes[:8])}), "
-            f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}; add --opts MODEL.NUM_CLASSES {len(train.classes)}, "
+            f"class mismatch: {train.where} has {num_classes} class folders ({listing(train.labels.folders)}), "
+            f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}; add --opts MODEL.NUM_CLASSES {num_classes}, "
             "or correct the folders"
         )
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
@@ -75,15 +76,15 @@ def scan_splits(config) -> tuple[Split, Split]:
     data = config.DATA
     train = build_split(data, "train", balanced_copies=True)
     if not data.NUM_FOLDS:
-        return train, validation_split(config, train.classes)
+        return train, validation_split(config, train.labels)
     manifest = read_manifest(Path(data.DATA_PATH))
     duplicates = duplicate_groups(manifest, "train") if manifest else []
     return fold_of(train, duplicates, data.NUM_FOLDS, data.FOLD, config.SEED)
 
 
-def validation_split(config, classes: tuple[str, ...]) -> Split:
+def validation_split(config, labels: LabelSet) -> Split:
     """The validation photos of this config; the training photos are scanned for folds only."""
-    return scan_splits(config)[1] if config.DATA.NUM_FOLDS else build_split(config.DATA, "val", classes)
+    return scan_splits(config)[1] if config.DATA.NUM_FOLDS else build_split(config.DATA, "val", labels)
 
 
 def count_table(data: RunData, config) -> list[str]:
@@ -95,7 +96,7 @@ def count_table(data: RunData, config) -> list[str]:
         samples = samples_of(data.train, config.DATA.TARGETS)
         weights = balancing_weights(samples)
         pairs = list(zip(weights, samples, strict=True))
-        drawn = [sum(w for w, sample in pairs if c in sample.classes) for c in range(len(data.train.classes))]
+        drawn = [sum(w for w, sample in pairs if c in sample.classes) for c in range(len(data.train.labels.names))]
         columns["drawn"] = [f"{len(samples) * share / sum(weights):.0f}" for share in drawn]
-    rows = zip(map(label_name, data.train.classes), *columns.values(), strict=True)
+    rows = zip(data.train.labels.names, *columns.values(), strict=True)
     return format_table([("label", *columns), *rows])

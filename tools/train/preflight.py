@@ -77,7 +77,7 @@ def try_out(run: Run) -> tuple[list[StepResult], float, float]:
     started = time.perf_counter()
     one = list(islice(batches_of(data.val_loader, context.device), 1))  # none where there are fewer photos than ranks
     waited = time.perf_counter() - started
-    predict(run.state.inference_model(), one, context.device, context.precision, len(data.train.classes))
+    predict(run.state.inference_model(), one, context.device, context.precision, len(data.train.labels.names))
     seconds = time.perf_counter() - started
     batch_seconds = _seconds_per_step(seconds, waited, waited, data.val_loader.num_workers)
     return results, step_seconds, batch_seconds * len(data.val_loader)

@@ -238,7 +238,7 @@ class Run:
 
     def _finish_epoch(self, asked: Requests, seconds: float) -> None:
         """Validates after the last step of an epoch, and saves. With a single rank, a signal stops the validation."""
-        context, num_classes = self.context, len(self.data.train.classes)
+        context, num_classes = self.context, len(self.data.train.labels.names)
         batches = batches_of(self.data.val_loader, context.device)
         if alone := context.ranks.world_size == 1:  # other ranks would wait for this one's logits
             batches = takewhile(lambda _batch: not asked.ending, batches)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from configs.load import Loaded
-from data.labels import healthy_index
 from data.loading.split import describe
 from models.swin_transformer import SwinTransformer
 from tools.checkpoint import store
@@ -78,7 +77,7 @@ def prepare_run(
     state, origin = make_train_state(config, precision, device, download=download)
     report("weights", origin, ())
     rule = make_rule(config, data)
-    no_logits = np.zeros((0, len(data.train.classes)), np.float32)
+    no_logits = np.zeros((0, len(data.train.labels.names)), np.float32)
     meta = checkpoint_meta(config, data, rule, plan, precision)
     run = Run(
         data=data,
@@ -111,16 +110,16 @@ def _resume(run: Run, config, allowed: list[str]) -> None:
 
 def make_rule(config, data: RunData) -> DecisionRule:
     """The unfitted rule with the label sets of the training photos."""
-    classes, combinations = data.train.classes, sorted({photo.classes for photo in data.train.photos})
+    labels, combinations = data.train.labels, sorted({photo.classes for photo in data.train.photos})
     targets, how = config.DATA.TARGETS, config.TEST.DECIDE_BY
-    return DecisionRule.unfitted(targets, how, combinations, len(classes), healthy_index(classes))
+    return DecisionRule.unfitted(targets, how, combinations, len(labels.names), (*labels.exclusive, None)[0])
 
 
 def checkpoint_meta(config, data: RunData, rule: DecisionRule, plan: Plan, precision: Precision) -> dict:
     """What every checkpoint of the run holds besides weights and progress."""
     return {
         "config": config.dump(),
-        "classes": list(data.train.classes),
+        **data.train.labels.to_plain(),
         "combinations": [np.flatnonzero(row).tolist() for row in rule.combinations],
         "preprocess": data.preprocess.to_dict(),
         "targets": rule.targets,

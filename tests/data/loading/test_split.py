@@ -9,11 +9,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import CODE_OF
 from PIL import Image
 
 from configs.load import load
 from data.build import batches_of, build_eval_loader, build_preprocess, build_train_loader, num_workers
-from data.labels import CODE_OF
 from data.loading.dataset import LeafDataset
 from data.loading.samplers import Draw
 from data.loading.sources import ZipSource
@@ -38,7 +38,7 @@ def truth(raw, split):
 
 def test_photos_and_copies_are_those_of_the_csv(raw, dataset):
     split, wanted = scan_split(dataset, "train"), truth(raw, "train")
-    assert {p.name: {split.classes[c] for c in p.classes} for p in split.photos} == wanted
+    assert {p.name: {split.labels.folders[c] for c in p.classes} for p in split.photos} == wanted
     assert len(samples_of(split, "multi")) == len(wanted) == 42
     copies = samples_of(split, "single")
     assert len(copies) == sum(map(len, wanted.values()))
@@ -68,7 +68,7 @@ def test_junk_is_ignored_and_counted(own):
     for name in ("Thumbs.db", "._0.jpg", "notes.txt"):
         (own / "train" / "000001" / name).write_text("junk")
     split = scan_split(own, "train")
-    assert split.classes == tuple(sorted(CODE_OF.values()))
+    assert split.labels.folders == tuple(sorted(CODE_OF.values()))
     assert len(split.photos) == 42
     assert any("4 hidden or foreign entries" in note for note in split.notes)
 

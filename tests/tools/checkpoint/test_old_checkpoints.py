@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, written
+from conftest import CODE_OF, ROOT, written
 
 import test as scoring
-from data.labels import NAME_OF
 from models.swin_transformer import SwinTransformer
 
 DECISION_FIGURES = {"exact", "hamming", "macro_f1", "micro_f1", "samples_f1", "macro_precision", "macro_recall"}
@@ -27,7 +26,7 @@ def old_checkpoint(path):
     content = {
         "format": 2,
         "config": (GOLDEN / "old_config.yaml").read_text(),
-        "classes": sorted(NAME_OF),
+        "classes": sorted(CODE_OF.values()),
         "combinations": [[0], [0, 4], [1], [2], [3], [4], [5]],
         "preprocess": {
             "size": 32,

@@ -1,0 +1,220 @@
+"""Label files: the CSVs that give a photo its labels, as people write them, and the one that renames labels."""
+
+import hashlib
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from data.labels import IMAGE_COLUMNS, LabelSet, clean_name, is_balanced_copy
+from tools.base.errors import DataError, nearest
+from tools.base.files import read_regular
+from tools.base.tables import format_csv, read_csv
+
+MAX_BYTES = 256_000_000
+_YES, _NO = ("1", "1.0", "1,0", "yes", "true", "x"), ("0", "0.0", "0,0", "no", "false")  # in any case
+_NUMBERED = re.compile(r"label[ _-]?\d+", re.IGNORECASE)  # a column that holds the name of one of several labels
+
+
+@dataclass(frozen=True, slots=True)
+class LabelRow:
+    """One photo and its labels.
+
+    Attributes:
+        image: the name of the photo in the prepared tree.
+        labels: each once, in the order in which they are given.
+        line: of a CSV, in which the header is line 1; 0 for a photo from a class folder.
+        file: where the photo is, relative to the folder of the photos.
+        group: what it must stay together with when photos are divided; empty for none.
+    """
+
+    image: str
+    labels: tuple[str, ...]
+    line: int = 0
+    file: str = ""
+    group: str = ""
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label CSV.
+
+    Attributes:
+        rows: one per photo, in the order of the file.
+        repeats: how many repeated rows were left out.
+        sha256: of its bytes.
+        declared: the labels that have a column, whether or not a photo has them.
+        ignored: columns that are not read.
+    """
+
+    rows: list[LabelRow]
+    repeats: int
+    sha256: str
+    declared: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+
+def read_labels(path: Path, separator: str | None = None, group: str | None = None) -> LabelFile:
+    """Reads a label CSV, see docs/data.md for its forms.
+
+    One column `label` holds a name. One column `labels` holds names that are separated by `|`, `;` or `,`, or if the
+    file has none of these in it, by spaces. Columns `label_1`, `label_2` hold one name each. All other forms have a
+    column per label, called `label_<name>` or `<name>`, with 1 and 0, yes and no, or x and nothing.
+
+    Args:
+        separator: between the names in `labels`, instead of the one that is found.
+        group: column of the groups of photos that must stay together.
+
+    Raises:
+        DataError: for any other content, such as a value that is not 0 or 1, a photo name with a folder in it, or one
+            photo with two different sets of labels; errors in a row name the row.
+    """
+    raw = read_regular(path, "label file", MAX_BYTES)
+    columns, lines = read_csv(raw, path)
+    form = _form_of(columns, path, group)
+    signs: set[str] = set()  # in the columns of labels
+    for _, fields in lines:
+        signs.update(*(fields[column] for column in form.columns))
+    rows: dict[str, LabelRow] = {}
+    num_rows = 0
+    for row in form.rows(read_csv(raw, path)[1], separator or form.separator(signs), bool(signs & {"x", "X"})):
+        num_rows += 1
+        before = rows.setdefault(row.image, row)
+        if set(before.labels) != set(row.labels):
+            raise DataError(
+                f"{path}: {row.image} has the labels {' '.join(before.labels)!r} in row {before.line} "
+                f"and {' '.join(row.labels)!r} in row {row.line}"
+            )
+    if not rows:
+        raise DataError(f"{path} has no rows")
+    declared = form.labels if form.kind == "one-hot" else ()
+    return LabelFile(list(rows.values()), num_rows - len(rows), hashlib.sha256(raw).hexdigest(), declared, form.ignored)
+
+
+def read_renames(path: Path) -> dict[str, str]:
+    """What a file of --labels says: given label -> its new name, or the empty string for a label that is dropped.
+
+    A line is `given: new` or `given: -`; empty lines and lines that begin with # are skipped. The colon is the last
+    one of the line that is followed by a space.
+
+    Raises:
+        DataError: for any other line, and for a label that has two lines.
+    """
+    try:
+        text = read_regular(path, "label file", MAX_BYTES).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 at byte {error.start}") from None
+    renames: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip() or line.lstrip().startswith("#"):
+            continue
+        given, colon, new = line.rpartition(": ")
+        if not colon or not given.strip() or not new.strip():
+            raise DataError(f"{path}, line {number}: {line.strip()!r} is not `label: new name` or `label: -`")
+        if clean_name(given) in renames:
+            raise DataError(f"{path}, line {number}: {given.strip()!r} is there twice")
+        renames[clean_name(given)] = "" if new.strip() == "-" else clean_name(new)
+    return renames
+
+
+def write_one_hot(path: Path, rows: Sequence[LabelRow], labels: LabelSet) -> None:
+    """Writes a one-hot CSV, for the course's labels its own: `images,label_<name>,...` in the order of the names."""
+    names = sorted(labels.names)
+    one_hot = ([row.image, *(int(name in row.labels) for name in names)] for row in rows)
+    path.write_bytes(format_csv([["images", *(f"label_{name}" for name in names)], *one_hot]))
+
+
+@dataclass(frozen=True)
+class _Form:
+    """What the columns of a label CSV are.
+
+    Attributes:
+        kind: "names" (each of `columns` holds names) or "one-hot" (each belongs to one of `labels`).
+        columns: indices of the columns of labels.
+        labels: the names of the labels of a one-hot CSV.
+        group: index of the column of groups, or None.
+        ignored: names of columns that are not read.
+    """
+
+    path: Path
+    kind: str
+    header: tuple[str, ...]
+    columns: tuple[int, ...]
+    labels: tuple[str, ...] = ()
+    group: int | None = None
+    ignored: tuple[str, ...] = ()
+
+    def separator(self, signs: Collection[str]) -> str:
+        """What stands between the names in a field, given all characters of such fields."""
+        if self.header[self.columns[0]].casefold() != "labels":
+            return "|"
+        return next((sign for sign in "|;," if sign in signs), " ")
+
+    def rows(self, lines: Iterable[tuple[int, list[str]]], separator: str, marked: bool) -> Iterator[LabelRow]:
+        """The rows, each checked independently; where labels are `marked` by an x, an empty field means no."""
+        split = _split_by(separator)
+        for line, fields in lines:
+            where = f"{self.path}, row {line}"
+            image = image_name(fields[0].strip(), where)
+            if self.kind == "names":
+                labels = tuple(dict.fromkeys(name for column in self.columns for name in split(fields[column])))
+            else:
+                given = zip(self.labels, self.columns, strict=True)
+                labels = tuple(name for name, column in given if self._is_given(fields, column, where, marked))
+            group = fields[self.group].strip() if self.group is not None else ""
+            yield LabelRow(image, labels, line, image, group)
+
+    def _is_given(self, fields: Sequence[str], column: int, where: str, marked: bool) -> bool:
+        value = fields[column].strip().lower()
+        if value not in (*_YES, *_NO, *([""] if marked else [])):
+            raise DataError(
+                f"{where}, column {self.header[column]}: {fields[column]!r} is not 0 or 1 (nor yes or no); a column "
+                "that holds the names of labels is called `label` or `labels`"
+            )
+        return value in _YES
+
+
+def _form_of(header: Sequence[str], path: Path, group: str | None) -> _Form:
+    if not header:
+        raise DataError(f"label file {path} is empty")
+    if header[0].casefold() not in IMAGE_COLUMNS:
+        raise DataError(f"{path}: the first column is {header[0]!r}, not 'images'")
+    if group is not None and group not in header[1:]:
+        raise DataError(f"{path} has no column {group!r} for --group{nearest(group, header[1:])}")
+    place = header.index(group) if group is not None else None
+    others = [index for index in range(1, len(header)) if index != place]
+    by_name = {header[index].casefold(): index for index in others}
+    one = by_name.get("labels", by_name.get("label"))
+    if one is not None:
+        ignored = tuple(header[index] for index in others if index != one)
+        return _Form(path, "names", tuple(header), (one,), group=place, ignored=ignored)
+    if numbered := tuple(index for index in others if _NUMBERED.fullmatch(header[index])):
+        ignored = tuple(header[index] for index in others if index not in numbered)
+        return _Form(path, "names", tuple(header), numbered, group=place, ignored=ignored)
+    if len(others) < 2:
+        raise DataError(f"{path}: the columns are {', '.join(header)}; wanted images,labels, or one column per label")
+    names = tuple(clean_name(header[index].removeprefix("label_")) for index in others)
+    return _Form(path, "one-hot", tuple(header), tuple(others), names, place)
+
+
+def _split_by(separator: str) -> Callable[[str], tuple[str, ...]]:
+    """text -> the label names in it, each once. Cached, so that rows with the same labels share one tuple."""
+
+    @cache
+    def split(text: str) -> tuple[str, ...]:
+        parts = text.split() if separator == " " else text.split(separator)
+        return tuple(dict.fromkeys(clean_name(part) for part in parts if part.strip()))
+
+    return split
+
+
+def image_name(name: str, where: str) -> str:
+    """The name, if it can be that of a photo. Raises DataError otherwise."""
+    if not name or name in (".", "..") or "/" in name or "\\" in name:
+        raise DataError(f"{where}: image {name!r} is outside image root; give a plain file name")
+    if is_balanced_copy(name):
+        raise DataError(f"{where}: image {name!r} is named like a copy made by --balance; rename the photo")
+    if len(name.encode()) > 255:
+        raise DataError(f"{where}: image name of {len(name.encode())} bytes is longer than a file name can be")
+    return name
