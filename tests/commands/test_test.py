@@ -156,7 +156,7 @@ def test_folds_average_to_one_predictor_with_a_rule_fitted_on_all_of_them(tiny, 
     assert (by_hand.thresholds == predictor.rule.thresholds).all()
     assert scoring.main(["--resume", *map(str, paths), "--data-path", str(dataset), "--to", str(tmp_path / "x")]) == 0
     members = [load_predictor([path], torch.device("cpu")) for path in paths]
-    split = scan_split(dataset, "test", classes=predictor.classes)
+    split = scan_split(dataset, "test", labels=predictor.label_set)
     config = predictor.members[0].config
     logits = [predict_split(m, split, config.DATA, config.AMP, Ranks(), torch.device("cpu"))[0] for m in members]
     wanted = predictor.rule.probabilities(np.mean(logits, axis=0))

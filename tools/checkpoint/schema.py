@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.labels import class_name_fault, name_fault
-
 Schema = Mapping[str, tuple[Callable[[Any], bool], str]]
 
 
@@ -69,12 +67,9 @@ INFERENCE: Schema = {
     "step": (_whole(0), "a whole number from 0"),
     "epoch": (_whole(0), "a whole number from 0"),
     "config": (_text, "text"),
-    "classes": (
-        lambda v: _list(lambda name: _text(name) and not class_name_fault(name), _CLASSES)(v) and sorted(set(v)) == v,
-        "a sorted list of names that can be part of a file name",
-    ),
-    "labels": (_list(lambda name: _text(name) and not name_fault(name), _CLASSES), "a list of label names"),
-    "exclusive": (_list(_whole(0), range(100_001)), "a list of indices of labels"),
+    "classes": (_list(_text, _CLASSES), "a list of names"),  # data.labels.plain_fault checks this and the next two
+    "labels": (_list(_text, _CLASSES), "a list of names"),
+    "exclusive": (_list(_whole(0), range(100_001)), "a list of indices"),
     "preprocess": (_preprocess, "size, crop, interpolation, mean and std within bounds"),
     "targets": (lambda v: _text(v) and v in ("single", "multi"), "single or multi"),
     "thresholds": (_list(_number(0, 1), _CLASSES), "a list of numbers between 0 and 1"),

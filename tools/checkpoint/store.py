@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data.labels import LabelSet
+from data.labels import LabelSet, plain_fault
 from tools.base.errors import CheckpointError, DataError, NumericsError, ResourceError
 from tools.checkpoint.digest import SealingWriter, is_whole, read_digest
 from tools.checkpoint.schema import INFERENCE, RESUME, Schema
@@ -49,6 +49,8 @@ def save(path: Path, content: Content, previous: Path | None = None) -> None:
         NumericsError: when a number in it is not finite.
         ResourceError: when it cannot be written; the file at `path` is then untouched.
     """
+    if "labels" in content and (fault := plain_fault(content)):
+        raise CheckpointError(f"{path} is inconsistent: {fault}")
     if broken := non_finite(content):
         raise NumericsError(f"{broken} is not finite, so {path} was not written; lower TRAIN.BASE_LR")
     staging = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
@@ -187,6 +189,8 @@ def _check_own(path: Path, content: Content, sealed: bool, schema: Schema) -> No
     for key, (holds, wanted) in schema.items():
         if not holds(content[key]):
             raise CheckpointError(f"{path} is inconsistent: {key} must be {wanted}")
+    if "labels" in content and (fault := plain_fault(content)):
+        raise CheckpointError(f"{path} is inconsistent: {fault}")
     if broken := non_finite(content):
         raise CheckpointError(f"{path} is inconsistent: non-finite {broken}")
 
@@ -195,8 +199,8 @@ def _add_labels(content: Content) -> None:
     """Adds the label names to a file of an earlier version, whose class folders were called like their labels."""
     folders = content.get("classes")
     if "labels" not in content and isinstance(folders, list) and all(isinstance(folder, str) for folder in folders):
-        with contextlib.suppress(DataError):  # the schema refuses these names
-            content |= LabelSet.found(folders).to_plain()
+        with contextlib.suppress(DataError):  # these names are refused later
+            content |= {key: value for key, value in LabelSet.found(folders).to_plain().items() if key != "classes"}
 
 
 def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:

@@ -30,6 +30,7 @@ def manifest(**changes) -> dict:
         "unreadable photos": ["train/x.jpg: empty file"],
     }
     known = {"settings": {"duplicates": True, "csv_sha256": {"train": "abc"}}, "duplicates": [], "notes": ["a note"]}
+    known |= {"label_set": {"classes": ["000001", "000010"], "labels": ["scab", "rust"], "exclusive": []}}
     return {**known, "splits": {"train": split}, "left_out": left_out, **changes}
 
 
