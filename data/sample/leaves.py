@@ -1,14 +1,17 @@
-"""Draws the embedded sample data set: apple leaves with lesions that look like the six classes, and their boxes.
+"""Draws the embedded sample data set: leaves with the lesions of a label set, and the lesions' boxes.
 
 It replaces the course's photos, which may not be redistributed, in tests and demonstrations. Leaf, background and light
 vary more than the lesions, and the background has every colour of the lesions, so that colour alone does not give the
 label away. Everything follows from the seed.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+
+from data.sample.sets import APPLE, Lesion
 
 SIZE = 160  # pixels, square as the course's 256x256 files are
 MAX_BOX_SHARE = 0.22  # of the image that all boxes together may cover
@@ -22,8 +25,10 @@ class DrawnLeaf:
     boxes: list[tuple[str, float, float, float, float]]
 
 
-def draw_leaf(labels: tuple[str, ...], seed: tuple[int, ...]) -> DrawnLeaf:
-    """One leaf with the lesions of `labels`; equal arguments give equal pixels."""
+def draw_leaf(
+    labels: tuple[str, ...], seed: tuple[int, ...], lesions: Mapping[str, tuple[Lesion, ...]] = APPLE.lesions
+) -> DrawnLeaf:
+    """One leaf with the `lesions` of `labels`; equal arguments give equal pixels."""
     rng = np.random.default_rng(seed)
     canvas = _background(rng)
     mask, axis = _blade(rng)
@@ -31,18 +36,18 @@ def draw_leaf(labels: tuple[str, ...], seed: tuple[int, ...]) -> DrawnLeaf:
     boxes: list[tuple[str, float, float, float, float]] = []
     covered = np.zeros((SIZE, SIZE), bool)
     for label in labels:
-        for kind, fewest, most in _LESIONS[label]:
-            paint, smallest, largest = _KINDS[kind]
-            for _ in range(int(rng.integers(fewest, most + 1))):
+        for lesion in lesions[label]:
+            for _ in range(int(rng.integers(lesion.count[0], lesion.count[1] + 1))):
                 x, y = centre = _point_inside(rng, mask)
-                r = rng.uniform(smallest, largest)
+                r = rng.uniform(*lesion.radius)
                 left, top, right, bottom = (round(min(max(0, edge), SIZE)) for edge in (x - r, y - r, x + r, y + r))
                 area = covered.copy()
                 area[top:bottom, left:right] = True
                 if area.mean() > MAX_BOX_SHARE:
                     continue
                 covered = area
-                canvas = paint(rng, canvas, mask, _distance(centre), (right - left) / 2)
+                distance = _distance(rng, centre, lesion.stretch)
+                canvas = PAINTERS[lesion.painter](rng, canvas, mask, distance, (right - left) / 2, *lesion.colours)
                 boxes.append((label, float(left), float(top), float(right), float(bottom)))
     return DrawnLeaf(_light(rng, canvas), boxes)
 
@@ -132,9 +137,15 @@ def _point_inside(rng: np.random.Generator, mask: np.ndarray) -> tuple[float, fl
     return float(columns[pick]), float(rows[pick])
 
 
-def _distance(centre: tuple[float, float]) -> np.ndarray:
+def _distance(rng: np.random.Generator, centre: tuple[float, float], stretch: float) -> np.ndarray:
+    """Distance in pixels from `centre`; with `stretch` above 1, across a random direction it grows faster."""
     y, x = np.mgrid[0:SIZE, 0:SIZE].astype(np.float32)
-    return np.hypot(x - centre[0], y - centre[1])
+    x, y = x - centre[0], y - centre[1]
+    if stretch == 1:
+        return np.hypot(x, y)
+    angle = rng.uniform(0, np.pi)
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    return np.hypot(x * cos + y * sin, stretch * (y * cos - x * sin))
 
 
 def _disc(distance: np.ndarray, radius, softness: float) -> np.ndarray:
@@ -142,46 +153,44 @@ def _disc(distance: np.ndarray, radius, softness: float) -> np.ndarray:
     return ((radius - distance) / softness + 0.5).clip(0, 1)
 
 
-def _paint_scab(rng, canvas, mask, distance, radius):
-    """An olive blotch with a feathery edge."""
+def _paint_blotch(rng, canvas, mask, distance, radius, colour):
+    """A blotch with a feathery edge."""
     ragged = radius * (0.68 + 0.30 * _noise(rng, 7))
     alpha = _disc(distance, ragged, 3) * rng.uniform(0.7, 0.9) * mask
-    return _blend(canvas, _tint(rng, (44, 44, 14), (74, 70, 34)), alpha)
+    return _blend(canvas, _tint(rng, *colour), alpha)
 
 
-def _paint_frog(rng, canvas, mask, distance, radius):
-    """A brown disc with a lighter middle and a dark rim."""
+def _paint_eye(rng, canvas, mask, distance, radius, rim, middle):
+    """A disc with a rim of another colour."""
     core = 0.9 * radius
-    canvas = _blend(canvas, _tint(rng, (62, 28, 18), (88, 44, 32)), _disc(distance, core, 1.2) * mask)
-    return _blend(canvas, _tint(rng, (145, 105, 68), (185, 142, 100)), _disc(distance, 0.62 * core, 1.2) * mask)
+    canvas = _blend(canvas, _tint(rng, *rim), _disc(distance, core, 1.2) * mask)
+    return _blend(canvas, _tint(rng, *middle), _disc(distance, 0.62 * core, 1.2) * mask)
 
 
-def _paint_rust(rng, canvas, mask, distance, radius):
-    """A bright orange spot in a yellow halo."""
-    canvas = _blend(canvas, _tint(rng, (190, 175, 40), (225, 205, 80)), 0.65 * _disc(distance, 0.8 * radius, 3) * mask)
-    return _blend(canvas, _tint(rng, (215, 105, 15), (245, 140, 45)), _disc(distance, 0.52 * radius, 1.5) * mask)
+def _paint_halo(rng, canvas, mask, distance, radius, halo, colour):
+    """A spot in a soft halo."""
+    canvas = _blend(canvas, _tint(rng, *halo), 0.65 * _disc(distance, 0.8 * radius, 3) * mask)
+    return _blend(canvas, _tint(rng, *colour), _disc(distance, 0.52 * radius, 1.5) * mask)
 
 
-def _paint_mildew(rng, canvas, mask, distance, radius):
-    """A pale, dusty patch through which the leaf still shows."""
+def _paint_dust(rng, canvas, mask, distance, radius, colour):
+    """A dusty patch through which the leaf still shows."""
     dust = 0.62 + 0.38 * _noise(rng, 3)
     alpha = _disc(distance, radius * (0.72 + 0.25 * _noise(rng, 12)), 6) * dust * rng.uniform(0.6, 0.8) * mask
-    return _blend(canvas, _tint(rng, (205, 208, 200), (232, 234, 228)), alpha)
+    return _blend(canvas, _tint(rng, *colour), alpha)
 
 
-# kind of lesion -> how it is painted, and the smallest and largest half of its box's side in pixels
-_KINDS = {
-    "scab": (_paint_scab, 7.5, 12),
-    "frog": (_paint_frog, 6, 9.5),
-    "rust": (_paint_rust, 5.5, 9),
-    "mildew": (_paint_mildew, 13, 19),
-}
-# label -> (kind, fewest, most) lesions
-_LESIONS: dict[str, list[tuple[str, int, int]]] = {
-    "scab": [("scab", 6, 10)],
-    "frog_eye_leaf_spot": [("frog", 6, 11)],
-    "rust": [("rust", 7, 13)],
-    "powdery_mildew": [("mildew", 4, 7)],
-    "healthy": [],
-    "complex": [("mildew", 2, 2), ("scab", 4, 5), ("frog", 4, 5), ("rust", 4, 5)],
+def _paint_ring(rng, canvas, mask, distance, radius, colour):
+    """An uneven ring with green leaf inside."""
+    outer = radius * (0.82 + 0.16 * _noise(rng, 9))
+    alpha = _disc(distance, outer, 2) * (1 - _disc(distance, 0.6 * outer, 2)) * rng.uniform(0.75, 0.9) * mask
+    return _blend(canvas, _tint(rng, *colour), alpha)
+
+
+PAINTERS: dict[str, Callable[..., np.ndarray]] = {
+    "blotch": _paint_blotch,
+    "eye": _paint_eye,
+    "halo": _paint_halo,
+    "dust": _paint_dust,
+    "ring": _paint_ring,
 }
