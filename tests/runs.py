@@ -21,6 +21,8 @@ from pathlib import Path
 from conftest import ROOT
 
 import main
+from data.labels import SPLITS
+from data.sample.write import write_sample
 from tools.checkpoint import store
 
 PATIENCE = 300  # seconds, for a machine that others use too
@@ -180,6 +182,19 @@ def digest(folder: Path) -> str:
     with (folder / "metrics.csv").open(newline="") as file:
         found.update(repr([{**row, "seconds": 0} for row in csv.DictReader(file)]).encode())
     return found.hexdigest()
+
+
+def write_drawn(
+    set_name: str, raw: str, folder: Path, counts: tuple[int, int, int] | None = None, pool: bool = False
+) -> dict[str, tuple[str, ...]]:
+    """Draws photos of a label set into `folder` (see `write_sample`); counts are those of train, val and test.
+
+    Returns:
+        The labels of each photo, by its file name.
+    """
+    numbers = dict(zip(SPLITS, counts, strict=True)) if counts else None
+    photos = write_sample(folder, 0, numbers, set_name, raw, pool)
+    return {photo.name: photo.labels for photo in photos}
 
 
 def leftovers(folder: Path) -> list[Path]:

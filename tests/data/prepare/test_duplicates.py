@@ -10,11 +10,11 @@ from PIL import Image, ImageEnhance
 from data.images import decode, read_image
 from data.prepare.duplicates import Fingerprint, find_duplicates, fingerprint
 from data.sample.leaves import draw_leaf
-from data.sample.write import SHARES
+from data.sample.sets import APPLE
 
 
 def leaf(number: int) -> Image.Image:
-    return Image.fromarray(draw_leaf(list(SHARES)[number % len(SHARES)], (77, number)).pixels)
+    return Image.fromarray(draw_leaf(list(APPLE.shares)[number % len(APPLE.shares)], (77, number)).pixels)
 
 
 def saved_again(image: Image.Image, quality: int) -> Image.Image:
