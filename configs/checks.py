@@ -35,7 +35,7 @@ def check_training(config: CfgNode) -> None:
             f"TRAIN.WARMUP_EPOCHS {train.WARMUP_EPOCHS:g} is more than TRAIN.EPOCHS {train.EPOCHS}; "
             "lower it with --opts TRAIN.WARMUP_EPOCHS N"
         )
-    if train.LOSS.NAME != "auto" and (train.LOSS.NAME == "ce") != (data.TARGETS == "single"):
+    if "auto" not in (train.LOSS.NAME, data.TARGETS) and (train.LOSS.NAME == "ce") != (data.TARGETS == "single"):
         raise UsageError(
             f"TRAIN.LOSS.NAME {train.LOSS.NAME} does not fit DATA.TARGETS {data.TARGETS}: ce is for single, "
             "bce, focal and asymmetric are for multi"

@@ -50,7 +50,10 @@ KEYS: dict[str, Key] = {
     # data
     "DATA.DATA_PATH": Key("dataset", "folder that process_dataset.py wrote", PATH, flag="--data-path", may_change=True),
     "DATA.TARGETS": Key(
-        "single", "single: one class per label copy; multi: one multi-hot target per photo", one_of("single", "multi")
+        "single",
+        "single: one class per label copy; multi: one multi-hot target per photo; auto: multi where a training photo "
+        "has several labels, else single",
+        one_of("single", "multi", "auto"),
     ),
     "DATA.NUM_FOLDS": Key(
         0,
@@ -86,7 +89,11 @@ KEYS: dict[str, Key] = {
         "names the run folder, the timm model, and the weights that PRETRAINED auto looks for",
         folder_name(128),
     ),
-    "MODEL.NUM_CLASSES": Key(6, "number of class folders", between(2, 100_000)),
+    "MODEL.NUM_CLASSES": Key(
+        0,
+        "number of class folders; 0: as many as the training split has (--throughput reads no photos, and takes 6)",
+        zero_or(2, 100_000),
+    ),
     "MODEL.PRETRAINED": Key(
         "none", "weights to start from: a file, auto or none", PATH_OR_NONE, may_change=True, flag="--pretrained"
     ),

@@ -13,7 +13,7 @@ from configs.checks import check_combinations
 from configs.keys import FORMER_KEYS, KEYS, get_defaults, show
 from configs.values import check_value, coerce
 from configs.yaml_reader import parse, read_yaml
-from tools.base.errors import UsageError, nearest
+from tools.base.errors import DataError, UsageError, nearest
 
 MAX_FILES = 32  # of a BASE chain, each counted as often as it is named
 
@@ -38,6 +38,33 @@ class Loaded(NamedTuple):
         if cfg is None and self.given("TAG") is not None:
             raise UsageError("--tag names a run of a config: give --cfg FILE with it, or --resume FILE instead")
         return self.run_folder if cfg is not None else None
+
+    def resolve(self, train: Any) -> "Loaded":
+        """The same with the values that follow from the photos: MODEL.NUM_CLASSES 0 and DATA.TARGETS auto.
+
+        Args:
+            train: the whole training split, a `data.loading.split.Split`. All folds of a split get the same values.
+
+        Raises:
+            DataError: for a single class folder, or another number of them than MODEL.NUM_CLASSES.
+        """
+        config, sources, num_classes = self.config.clone(), dict(self.sources), len(train.labels.names)
+        if num_classes < 2:
+            raise DataError(f"{train.where} has only one class folder, {train.labels.folders[0]}; add the photos of another")
+        if config.MODEL.NUM_CLASSES not in (0, num_classes):
+            raise DataError(
+                f"class mismatch: {train.where} has {num_classes} class folders ({', '.join(train.labels.folders[:8])}), and "
+                f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES} ({sources['MODEL.NUM_CLASSES']}); leave it at 0, "
+                "which means as many as there are, or correct the folders"
+            )
+        config.defrost()
+        if config.MODEL.NUM_CLASSES == 0:
+            config.MODEL.NUM_CLASSES, sources["MODEL.NUM_CLASSES"] = num_classes, train.where
+        if config.DATA.TARGETS == "auto":
+            several = any(len(photo.classes) > 1 for photo in train.photos)
+            config.DATA.TARGETS, sources["DATA.TARGETS"] = "multi" if several else "single", train.where
+        config.freeze()
+        return Loaded(config, sources)
 
     def describe(self) -> str:
         """One line per value, `KEY: value  # source`, in the order of `configs/keys.py`."""

@@ -27,7 +27,7 @@ from data.manifest import duplicate_groups, read_manifest
 from tools.base.errors import DataError
 from tools.base.files import locked
 from tools.runtime.distributed import Ranks
-from tools.train.data import load_data
+from tools.train.data import load_data, scan_splits
 
 COMMAND = [sys.executable, str(ROOT / "process_dataset.py")]
 
@@ -263,8 +263,8 @@ def test_balance_lifts_rare_labels_of_the_training_split_and_scoring_never_sees_
             is_balanced_copy(photo.name) for photo in scan_split(tmp_path / "d", split, balanced_copies=True).photos
         )
     assert ".made-" not in (tmp_path / "d" / "OneHot-train_label.csv").read_text()
-    config = load(tiny, ["DATA.DATA_PATH", str(tmp_path / "d")]).config
-    data = load_data(config, Ranks())
+    loaded, splits = scan_splits(load(tiny, ["DATA.DATA_PATH", str(tmp_path / "d")]))
+    data = load_data(loaded.config, splits, Ranks())
     assert (data.train.photos, data.val.photos) == (made.photos, scan_split(tmp_path / "d", "val").photos)
     flip = next(photo for photo in copies if ".made-flip" in photo.name)
     pixels = [

@@ -15,7 +15,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--split", default="test", choices=["val", "test"], help="photos to score")
     add_config_flags(parser, ("--data-path", "--zip"))
     args = parser.parse_args(argv)
-    config = load(args.cfg, None, overrides(args)).config
+    loaded = load(args.cfg, None, overrides(args))
 
     import torch
 
@@ -27,8 +27,9 @@ def main(argv: list[str]) -> int:
     from tools.runtime.precision import NativePrecision
     from tools.train.run import validation_scores
 
+    train = build_split(loaded.config.DATA, "train")
+    config = loaded.resolve(train).config
     data, device = config.DATA, torch.device("cpu")
-    train = build_split(data, "train")
     split = build_split(data, args.split, train.labels)
     num_classes = len(train.labels.names)
     torch.manual_seed(seed_of(config.SEED, INIT))

@@ -1,12 +1,13 @@
 """Trains a model on prepared leaf photos, or scores (--eval) or times (--throughput) one on the validation photos."""
 
+import contextlib
 import signal
 
 from configs.checks import check_training
 from configs.flags import add_config_flags, overrides
-from configs.load import load
+from configs.load import Loaded, load
 from tools.base import cli
-from tools.base.errors import UsageError, nearest
+from tools.base.errors import UsageError, UserError, nearest
 from tools.commands import hint_config_key
 
 EPILOG = """
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     """Parses `argv` and trains, checks, scores or times."""
     args, loaded = parse(argv)
     if args.print_config:
-        print(loaded.describe())
+        print(resolve(loaded).describe())
         return 0
 
     if args.check:
@@ -81,6 +82,16 @@ def main(argv: list[str]) -> int:
         if args.throughput:
             return measure(loaded.config, device)
         return launch(loaded, argv, ranks, device, overwrite=args.overwrite, allowed=args.allow_change)
+
+
+def resolve(loaded: Loaded) -> Loaded:
+    """The config of a run on its photos; unchanged where they cannot be listed or do not fit it."""
+    from data.loading.split import scan_split
+
+    data = loaded.config.DATA
+    with contextlib.suppress(UserError):
+        return loaded.resolve(scan_split(data.DATA_PATH, "train", data.ZIP_MODE, follow=data.FOLLOW_LINKS))
+    return loaded
 
 
 def evaluate(config, ranks, device) -> int:
@@ -114,7 +125,8 @@ def measure(config, device) -> int:
 
     precision, _ = choose_precision(config.AMP.OPT_LEVEL, "native", config.AMP.DTYPE, device)
     size = config.TEST.IMG_SIZE or config.DATA.IMG_SIZE
-    model = build_model(config.MODEL, config.DATA.IMG_SIZE, config.MODEL.NUM_CLASSES, test_size=size).to(device)
+    num_classes = config.MODEL.NUM_CLASSES or 6  # as in the course; the number hardly changes the time
+    model = build_model(config.MODEL, config.DATA.IMG_SIZE, num_classes, test_size=size).to(device)
     images = torch.rand(config.DATA.BATCH_SIZE, 3, size, size, device=device)
     speed = measure_throughput(model, images, precision)
     print(

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch.utils.data import DataLoader
 
+from configs.checks import check_training
+from configs.load import Loaded
 from data.build import (
     balancing_weights,
     build_eval_loader,
@@ -24,7 +26,6 @@ from data.loading.split import Split, samples_of
 from data.loading.transforms import Preprocess
 from data.manifest import duplicate_groups, read_manifest
 from models.build import normalization
-from tools.base.errors import DataError, listing
 from tools.base.tables import format_table
 from tools.runtime.distributed import Ranks
 from tools.runtime.signals import init_worker
@@ -52,17 +53,9 @@ class RunData:
         return [self.train.source.locate(dataset.samples[draw.index].file) for draw in draws]
 
 
-def load_data(config, ranks: Ranks) -> RunData:
-    """Lists both splits and builds the loaders. Raises DataError for classes that do not match the config."""
-    data = config.DATA
-    train, val = scan_splits(config)
-    num_classes = len(train.labels.names)
-    if num_classes != config.MODEL.NUM_CLASSES:
-        raise DataError(
-            f"class mismatch: {train.where} has {num_classes} class folders ({listing(train.labels.folders)}), "
-            f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES}; add --opts MODEL.NUM_CLASSES {num_classes}, "
-            "or correct the folders"
-        )
+def load_data(config, splits: tuple[Split, Split], ranks: Ranks) -> RunData:
+    """Builds the loaders of the training and the validation photos, for a config from `scan_splits`."""
+    data, (train, val) = config.DATA, splits
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
     both: dict[str, Any] = {"shard": Shard(ranks.rank, ranks.world_size), "worker_init": init_worker}
     balanced = config.TRAIN.BALANCE == "sampler"
@@ -71,20 +64,34 @@ def load_data(config, ranks: Ranks) -> RunData:
     return RunData(train, val, preprocess, train_loader, val_loader)
 
 
-def scan_splits(config) -> tuple[Split, Split]:
-    """The training photos of this config, balanced copies included, and its validation photos."""
-    data = config.DATA
-    train = build_split(data, "train", balanced_copies=True)
-    if not data.NUM_FOLDS:
-        return train, validation_split(config, train.labels)
-    manifest = read_manifest(Path(data.DATA_PATH))
-    duplicates = duplicate_groups(manifest, "train") if manifest else []
-    return fold_of(train, duplicates, data.NUM_FOLDS, data.FOLD, config.SEED)
+def scan_splits(loaded: Loaded) -> tuple[Loaded, tuple[Split, Split]]:
+    """The resolved config, its training photos, balanced copies included, and its validation photos.
+
+    Raises:
+        DataError: for photos that do not fit the config.
+        UsageError: for values that conflict now that they are resolved.
+    """
+    train = build_split(loaded.config.DATA, "train", balanced_copies=True)
+    loaded = loaded.resolve(train)
+    check_training(loaded.config)
+    if loaded.config.DATA.NUM_FOLDS:
+        return loaded, _divide(loaded.config, train)
+    return loaded, (train, validation_split(loaded.config, train.labels))
 
 
 def validation_split(config, labels: LabelSet) -> Split:
     """The validation photos of this config; the training photos are scanned for folds only."""
-    return scan_splits(config)[1] if config.DATA.NUM_FOLDS else build_split(config.DATA, "val", labels)
+    if config.DATA.NUM_FOLDS:
+        return _divide(config, build_split(config.DATA, "train", balanced_copies=True))[1]
+    return build_split(config.DATA, "val", labels)
+
+
+def _divide(config, train: Split) -> tuple[Split, Split]:
+    """The training and the validation photos of the fold of this config."""
+    data = config.DATA
+    manifest = read_manifest(Path(data.DATA_PATH))
+    duplicates = duplicate_groups(manifest, "train") if manifest else []
+    return fold_of(train, duplicates, data.NUM_FOLDS, data.FOLD, config.SEED)
 
 
 def count_table(data: RunData, config) -> list[str]:

@@ -123,7 +123,10 @@ def check_unchanged(start: Start, config, meta: dict, allowed: list[str]) -> Non
     """
     stored, path = start.stored, start.path or Path()
     remedy = "start another run with --tag NAME, or replace this one with --overwrite"
-    changed = differences(config, stored_config(stored, path), (*HARMLESS, *allowed))
+    # other photos, which may give other values to these keys, are reported below
+    same_photos = stored["data_digest"] == meta["data_digest"]
+    resolved = () if same_photos else ("DATA.TARGETS", "MODEL.NUM_CLASSES")
+    changed = differences(config, stored_config(stored, path), (*HARMLESS, *allowed, *resolved))
     if changed:
         keys = " ".join(line.split()[0] for line in changed)
         raise UsageError(
@@ -132,7 +135,7 @@ def check_unchanged(start: Start, config, meta: dict, allowed: list[str]) -> Non
         )
     if stored["classes"] != meta["classes"]:
         raise CheckpointError(f"{path} has the classes {stored['classes']}, the data has {meta['classes']}")
-    if stored["data_digest"] != meta["data_digest"]:
+    if not same_photos:
         raise CheckpointError(f"{path} was made with other photos or labels; {remedy}")
     if stored["images_per_update"] != meta["images_per_update"]:
         raise CheckpointError(

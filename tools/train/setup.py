@@ -9,14 +9,14 @@ import numpy as np
 import torch
 
 from configs.load import Loaded
-from data.loading.split import describe
+from data.loading.split import Split, describe
 from models.swin_transformer import SwinTransformer
 from tools.checkpoint import store
 from tools.evaluate.rule import DecisionRule
 from tools.runtime.distributed import Ranks, together
 from tools.runtime.precision import Precision, choose_precision
 from tools.runtime.signals import children_end
-from tools.train.data import RunData, count_table, load_data
+from tools.train.data import RunData, count_table, load_data, scan_splits
 from tools.train.loop import Progress
 from tools.train.output import RunFolder
 from tools.train.parts import checkpoint_bytes, compile_forward, make_plan, make_step_context, make_train_state
@@ -38,7 +38,8 @@ def launch(
         UserError: of the matching class, before any file is touched, for everything that is found not to work.
     """
     with sole_run(loaded, ranks), children_end():
-        run = prepare_run(loaded, ranks, device, overwrite=overwrite, allowed=allowed)
+        loaded, splits = scan_splits(loaded)
+        run = prepare_run(loaded, splits, ranks, device, overwrite=overwrite, allowed=allowed)
         if end := run.nothing_left():
             print(end)
             return 0
@@ -51,6 +52,7 @@ def launch(
 
 def prepare_run(
     loaded: Loaded,
+    splits: tuple[Split, Split],
     ranks: Ranks,
     device: torch.device,
     *,
@@ -64,15 +66,16 @@ def prepare_run(
     Does not touch the run folder; may write the pixel cache and download weights.
 
     Args:
+        loaded, splits: from `tools.train.data.scan_splits`.
         report: called with each part of the setup, what was found, and notes.
         download: False keeps fresh weights instead of downloading pretrained ones, which would write into a cache.
     """
     config = loaded.config
     amp = config.AMP
     precision, notice = choose_precision(amp.OPT_LEVEL, amp.BACKEND, amp.DTYPE, device, ranks.world_size)
-    data = load_data(config, ranks)
+    data = load_data(config, splits, ranks)
     notes = [*data.train.notes, *data.val.notes]
-    report("data set", f"{describe(data.train)}; {describe(data.val)}", notes)
+    report("data set", f"{describe(data.train)}; {describe(data.val)}; targets {config.DATA.TARGETS}", notes)
     plan = make_plan(config, len(data.train_loader), ranks)
     state, origin = make_train_state(config, precision, device, download=download)
     report("weights", origin, ())
@@ -134,6 +137,7 @@ def log_start(run: Run, config) -> None:
     model, images, ranks = run.state.module, run.plan.images_per_update, run.context.ranks
     for line in (*run.notes, describe(run.data.train), describe(run.data.val), *count_table(run.data, config)):
         logger.info(line)
+    logger.info(f"targets {config.DATA.TARGETS}, {config.MODEL.NUM_CLASSES} classes")
     flops = f", {model.flops() / 1e9:.2f} G multiply-adds per image" if isinstance(model, SwinTransformer) else ""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(f"{config.MODEL.NAME}: {num_parameters / 1e6:.2f} M parameters{flops}")
