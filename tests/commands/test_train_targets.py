@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 import yaml
+from conftest import ROOT
 
 import main
 from configs.load import load
@@ -139,3 +140,25 @@ def test_baselines_score_the_targets_of_the_photos(tiny, dataset, tmp_path, caps
         assert baseline.main(["--cfg", str(own), "--data-path", str(dataset)]) == 0
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2]
+
+
+SWIN = ["MODEL.SWIN.EMBED_DIM", "16", "MODEL.SWIN.DEPTHS", "[2, 2]", "MODEL.SWIN.NUM_HEADS", "[2, 4]"]
+MODELS = {
+    "swin": [*SWIN, "MODEL.SWIN.WINDOW_SIZE", "4"],
+    "resnet": ["MODEL.TYPE", "timm", "MODEL.NAME", "test_resnet"],
+    "vit": ["MODEL.TYPE", "timm", "MODEL.NAME", "test_vit"],
+}
+
+
+@pytest.mark.parametrize(
+    ("model", "kind"), [("swin", "single"), ("swin", "multi"), ("resnet", "multi"), ("vit", "single")]
+)
+def test_the_fine_tuning_recipe_takes_any_photos_and_models(single, dataset, tmp_path, model, kind):
+    """It decides by powerset where asked to, which has no effect on single labels."""
+    flags = ["--data-path", single if kind == "single" else dataset, "--output", tmp_path / "out", "--batch-size", 8]
+    opts = ["DATA.IMG_SIZE", 32, "TRAIN.EPOCHS", 2, "TRAIN.WARMUP_EPOCHS", 0.5, "DATA.NUM_WORKERS", 0]
+    own = ["--opts", *opts, *MODELS[model], "TEST.DECIDE_BY", "powerset"]
+    arguments = ["--cfg", ROOT / "configs" / "finetune.yaml", "--pretrained", "none", *flags, *own]
+    assert main.main([str(word) for word in arguments]) == 0
+    (best,) = (tmp_path / "out").glob("*/finetune/best.pth")
+    assert read(best)["targets"] == kind
