@@ -224,9 +224,8 @@ def _stored_rule(
 ) -> DecisionRule:
     """The decision rule of a checkpoint, as its last validation fitted it."""
     num_classes = len(labels.names)
-    rule = DecisionRule.unfitted(
-        content["targets"], decide_by, content["combinations"], num_classes, (*labels.exclusive, None)[0]
-    )
+    combinations = content["combinations"]
+    rule = DecisionRule.unfitted(content["targets"], decide_by, combinations, num_classes, labels.exclusive)
     thresholds, temperatures = (np.array(content[key], dtype=np.float64) for key in ("thresholds", "temperatures"))
     widths = len(thresholds), len(temperatures), logits.shape[1]
     if set(widths) != {num_classes}:

@@ -42,7 +42,7 @@ class DecisionRule:
         temperatures: `[C]`, by which logits are divided; all equal for "single" (Guo et al., arXiv 1706.04599).
         thresholds: `[C]`.
         combinations: `[K, C]` bool, the label sets seen in training.
-        healthy: index of the label that excludes all others, or None.
+        exclusive: indices of the labels that exclude all others, such as `healthy`.
         powerset: gives probabilities of label sets from those of all labels; None before it is fitted.
     """
 
@@ -51,7 +51,7 @@ class DecisionRule:
     temperatures: np.ndarray
     thresholds: np.ndarray
     combinations: np.ndarray
-    healthy: int | None = None
+    exclusive: tuple[int, ...] = ()
     powerset: "Powerset | None" = None
 
     @classmethod
@@ -61,13 +61,13 @@ class DecisionRule:
         decide_by: str,
         combinations: Sequence[Sequence[int]],
         num_classes: int,
-        healthy: int | None = None,
+        exclusive: Sequence[int] = (),
     ) -> "DecisionRule":
         """A rule with temperatures of 1 and thresholds of 0.5; `combinations` holds class indices."""
         sets = np.zeros((len(combinations), num_classes), bool)
         for row, labels in enumerate(combinations):
             sets[row, list(labels)] = True
-        return cls(targets, decide_by, np.ones(num_classes), np.full(num_classes, 0.5), sets, healthy)
+        return cls(targets, decide_by, np.ones(num_classes), np.full(num_classes, 0.5), sets, tuple(exclusive))
 
     def unfit(self) -> "DecisionRule":
         """The same rule before it was fitted."""
@@ -96,7 +96,7 @@ class DecisionRule:
         return _sigmoid(tempered) if self.targets == "multi" else softmax(tempered, axis=1)
 
     def _decide(self, probability: np.ndarray) -> np.ndarray:
-        """`[n, C]` bool: the labels each photo is given, at least one, and never `healthy` together with a disease."""
+        """`[n, C]` bool: the labels each photo is given, at least one, and never an exclusive one with another."""
         top = np.eye(probability.shape[1], dtype=bool)[probability.argmax(axis=1)]
         if self.targets == "single" or self.decide_by == "argmax":
             return top
@@ -106,11 +106,13 @@ class DecisionRule:
             return self.combinations[likelihood.argmax(axis=1)]
         passed = probability >= self.thresholds
         decision = np.where(passed.any(axis=1, keepdims=True), passed, top)
-        if self.healthy is not None:  # healthy with diseases: keep healthy alone if most probable, else drop it
-            both = decision[:, self.healthy] & (decision.sum(axis=1) > 1)
-            alone = both & top[:, self.healthy]
-            decision = np.where(alone[:, None], top, decision)
-            decision[both & ~alone, self.healthy] = False
+        exclusive = np.isin(np.arange(len(self.thresholds)), self.exclusive)
+        conflict = decision[:, exclusive].any(axis=1) & (decision.sum(axis=1) > 1)
+        # an exclusive label stays, alone, if it is the most probable one, or if no others are given; else it is dropped
+        best = np.eye(len(exclusive), dtype=bool)[np.where(decision, probability, -1).argmax(axis=1)]
+        alone = conflict & ((best & top)[:, exclusive].any(axis=1) | ~decision[:, ~exclusive].any(axis=1))
+        decision = np.where(alone[:, None], best, decision)
+        decision[conflict & ~alone] &= ~exclusive
         return decision
 
 

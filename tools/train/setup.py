@@ -115,7 +115,7 @@ def make_rule(config, data: RunData) -> DecisionRule:
     """The unfitted rule with the label sets of the training photos."""
     labels, combinations = data.train.labels, sorted({photo.classes for photo in data.train.photos})
     targets, how = config.DATA.TARGETS, config.TEST.DECIDE_BY
-    return DecisionRule.unfitted(targets, how, combinations, len(labels.names), (*labels.exclusive, None)[0])
+    return DecisionRule.unfitted(targets, how, combinations, len(labels.names), labels.exclusive)
 
 
 def checkpoint_meta(config, data: RunData, rule: DecisionRule, plan: Plan, precision: Precision) -> dict:
