@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import numpy as np
 
 RESAMPLES = 1000
-BLOCK = 2**19  # counts in memory at a time (4 MiB), however many images there are
+BLOCK = 2**19  # counts in memory at a time (4 MiB), or those of MIN_DRAWS draws if these are more
+MIN_DRAWS = 64  # work that is repeated for every block would otherwise grow with the square of the images
 PERCENTILES = (2.5, 97.5)
 
 
@@ -17,7 +18,7 @@ def interval(values: np.ndarray) -> list[float] | None:
 
 def resample(num_images: int, seed: int = 0, times: int = RESAMPLES) -> Iterator[np.ndarray]:
     """Yields blocks of `[times, num_images]`: how often each image is among `num_images` draws with replacement."""
-    rng, rows = np.random.default_rng(seed), max(1, BLOCK // num_images)
+    rng, rows = np.random.default_rng(seed), max(MIN_DRAWS, BLOCK // num_images)
     equal = np.full(num_images, 1 / num_images)
     for start in range(0, times, rows):
         yield rng.multinomial(num_images, equal, size=min(rows, times - start)).astype(np.float64)

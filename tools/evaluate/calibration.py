@@ -11,17 +11,22 @@ from scipy.special import softmax
 from tools.evaluate.rule import Answers, DecisionRule, Powerset, logit
 
 PRIOR = 30  # weight of the neutral value (1 or 0.5), in photos: with few photos of a label, a fit stays near it
+MAX_SETS = 100  # with more label sets, most have too few photos for a powerset, and its fit takes minutes
 STRENGTH = 0.1  # of a powerset's fit, the inverse of its L2 penalty; 0.03 to 1 do as well (docs/results.md)
 GRID = np.round(np.arange(0.05, 0.951, 0.01), 2)  # thresholds that are tried
 
 
-def fit(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> DecisionRule:
-    """The rule fitted on these photos: `[n, C]` logits, `[n, C]` bool truth."""
+def calibrate(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> DecisionRule:
+    """The rule with temperatures and thresholds fitted on these photos: `[n, C]` logits, `[n, C]` bool truth."""
     rule = replace(rule, temperatures=_temperatures(logits, truth, rule.targets))
-    probability = rule.probabilities(logits)
+    return replace(rule, thresholds=_thresholds(rule.probabilities(logits), truth))
+
+
+def fit(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> DecisionRule:
+    """`calibrate`, and the powerset regression if the rule decides by it."""
+    rule = calibrate(rule, logits, truth)
     with_powerset = rule.decide_by == "powerset" and rule.targets == "multi"
-    powerset = _powerset(probability, truth) if with_powerset else None
-    return replace(rule, thresholds=_thresholds(probability, truth), powerset=powerset)
+    return replace(rule, powerset=_powerset(rule.probabilities(logits), truth) if with_powerset else None)
 
 
 def cross_fitted(rule: DecisionRule, logits: np.ndarray, truth: np.ndarray) -> Answers:
@@ -95,9 +100,9 @@ def _thresholds(probability: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def _powerset(probability: np.ndarray, truth: np.ndarray) -> Powerset | None:
-    """The regression fitted on these photos, or None when they have fewer than two different label sets."""
+    """The regression fitted on these photos, or None when they have fewer than 2 or more than `MAX_SETS` label sets."""
     sets, numbers = np.unique(truth, axis=0, return_inverse=True)
-    if len(sets) < 2:
+    if not 2 <= len(sets) <= MAX_SETS:
         return None
     from sklearn.linear_model import LogisticRegression
 

@@ -202,14 +202,17 @@ def _ranking(probability: np.ndarray, truth: np.ndarray, weights: np.ndarray) ->
     """
     order = np.argsort(-probability, kind="stable")
     starts = np.flatnonzero(np.diff(probability[order], prepend=np.inf))  # of each group of equal probabilities
-    positive, negative = (
-        np.add.reduceat(weights[:, order] * which[order], starts, axis=1) for which in (truth, ~truth)
-    )
-    found, wrong = positive.cumsum(axis=1), negative.cumsum(axis=1)  # down to each probability
-    ap = _share((positive * _share(found, found + wrong, 0)).sum(axis=1), found[:, -1])
+    held = np.logical_or.reduceat(truth[order], starts)  # groups with a photo that has the label
+    kept = held | np.append(True, held[:-1])  # groups without one that follow each other are counted together
+    drawn = weights[:, order]
+    every, positive = (np.add.reduceat(part, starts[kept], axis=1) for part in (drawn, drawn * truth[order]))
+    found, seen = positive.cumsum(axis=1), every.cumsum(axis=1)  # down to each probability
+    precision = np.zeros((len(weights), len(starts)))  # of all groups: the rounding of the sum depends on their number
+    precision[:, kept] = positive * _share(found, seen, 0)
+    ap = _share(precision.sum(axis=1), found[:, -1])
     # a pair (with the label, without it) is right when the first is more probable, half right when they tie
-    pairs = (negative * (found - positive / 2)).sum(axis=1)
-    return ap, _share(pairs, found[:, -1] * wrong[:, -1])
+    pairs = ((every - positive) * (found - positive / 2)).sum(axis=1)
+    return ap, _share(pairs, found[:, -1] * (seen - found)[:, -1])
 
 
 def _share(part: np.ndarray, whole: np.ndarray, empty: float = np.nan) -> np.ndarray:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.special import softmax
 
+BLOCK = 2**22  # probabilities of label sets in memory at a time (32 MiB)
+
 
 @dataclass(frozen=True)
 class Answers:
@@ -38,12 +40,13 @@ class DecisionRule:
         decide_by: for "multi" only. "threshold": every label that reaches its threshold, or the most probable one when
             none does, because every leaf has a label. "argmax": the most probable label. "combination": the likeliest
             of `combinations`, treating labels as independent. "powerset": the likeliest set by `powerset`, which has
-            learned how labels co-occur; the same as "combination" until it is fitted.
+            learned how labels co-occur; the same as "combination" while it is None.
         temperatures: `[C]`, by which logits are divided; all equal for "single" (Guo et al., arXiv 1706.04599).
         thresholds: `[C]`.
         combinations: `[K, C]` bool, the label sets seen in training.
         exclusive: indices of the labels that exclude all others, such as `healthy`.
-        powerset: gives probabilities of label sets from those of all labels; None before it is fitted.
+        powerset: gives probabilities of label sets from those of all labels; None before it is fitted, and where
+            validation has one label set only, or too many to learn from.
     """
 
     targets: str
@@ -80,6 +83,13 @@ class DecisionRule:
         Labels are treated as independent, unless a powerset is fitted: it gives the probability of every label set, and
         that of a label is then the sum over the sets that contain it.
         """
+        num_rows = max(1, BLOCK // max(1, len(self.combinations)))
+        starts = range(0, max(1, len(logits)), num_rows)
+        blocks = [vars(self._answer(logits[start : start + num_rows])).values() for start in starts]
+        return Answers(*map(np.concatenate, zip(*blocks, strict=True)))
+
+    def _answer(self, logits: np.ndarray) -> Answers:
+        """`answer` in one piece: `[n, K]` probabilities of label sets are in memory."""
         probability = self.probabilities(logits)
         if self.powerset is not None:
             sets, of_sets = self.powerset.sets, self.powerset.probabilities(probability)  # [K, C], [n, K]

@@ -19,7 +19,7 @@ from data.build import batches_of, resume_batches
 from models.weights import load_strictly
 from tools.base.errors import CheckpointError, Interrupted
 from tools.checkpoint.store import BEST, FITTED_KEYS
-from tools.evaluate.calibration import fit
+from tools.evaluate.calibration import calibrate
 from tools.evaluate.inference import predict
 from tools.evaluate.metrics import score
 from tools.evaluate.rule import DecisionRule
@@ -256,7 +256,7 @@ class Run:
         """Scores the validation photos, keeps the best weights, and writes the epoch's row."""
         plan, progress, epoch = self.plan, self.progress, self.epoch + 1
         scores = validation_scores(self.rule, logits, truth)
-        self.fitted = fitted_state(fit(self.rule, logits, truth), logits, truth)
+        self.fitted = fitted_state(calibrate(self.rule, logits, truth), logits, truth)
         logger.info(score_line(scores))
         is_best = scores[plan.select_by] > progress.best  # on a tie, the earlier best.pth stays
         progress.best = max(progress.best, scores[plan.select_by])

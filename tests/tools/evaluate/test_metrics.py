@@ -116,6 +116,8 @@ def test_draws_in_blocks_equal_draws_in_one_piece(monkeypatch):
     (whole,) = resample(30, seed=3, times=50)
     bounds = intervals(*draw(30))
     monkeypatch.setattr("tools.base.bootstrap.BLOCK", 30 * 7)
+    assert [len(block) for block in resample(30, times=150)] == [64, 64, 22]
+    monkeypatch.setattr("tools.base.bootstrap.MIN_DRAWS", 1)
     blocks = list(resample(30, seed=3, times=50))
     assert [len(block) for block in blocks] == [7] * 7 + [1]
     assert np.array_equal(np.concatenate(blocks), whole)

@@ -182,6 +182,29 @@ def test_a_powerset_learns_which_labels_go_together():
     assert decided(fitted.unfit()) == decided(rule(decide_by="combination"))
 
 
+def test_more_than_a_hundred_label_sets_are_decided_as_combinations(monkeypatch):
+    """120 sets in training and validation: no regression is fitted, and the answers come in blocks of photos."""
+    rng = np.random.default_rng(0)
+    sets = [(a, b) for a in range(16) for b in range(a)]
+    truth = np.zeros((360, 16), bool)
+    for row, labels in enumerate(sets * 3):
+        truth[row, list(labels)] = True
+    logits = rng.normal(4 * truth - 2, 2)
+    by_powerset, by_set = (
+        fit(DecisionRule.unfitted("multi", how, sets, 16), logits, truth) for how in ("powerset", "combination")
+    )
+    assert by_powerset.powerset is None
+    assert fit(by_powerset, logits[:99], truth[:99]).powerset is not None
+    whole = by_set.answer(logits)
+    p = whole.probability[:, None]
+    members = np.unique(truth, axis=0)
+    likelihoods = np.where(members, p, 1 - p).prod(axis=2)
+    assert (whole.decision == members[likelihoods.argmax(axis=1)]).all()
+    monkeypatch.setattr("tools.evaluate.rule.BLOCK", 120 * 50)
+    for one, other in zip(vars(whole).values(), vars(by_powerset.answer(logits)).values(), strict=True):
+        assert np.allclose(one, other, rtol=1e-12)
+
+
 @pytest.mark.parametrize("targets", ["single", "multi"])
 @pytest.mark.parametrize("decide_by", ["threshold", "argmax", "combination", "powerset"])
 def test_confidence_and_probabilities_are_those_of_one_joint_distribution(targets, decide_by):
