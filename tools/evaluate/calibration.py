@@ -1,5 +1,6 @@
 """Fits a decision rule on validation photos: temperatures, thresholds, and the powerset regression."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -106,7 +107,8 @@ def _powerset(probability: np.ndarray, truth: np.ndarray) -> Powerset | None:
         return None
     from sklearn.linear_model import LogisticRegression
 
-    model = LogisticRegression(C=STRENGTH, max_iter=5000).fit(logit(probability), numbers.ravel())
+    with warnings.catch_warnings(action="ignore"):  # scikit-learn warns where most sets have a single photo
+        model = LogisticRegression(C=STRENGTH, max_iter=5000).fit(logit(probability), numbers.ravel())
     weight, bias = model.coef_, model.intercept_
     if len(sets) == 2:  # scikit-learn then keeps one row, for the second set
         weight, bias = np.concatenate([0 * weight, weight]), np.append(0, bias)
