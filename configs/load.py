@@ -48,12 +48,13 @@ class Loaded(NamedTuple):
         Raises:
             DataError: for a single class folder, or another number of them than MODEL.NUM_CLASSES.
         """
-        config, sources, num_classes = self.config.clone(), dict(self.sources), len(train.labels.names)
+        config, sources, folders = self.config.clone(), dict(self.sources), train.labels.folders
+        num_classes = len(folders)
         if num_classes < 2:
-            raise DataError(f"{train.where} has only one class folder, {train.labels.folders[0]}; add the photos of another")
+            raise DataError(f"{train.where} has only one class folder, {folders[0]}; add the photos of another")
         if config.MODEL.NUM_CLASSES not in (0, num_classes):
             raise DataError(
-                f"class mismatch: {train.where} has {num_classes} class folders ({', '.join(train.labels.folders[:8])}), and "
+                f"class mismatch: {train.where} has {num_classes} class folders ({', '.join(folders[:8])}), and "
                 f"MODEL.NUM_CLASSES is {config.MODEL.NUM_CLASSES} ({sources['MODEL.NUM_CLASSES']}); leave it at 0, "
                 "which means as many as there are, or correct the folders"
             )

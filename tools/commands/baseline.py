@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
     loader = build_eval_loader(data, split, preprocess)
     logits, truth = predict(model, batches_of(loader, device), device, NativePrecision("cpu", None), num_classes)
     combinations = [photo.classes for photo in train.photos]
-    rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE_BY, combinations, num_classes)
+    rule = DecisionRule.unfitted(data.TARGETS, config.TEST.DECIDE_BY, combinations, num_classes, train.labels.exclusive)
     untrained, histogram = (validation_scores(rule, z, truth) for z in (logits, fit_histograms(train, split)))
     for name, scores in (("untrained model", untrained), ("colour histogram", histogram)):
         print(
