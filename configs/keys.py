@@ -64,6 +64,12 @@ KEYS: dict[str, Key] = {
     "DATA.FOLD": Key(0, "fold to validate on, from 0", COUNT_OR_NONE, flag="--fold"),
     "DATA.BATCH_SIZE": Key(32, "images per batch on each rank", COUNT, flag="--batch-size"),
     "DATA.IMG_SIZE": Key(224, "side of the model's input in training, in pixels", between(1, 4096)),
+    "DATA.RESIZE": Key(
+        "crop",
+        "how a photo becomes a square, in training and scoring: squash changes its shape; letterbox pads it with the "
+        "mean colour; crop cuts the centre out of 256/224 of the size (in training, random parts out of the photo)",
+        one_of("squash", "crop", "letterbox"),
+    ),
     "DATA.INTERPOLATION": Key("bicubic", "resizing filter", one_of("bilinear", "bicubic", "lanczos")),
     "DATA.MEAN": Key([], "mean of RGB in [0, 1]; empty: the model's own", channels(-1000)),
     "DATA.STD": Key([], "standard deviation of RGB in [0, 1]; empty: the model's own", channels(1e-3)),
@@ -183,7 +189,9 @@ KEYS: dict[str, Key] = {
     "TRAIN.OPTIMIZER.BETAS": Key([0.9, 0.999], "decay rates of adamw's moments", PAIR_BELOW_ONE),
     "TRAIN.OPTIMIZER.MOMENTUM": Key(0.9, "momentum of sgd", BELOW_ONE),
     # augmentation
-    "AUG.SCALE": Key([0.08, 1.0], "area of a random crop as a share of the photo's", SHARE_RANGE),
+    "AUG.SCALE": Key(
+        [0.08, 1.0], "area of a random crop as a share of the photo's, with letterbox of the square's", SHARE_RANGE
+    ),
     "AUG.RATIO": Key([0.75, 1.3333333333333333], "width / height of a random crop", ordered_pair(0.01, 100)),
     "AUG.HFLIP": Key(0.5, "probability of a left-right flip", SHARE),
     "AUG.VFLIP": Key(0.0, "probability of an upside-down flip", SHARE),
@@ -202,7 +210,6 @@ KEYS: dict[str, Key] = {
     "AUG.MIXUP_SWITCH_PROB": Key(0.5, "probability of CutMix where both are on", SHARE),
     "AUG.MIXUP_MODE": Key("batch", "images that share one lambda", one_of("batch", "pair", "elem")),
     # scoring
-    "TEST.CROP": Key(True, "resize to 256/224 of the size and crop the centre; false: squash the whole photo"),
     "TEST.IMG_SIZE": Key(0, "size at which photos are scored, for models that take any; 0: IMG_SIZE", between(0, 4096)),
     "TEST.TTA": Key(
         "none",
@@ -247,6 +254,7 @@ FORMER_KEYS: dict[str, str] = {
     "EVAL_MODE": "use the flag --eval",
     "LOCAL_RANK": "torchrun sets it",
     "MODEL.SWIN.IN_CHANS": "photos are read as RGB",
+    "TEST.CROP": "DATA.RESIZE",
     "TEST.DECIDE": "TEST.DECIDE_BY",
     "THROUGHPUT_MODE": "use the flag --throughput",
     "TRAIN.FIT_MEMORY": "a batch that does not fit into memory is halved automatically",
@@ -257,6 +265,9 @@ FORMER_KEYS: dict[str, str] = {
     "TRAIN.SNAPSHOTS": "TRAIN.SNAPSHOT_EPOCHS",
     "TRAIN.START_EPOCH": "the epoch follows from the step in the checkpoint",
 }
+
+# Removed key -> what its values are for the key that replaced it, where they differ.
+FORMER_VALUES: dict[str, dict[str, str]] = {"TEST.CROP": {"true": "crop", "false": "squash"}}
 
 
 def get_defaults() -> CfgNode:
@@ -278,6 +289,12 @@ def show(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else (repr(value) if value == "" else str(value))
 
 
+def show_former_values(key: str) -> str:
+    """` (old: new, ...)` for a removed key whose values have changed, else nothing."""
+    pairs = ", ".join(f"{was}: {now}" for was, now in FORMER_VALUES.get(key, {}).items())
+    return f" ({pairs})" if pairs else ""
+
+
 def reference() -> str:
     """All keys as a Markdown page, docs/config.md."""
     lines = [
@@ -293,7 +310,10 @@ def reference() -> str:
         cells = (f"`{name}`", key.flag, f"`{show(key.default)}`", key.doc, key.check.words)
         lines.append(f"| {' | '.join(cells)} | {'may change' if key.may_change else ''} |")
     lines += ["", "## Former keys", "", "| key | now |", "|---|---|"]
-    lines += [f"| `{old}` | {f'`{now}`' if now in KEYS else now} |" for old, now in FORMER_KEYS.items()]
+    lines += [
+        f"| `{old}` | {f'`{now}`' if now in KEYS else now}{show_former_values(old)} |"
+        for old, now in FORMER_KEYS.items()
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from yacs.config import CfgNode
 
 from configs.checks import check_combinations
-from configs.keys import FORMER_KEYS, KEYS, get_defaults, show
+from configs.keys import FORMER_KEYS, FORMER_VALUES, KEYS, get_defaults, show, show_former_values
 from configs.values import check_value, coerce
 from configs.yaml_reader import parse, read_yaml
 from tools.base.errors import DataError, UsageError, nearest
@@ -121,7 +121,7 @@ def from_text(text: str, where: str) -> CfgNode:
     for key, value in _leaves(tree):
         now = FORMER_KEYS.get(key, key)
         if now in KEYS or key not in FORMER_KEYS:
-            _set(config, now, value, where)
+            _set(config, now, FORMER_VALUES.get(key, {}).get(show(value), value), where)
     config.freeze()
     return config
 
@@ -188,7 +188,8 @@ def _first_of_group(name: str) -> str | None:
 
 def _unknown(key: str, where: str) -> UsageError:
     if now := FORMER_KEYS.get(key):
-        return UsageError(f"{key} at {where}: not a key any more; {f'it is {now} now' if now in KEYS else now}")
+        now = f"it is {now} now{show_former_values(key)}" if now in KEYS else now
+        return UsageError(f"{key} at {where}: not a key any more; {now}")
     if first := _first_of_group(key):
         return UsageError(f"{key} at {where}: is a group of keys; give one of them, e.g. {first}")
     last = key.rsplit(".", 1)[-1]  # the right name in the wrong group is the most frequent mistake

@@ -34,7 +34,7 @@ def on_input(
 
     Args:
         photo: (width, height) of the photo.
-        window: (left, top, right, bottom) of the part that the input shows, in pixels of the photo.
+        window: (left, top, right, bottom) of what the input shows, in pixels of the photo (`Preprocess.window`).
         side: of the input, in pixels.
     """
     (width, height), (left, top, right, bottom) = photo, window

@@ -52,7 +52,7 @@ def build_train_loader(
         worker_init: called at the start of every loader process with its number.
     """
     samples = samples_of(split, data.TARGETS)
-    transform = TrainTransform(augmentation_arguments(data, aug, preprocess), aug.QUARTER_TURNS)
+    transform = TrainTransform(augmentation_arguments(data, aug, preprocess), aug.QUARTER_TURNS, preprocess.resize)
     finish = Normalize(preprocess.mean, preprocess.std)
     photos = _photos(data.CACHE_MODE, split, samples, shard)
     dataset = LeafDataset(split, samples, transform, finish, seed, photos)
@@ -120,7 +120,7 @@ def build_preprocess(data, test, mean, std) -> Preprocess:
     """The preprocessing for scoring; `mean` and `std` are the model's, used unless the config sets its own."""
     return Preprocess(
         size=test.IMG_SIZE or data.IMG_SIZE,
-        crop=test.CROP,
+        resize=data.RESIZE,
         interpolation=data.INTERPOLATION,
         mean=tuple(data.MEAN or mean),
         std=tuple(data.STD or std),

@@ -234,7 +234,7 @@ def test_a_folder_for_results_that_may_not_be_written_i4(fault, tmp_path, tiny, 
 
 
 @pytest.mark.parametrize(
-    "option", [["DATA.IMG_SIZE", "224"], ["TEST.CROP", "true"], ["MODEL.NAME", "x"], ["TEST.IMG_SIZE", "128"]]
+    "option", [["DATA.IMG_SIZE", "224"], ["DATA.RESIZE", "squash"], ["MODEL.NAME", "x"], ["TEST.IMG_SIZE", "128"]]
 )
 def test_a_key_that_scoring_does_not_look_at_is_refused(fault, trained, option):
     fault(referee.main, ["--resume", trained / "best.pth", "--opts", *option], 2, option[0], "the checkpoint sets it")

@@ -165,7 +165,7 @@ def test_a_timm_model_trains_and_is_scored_at_its_own_size(train):
     assert code == 0
     assert read(folder / "best.pth")["preprocess"] == {
         "size": 64,
-        "crop": True,
+        "resize": "crop",
         "interpolation": "bicubic",
         "mean": [0.5] * 3,
         "std": [0.5] * 3,

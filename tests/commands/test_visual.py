@@ -104,10 +104,10 @@ def test_a_config_without_loader_processes_needs_a_thread_all_the_same(run_folde
     assert len(list((tmp_path / "maps").iterdir())) == 3
 
 
-@pytest.mark.parametrize("crop", [True, False])
-def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, crop):
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
+def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, resize):
     content = read(run_folder / "best.pth")
-    content["preprocess"]["crop"] = crop
+    content["preprocess"]["resize"] = resize
     written(run_folder / "best.pth", content)
     pixels = np.zeros((90, 140, 3), np.uint8)
     pixels[:, :70, 0], pixels[:, 70:, 1] = 255, 120
@@ -120,7 +120,7 @@ def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, crop)
     assert original.shape == heated.shape == (90, 140, 3)
     assert original[45, 138].tolist() == [255, 0, 0]
     assert original[45, 2].tolist() == [0, 120, 0]
-    if crop:
+    if resize == "crop":
         assert np.array_equal(heated[:, -10:], original[:, -10:]), "outside the center crop"
     assert heated[45, 80, 0] >= 127
 

@@ -90,6 +90,15 @@ def test_a_former_key_names_its_successor_and_a_stored_config_may_hold_it(former
     assert not differences(from_text(yaml.safe_dump(tree), "stored"), get_defaults())
 
 
+@pytest.mark.parametrize(("crop", "resize"), [("true", "crop"), ("false", "squash")])
+def test_a_former_truth_value_is_now_a_name(crop, resize):
+    assert flatten(from_text(f"TEST: {{CROP: {crop}}}", "stored"))["DATA.RESIZE"] == resize
+    with pytest.raises(UsageError, match=rf"it is DATA\.RESIZE now \(.*{crop}: {resize}"):
+        load(None, ["TEST.CROP", crop])
+    with pytest.raises(UsageError, match=r"DATA\.RESIZE at stored"):
+        from_text("TEST: {CROP: [1]}", "stored")
+
+
 @pytest.mark.parametrize("policy", ["rand-m9-mstd0.5-inc1", "rand-n3-p0.5-tweights", "augmix-m5-w4-d2", "3a", "v0r"])
 def test_policies_that_timm_knows_are_taken(policy):
     check_training(load(None, ["AUG.AUTO_AUGMENT", policy]).config)

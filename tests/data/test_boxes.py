@@ -1,4 +1,4 @@
-"""Lesion boxes: read or refused by row, and mapped to the model's input after crop or squash."""
+"""Lesion boxes: read or refused by row, and mapped to the model's input as its pixels are."""
 
 import numpy as np
 import pytest
@@ -48,15 +48,15 @@ def test_no_file(tmp_path):
         read_boxes(tmp_path / "no.csv", ["rust"])
 
 
-@pytest.mark.parametrize("crop", [True, False])
+@pytest.mark.parametrize("resize", ["squash", "crop", "letterbox"])
 @pytest.mark.parametrize("size", [(640, 400), (301, 500), (256, 256)])
-def test_a_box_lies_where_its_pixels_go(crop, size):
+def test_a_box_lies_where_its_pixels_go(resize, size):
     """The edges of a white patch after the real transform are those of its box."""
     width, height = size
     left, top, right, bottom = round(0.4 * width), round(0.35 * height), round(0.6 * width), round(0.7 * height)
     pixels = np.zeros((height, width, 3), np.uint8)
     pixels[top:bottom, left:right] = 255
-    preprocess = Preprocess(224, crop, "bilinear", (0.5,) * 3, (0.5,) * 3)
+    preprocess = Preprocess(224, resize, "bilinear", (0.2,) * 3, (0.5,) * 3)
     seen = np.asarray(preprocess.geometry()(Image.fromarray(pixels)))[:, :, 0] > 127
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     box = Box("rust", left / width, top / height, right / width, bottom / height)
@@ -65,5 +65,5 @@ def test_a_box_lies_where_its_pixels_go(crop, size):
 
 
 def test_a_box_that_the_crop_leaves_out_is_dropped():
-    window = Preprocess(224, True, "bilinear", (0.5,) * 3, (0.5,) * 3).window(1000, 500)
+    window = Preprocess(224, "crop", "bilinear", (0.5,) * 3, (0.5,) * 3).window(1000, 500)
     assert on_input([Box("rust", 0.0, 0.4, 0.1, 0.6)], (1000, 500), window, 224) == []

@@ -31,14 +31,18 @@ def _tensors(value: Any) -> bool:
 
 
 def _preprocess(value: Any) -> bool:
+    if not isinstance(value, Mapping):
+        return False
+    before = {"crop": lambda v: isinstance(v, bool)}  # files from before DATA.RESIZE
+    resize = {"resize": lambda v: _text(v) and v in ("squash", "crop", "letterbox")}
     parts = {
         "size": _whole(1, 4096),
-        "crop": lambda v: isinstance(v, bool),
+        **(before if "crop" in value else resize),
         "interpolation": lambda v: _text(v) and v in ("bilinear", "bicubic", "lanczos"),
         "mean": _list(_number(-1000, 1000), range(3, 4)),
         "std": _list(_number(1e-3, 1000), range(3, 4)),
     }
-    return isinstance(value, Mapping) and value.keys() == parts.keys() and all(f(value[k]) for k, f in parts.items())
+    return value.keys() == parts.keys() and all(f(value[k]) for k, f in parts.items())
 
 
 def _validation(value: Any) -> bool:
@@ -70,7 +74,7 @@ INFERENCE: Schema = {
     "classes": (_list(_text, _CLASSES), "a list of names"),  # data.labels.plain_fault checks this and the next two
     "labels": (_list(_text, _CLASSES), "a list of names"),
     "exclusive": (_list(_whole(0), range(100_001)), "a list of indices"),
-    "preprocess": (_preprocess, "size, crop, interpolation, mean and std within bounds"),
+    "preprocess": (_preprocess, "size, resize, interpolation, mean and std within bounds"),
     "targets": (lambda v: _text(v) and v in ("single", "multi"), "single or multi"),
     "thresholds": (_list(_number(0, 1), _CLASSES), "a list of numbers between 0 and 1"),
     "temperatures": (_list(_number(1e-6), _CLASSES), "a list of numbers greater than 0"),

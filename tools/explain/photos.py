@@ -167,4 +167,5 @@ def load_boxed_labels(preprocess: Preprocess, found: Sequence[Boxed], thorough: 
         placed = on_input(boxes, image.size, preprocess.window(*image.size), preprocess.size)
         closely = (number + 1) * thorough // len(found) > number * thorough // len(found)
         if placed:
-            yield BoxedLabel(f"{split.where}/{photo.name}", transform(image), index, placed, closely)
+            shown = preprocess.shown(*image.size)
+            yield BoxedLabel(f"{split.where}/{photo.name}", transform(image), index, placed, closely, shown)

@@ -25,6 +25,7 @@ class BoxedLabel:
         class_index: of the label.
         boxes: (left, top, right, bottom) in pixels of the image.
         thorough: whether insertion, deletion, ROAD and the sanity check, which take seconds, are measured too.
+        shown: rows and columns of the image that show the photo; the rest is padding, which the figures leave out.
     """
 
     photo: str
@@ -32,6 +33,7 @@ class BoxedLabel:
     class_index: int
     boxes: list[tuple[float, float, float, float]]
     thorough: bool = False
+    shown: tuple[slice, slice] = (slice(None), slice(None))
 
 
 @dataclass(frozen=True)
@@ -67,12 +69,13 @@ def score_recipes(
             maps = [of_recipe[number] for of_recipe in heat_maps.maps]
             row = np.full((len(recipes), len(FIGURES)), np.nan)
             for cells, heat, cell in zip(row, maps, heat_maps.cells_px, strict=True):
-                cells[:3] = measure_pointing(heat, build_box_mask(label.boxes, images.shape[-1], cell / 2))
+                mask = build_box_mask(label.boxes, images.shape[-1], cell / 2)
+                cells[:3] = measure_pointing(heat[label.shown], mask[label.shown])
             if label.thorough:
                 shuffled_maps = compute_heat_maps(shuffled, images[[number]], recipes, [label.class_index], views).maps
                 for cells, heat, other in zip(row, maps, shuffled_maps, strict=True):
                     cells[3:6] = measure_faithfulness(model, images[number], heat, label.class_index, to_probabilities)
-                    cells[6] = correlate(heat, other[0])
+                    cells[6] = correlate(heat[label.shown], other[0][label.shown])
             rows.append(row)
             photos.append(label.photo)
     table = np.stack(rows)  # [labels, recipes, figures]

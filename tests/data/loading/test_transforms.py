@@ -16,22 +16,31 @@ from data.loading.transforms import Preprocess, TrainTransform, keep_one_bit, op
 
 PHOTO = Image.fromarray(np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8))
 PIXELS = np.asarray(PHOTO)
+RESIZES = ("squash", "crop", "letterbox")
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
-@pytest.mark.parametrize("crop", [True, False])
-def test_scoring_is_resize_crop_normalize_by_hand(crop):
-    got = Preprocess(224, crop, "bicubic", MEAN, STD).transform()(PHOTO)
+@pytest.mark.parametrize("resize", RESIZES)
+def test_scoring_is_resize_crop_normalize_by_hand(resize):
+    got = Preprocess(224, resize, "bicubic", MEAN, STD).transform()(PHOTO)
     bicubic = TF.InterpolationMode.BICUBIC
-    square = TF.center_crop(TF.resize(PHOTO, 256, bicubic), 224) if crop else TF.resize(PHOTO, [224, 224], bicubic)
+    square = {
+        "crop": lambda: TF.center_crop(TF.resize(PHOTO, 256, bicubic), 224),
+        "squash": lambda: TF.resize(PHOTO, [224, 224], bicubic),
+        "letterbox": lambda: TF.pad(TF.resize(PHOTO, [168, 224], bicubic), [0, 28], (124, 116, 104)),
+    }[resize]()
     pixels = torch.from_numpy(np.array(square)).permute(2, 0, 1) / 255
     expected = (pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(STD).view(3, 1, 1)
     torch.testing.assert_close(got, expected, atol=1e-6, rtol=1e-6)
 
 
 def test_preprocess_survives_a_checkpoint():
-    preprocess = Preprocess(224, True, "bilinear", MEAN, STD)
-    assert Preprocess.from_dict(preprocess.to_dict()) == preprocess
+    preprocess = Preprocess(224, "letterbox", "bilinear", MEAN, STD)
+    stored = preprocess.to_dict()
+    assert Preprocess.from_dict(stored) == preprocess
+    del stored["resize"]
+    for crop, name in ((True, "crop"), (False, "squash")):  # as files from before DATA.RESIZE say it
+        assert Preprocess.from_dict(stored | {"crop": crop}) == Preprocess(224, name, "bilinear", MEAN, STD)
 
 
 def settings(**changes):
@@ -58,10 +67,69 @@ OFF = {"auto_augment": None, "color_jitter": None, "re_prob": 0, "hflip": 0, "vf
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "lanczos"])
-def test_with_everything_off_training_sees_what_scoring_sees(interpolation):
-    plain = settings(scale=[1, 1], ratio=[4 / 3, 4 / 3], interpolation=interpolation, **OFF)
-    got = TrainTransform(plain)(PIXELS).pixels.int()
-    assert (got - Preprocess(224, False, interpolation, MEAN, STD).view(PIXELS).pixels.int()).abs().max() <= 2
+@pytest.mark.parametrize("resize", ["squash", "letterbox"])
+@pytest.mark.parametrize("photo", [PIXELS, np.rot90(PIXELS), PIXELS[:, :150]], ids=["4:3", "3:4", "1:2"])
+def test_with_everything_off_training_sees_what_scoring_sees(resize, interpolation, photo):
+    plain = settings(scale=[1, 1], ratio=[1, 1], interpolation=interpolation, **OFF)
+    got = TrainTransform(plain, resize=resize)(photo).pixels.int()
+    assert (got - Preprocess(224, resize, interpolation, MEAN, STD).view(photo).pixels.int()).abs().max() <= 2
+
+
+def test_squares_are_squashed_and_letterboxed_alike():
+    """And training draws what timm draws on the photo, whatever DATA.RESIZE says."""
+    square = np.ascontiguousarray(PIXELS[:, :300])
+    squash, letterbox = (Preprocess(224, resize, "bicubic", MEAN, STD).view(square) for resize in RESIZES[::2])
+    assert torch.equal(squash.pixels, letterbox.pixels)
+    for seed in range(6):
+        views = []
+        for name in RESIZES:
+            with seeded(seed):
+                views.append(TrainTransform(settings(), quarter_turns=True, resize=name)(square).pixels)
+        assert torch.equal(views[0], views[1])
+        assert torch.equal(views[0], views[2])
+
+
+def draw_places(height, width, resize, seed, **changes):
+    """A training view of a photo whose colours are places.
+
+    (rows of the photo, its columns, where the view shows the photo and not padding), [96, 96] each.
+    """
+    photo = np.zeros((height, width, 3), np.uint8)
+    photo[..., 0], photo[..., 1] = np.linspace(50, 250, height)[:, None], np.linspace(50, 250, width)
+    arguments = settings(interpolation="bilinear", mean=(0, 0, 0), input_size=96, **OFF | changes)
+    with seeded(seed):
+        down, across, _ = (TrainTransform(arguments, resize=resize)(photo).pixels.numpy() - 50.0) / 200
+    return down * height, across * width, down >= 0
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (640, 480)], ids=str)
+@pytest.mark.parametrize("resize", RESIZES)
+def test_crops_distort_a_photo_as_scoring_does(resize, shape):
+    for seed in range(8):
+        rows, columns, photo = draw_places(*shape, resize, seed, scale=[0.3, 0.3], ratio=[1, 1])
+        (down, _), (across, _) = (
+            np.polyfit(np.flatnonzero(photo[line]), places[line][photo[line]], 1)  # pixels of the photo per pixel
+            for places, line in ((rows, np.s_[:, 48]), (columns, np.s_[48]))
+        )
+        assert across / down == pytest.approx(shape[1] / shape[0] if resize == "squash" else 1, rel=0.03), seed
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (640, 360), (40, 400)], ids=str)
+def test_no_crop_has_a_larger_share_of_padding_than_the_letterboxed_photo(shape):
+    """Crops at the corners of the padded square would show nothing else."""
+    shares = [1 - draw_places(*shape, "letterbox", seed)[2].mean() for seed in range(60)]
+    assert max(shares) <= 1 - min(shape) / max(shape) + 0.01
+    assert min(shares) < max(shares) - 0.1, "crops differ"
+
+
+@pytest.mark.parametrize("shape", [(1, 300), (3, 4000), (900, 1)], ids=str)
+@pytest.mark.parametrize("resize", RESIZES)
+def test_a_strip_is_cropped_too(resize, shape):
+    for seed in range(30):
+        assert draw_places(*shape, resize, seed)[2].any()
+    if resize != "crop":
+        preprocess = Preprocess(32, resize, "bicubic", MEAN, STD)
+        assert preprocess.view(np.zeros((*shape, 3), np.uint8)).pixels.shape == (3, 32, 32)
 
 
 def test_lanczos_resizes_and_the_policy_rotates_bicubically():
@@ -77,7 +145,7 @@ def test_lanczos_resizes_and_the_policy_rotates_bicubically():
 
 
 def test_a_view_normalised_on_the_device_is_what_transform_gives():
-    preprocess = Preprocess(224, True, "bicubic", MEAN, STD)
+    preprocess = Preprocess(224, "crop", "bicubic", MEAN, STD)
     images, targets = Normalize(MEAN, STD)(collate([(preprocess.view(PIXELS), torch.ones(6))] * 2), "cpu")
     assert torch.equal(images, preprocess.transform()(PHOTO).expand(2, -1, -1, -1))
     assert torch.equal(targets, torch.ones(2, 6))
@@ -134,7 +202,7 @@ def test_resizing_is_pillows_within_two_of_255():
         height, width = (int(side) for side in rng.integers(30, 220, 2))
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         wanted = np.asarray(Image.fromarray(pixels).resize((96, 96), Image.Resampling.BICUBIC), int)
-        got = resize(torch.from_numpy(pixels), 96, TF.InterpolationMode.BICUBIC)
+        got = resize(torch.from_numpy(pixels), (96, 96), TF.InterpolationMode.BICUBIC)
         assert np.abs(got.permute(1, 2, 0).numpy() - wanted).max() <= 2, (height, width)
 
 

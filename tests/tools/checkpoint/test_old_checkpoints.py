@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import CODE_OF, ROOT, written
 
 import test as scoring
 from models.swin_transformer import SwinTransformer
+from tools.checkpoint.store import read
 
 DECISION_FIGURES = {"exact", "hamming", "macro_f1", "micro_f1", "samples_f1", "macro_precision", "macro_recall"}
 GOLDEN = ROOT / "tests" / "golden"
@@ -66,3 +68,20 @@ def test_a_checkpoint_of_the_first_release_scores_as_before(decide, dataset, tmp
     first = 2 if decide == "threshold" else 9
     ours, theirs = (np.array([[*row[first:8], row[9]] for row in table], float) for table in (rows, expected["rows"]))
     assert ours == pytest.approx(theirs, abs=2e-6)  # six digits are written
+
+
+@pytest.mark.parametrize(("crop", "resize"), [(True, "crop"), (False, "squash")])
+def test_a_checkpoint_with_test_crop_scores_bit_identically_to_one_with_data_resize(
+    trained, dataset, tmp_path, crop, resize
+):
+    content = read(trained / "best.pth")
+    content["preprocess"]["resize"] = resize
+    new = written(tmp_path / "new.pth", content)
+    config = yaml.safe_load(content["config"])
+    del config["DATA"]["RESIZE"], content["preprocess"]["resize"]
+    config["TEST"]["CROP"] = content["preprocess"]["crop"] = crop
+    old = written(tmp_path / "old.pth", content | {"config": yaml.safe_dump(config)})
+    for path in (old, new):
+        argv = ["--resume", path, "--data-path", dataset, "--to", tmp_path / path.stem]
+        assert scoring.main([str(word) for word in argv]) == 0
+    assert (tmp_path / "old" / "predictions.csv").read_bytes() == (tmp_path / "new" / "predictions.csv").read_bytes()

@@ -214,7 +214,17 @@ def test_a_part_of_a_wrong_kind_is_refused(trained, tmp_path, key):
 
 @pytest.mark.parametrize(
     "change",
-    [{"size": 0}, {"size": "96"}, {"crop": 1}, {"interpolation": "foo"}, {"mean": [1]}, {"std": [0, 1, 1]}, {"x": 1}],
+    [
+        {"size": 0},
+        {"size": "96"},
+        {"resize": "stretch"},
+        {"resize": None},
+        {"crop": True},
+        {"interpolation": "foo"},
+        {"mean": [1]},
+        {"std": [0, 1, 1]},
+        {"x": 1},
+    ],
     ids=str,
 )
 def test_a_part_of_the_preprocessing_of_a_wrong_kind_is_refused(trained, tmp_path, change):

@@ -1,0 +1,124 @@
+"""Heat maps and boxes of photos that are not square: a model that looks at one white square, and where it is drawn."""
+
+import csv
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import written
+from PIL import Image
+
+import visual
+from models.swin_transformer import SwinTransformer
+from tools.checkpoint.store import read
+
+SIDE = 64  # of the model's input
+SHAPES = [(180, 240), (240, 180)]  # 4:3 and 3:4, height first
+MARK = (70, 100, 30, 40)  # top, left, height and width of the white part, which is off every centre
+LAYER = ["--layer", "patch_embed", "--method", "layercam", "--target", "rust"]
+
+
+@pytest.fixture(params=["squash", "crop", "letterbox"])
+def resize(request):
+    return request.param
+
+
+@pytest.fixture
+def checkpoint(trained, tmp_path, resize):
+    """A Swin whose first channel is a patch's brightness, whose second one is 1, and whose blocks do nothing."""
+    content = read(trained / "best.pth")
+    config = yaml.safe_load(content["config"])
+    config["DATA"] |= {"IMG_SIZE": SIDE, "RESIZE": resize}
+    config["MODEL"]["SWIN"] |= {"DEPTHS": [1], "NUM_HEADS": [2], "PATCH_NORM": False}
+    model = SwinTransformer(
+        img_size=SIDE, num_classes=6, embed_dim=16, depths=(1,), num_heads=(2,), window_size=4, patch_norm=False
+    )
+    weights = {name: torch.zeros_like(value) for name, value in model.state_dict().items()}
+    weights["patch_embed.proj.weight"][0] = 1 / 48
+    weights["patch_embed.proj.bias"][1] = 1
+    weights["norm.weight"] += 1
+    weights["head.weight"][:, 0] = 1
+    content |= {"config": yaml.safe_dump(config), "model": weights}
+    content["preprocess"] |= {"size": SIDE, "resize": resize, "mean": [0.4] * 3, "std": [0.2] * 3}
+    return written(tmp_path / "best.pth", content)
+
+
+def mark(shape):
+    """A dark photo `[H, W, 3]` with the white part."""
+    top, left, height, width = MARK
+    pixels = np.full((*shape, 3), 40, np.uint8)
+    pixels[top : top + height, left : left + width] = 255
+    return pixels
+
+
+def read_rgb(path):
+    return cv2.imread(str(path))[:, :, ::-1]
+
+
+def find_hot(heated, original):
+    """(top, left, bottom, right) of the pixels under a map of more than a half: jet turns red without blue there."""
+    jet = 2 * heated.astype(int) - original
+    rows, columns = np.nonzero((jet[..., 0] > 128) & (jet[..., 2] < 100))
+    return rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("view", [[], ["--tta", "all"]], ids=["plain", "tta"])
+def test_the_map_lies_on_what_the_model_looked_at(checkpoint, resize, shape, view, tmp_path):
+    """At the photo's own size and at the input's: within one cell of the white part, and nowhere else."""
+    Image.fromarray(mark(shape)).save(tmp_path / "leaf.png")
+    top, left, height, width = MARK
+    for flags in (["--full-size"], []):
+        argv = ["--resume", checkpoint, "--image", tmp_path / "leaf.png", "--to", tmp_path / "maps", *LAYER, *view]
+        assert visual.main([str(word) for word in (*argv, *flags)]) == 0
+        original, heated = (read_rgb(tmp_path / "maps" / f"leaf_{kind}.png") for kind in ("original", "rust_cam"))
+        if flags:
+            assert np.array_equal(original, mark(shape))
+        elif resize == "letterbox":
+            assert original.shape[:2] == tuple(SIDE * side // 240 for side in shape)
+        assert heated.shape == original.shape
+        white = np.argwhere(original[..., 0] > 127)
+        wanted = [*white.min(0), *(white.max(0) + 1)]
+        if flags:
+            assert wanted == [top, left, top + height, left + width]
+        cell = 4 * (240 / SIDE if flags else 1)
+        assert np.abs(np.subtract(find_hot(heated, original), wanted)).max() <= cell
+        if flags and resize == "crop":
+            margin = (240 - 180 * 224 / 256) / 2 - 2  # cut off by the crop along the long side
+            outside = np.s_[:, : int(margin)] if shape[1] > shape[0] else np.s_[: int(margin)]
+            assert np.array_equal(heated[outside], original[outside])
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_comparisons_have_the_shape_of_the_photo(checkpoint, resize, shape, tmp_path):
+    Image.fromarray(mark(shape)).save(tmp_path / "leaf.png")
+    argv = ["--resume", checkpoint, "--image", tmp_path / "leaf.png", "--to", tmp_path / "maps", "--target", "rust"]
+    layers = ["--layer", "patch_embed", "norm", "--method", "layercam"]
+    assert visual.main([str(word) for word in (*argv, *layers)]) == 0
+    rows, columns = np.nonzero((read_rgb(tmp_path / "maps" / "leaf_rust_side_by_side.png") == 255).all(-1) == 0)
+    tile = shape[0] / shape[1] if resize == "letterbox" else 1
+    assert np.ptp(columns) > 3 * 240
+    assert 240 * tile < np.ptp(rows) < 240 * tile + 200, "captions above a tile of 240 pixels"
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_a_box_around_it_is_hit_and_one_beside_it_is_missed(checkpoint, resize, shape, dataset, tmp_path):
+    """`chance` is the share of the photo that the box covers, grown by half a cell; padding does not count."""
+    top, left, height, width = MARK
+    for folder in (dataset / "test").iterdir():
+        (tmp_path / "data" / "test" / folder.name).mkdir(parents=True)
+        Image.fromarray(mark(shape)).save(tmp_path / "data" / "test" / folder.name / "leaf.png")
+    header = "images,label,x_center,y_center,width,height\n"
+    centre, size = ((left + width / 2) / shape[1], (top + height / 2) / shape[0]), (width / shape[1], height / shape[0])
+    for (x, y), hit in ((centre, 1), ((centre[0] - 0.3, centre[1]), 0), ((centre[0], centre[1] + 0.3), 0)):
+        (tmp_path / "boxes.csv").write_text(f"{header}leaf.png,rust,{x},{y},{size[0]},{size[1]}\n")
+        argv = ["--resume", checkpoint, "--data-path", tmp_path / "data", "--score", tmp_path / "boxes.csv"]
+        assert visual.main([str(word) for word in (*argv, "--to", tmp_path / "maps", *LAYER[:4])]) == 0
+        (row,) = csv.DictReader((tmp_path / "maps" / "cam_scores.csv").open())
+        assert float(row["pointing"]) == hit
+    scale = {"squash": SIDE / np.array(shape), "crop": SIDE / (180 * 224 / 256), "letterbox": SIDE / 240}[resize]
+    grown = np.array([height, width]) * scale + 4
+    shown = np.array(shape) * SIDE / 240 if resize == "letterbox" else np.array([SIDE, SIDE])
+    assert float(row["chance"]) == pytest.approx(np.prod(grown) / np.prod(shown), rel=0.15)
