@@ -28,23 +28,26 @@ class Box:
 
 
 def on_input(
-    boxes: list[Box], photo: tuple[int, int], window: tuple[float, float, float, float], side: int
+    boxes: list[Box],
+    photo: tuple[int, int],
+    window: tuple[float, float, float, float],
+    shown: tuple[slice, slice],
 ) -> list[tuple[float, float, float, float]]:
-    """The boxes that overlap the model's input, as (left, top, right, bottom) in pixels of the input.
+    """The boxes that overlap the window, as (left, top, right, bottom) in pixels of the model's input.
 
     Args:
         photo: (width, height) of the photo.
-        window: (left, top, right, bottom) of what the input shows, in pixels of the photo (`Preprocess.window`).
-        side: of the input, in pixels.
+        window: (left, top, right, bottom) of the part that the input shows, in pixels of the photo.
+        shown: rows and columns of the input that show it.
     """
-    (width, height), (left, top, right, bottom) = photo, window
-    across, down = side / (right - left), side / (bottom - top)
-    placed = [
-        ((b.left * width - left) * across, (b.top * height - top) * down,
-         (b.right * width - left) * across, (b.bottom * height - top) * down)
+    (width, height), (left, top, right, bottom), (rows, columns) = photo, window, shown
+    across, down = (columns.stop - columns.start) / (right - left), (rows.stop - rows.start) / (bottom - top)
+    return [
+        (columns.start + (b.left * width - left) * across, rows.start + (b.top * height - top) * down,
+         columns.start + (b.right * width - left) * across, rows.start + (b.bottom * height - top) * down)
         for b in boxes
+        if b.left * width < right and b.top * height < bottom and b.right * width > left and b.bottom * height > top
     ]  # fmt: skip
-    return [b for b in placed if b[0] < side and b[1] < side and b[2] > 0 and b[3] > 0]
 
 
 def read_boxes(path: Path, labels: Sequence[str]) -> dict[str, list[Box]]:

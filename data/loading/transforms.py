@@ -76,20 +76,19 @@ class Preprocess:
         return square
 
     def window(self, width: int, height: int) -> tuple[float, float, float, float]:
-        """What the input shows of an image of this size: (left, top, right, bottom) in pixels of the image.
+        """The part of an image of this size that the input shows: (left, top, right, bottom) in pixels of the image.
 
-        The mapping from that window to the input is linear per axis. With letterbox, the window includes the padding
-        and extends beyond the image.
+        The mapping from it to the pixels `shown` of the input is linear per axis.
         """
+        if self.resize != "crop":
+            return 0.0, 0.0, float(width), float(height)
+        short = self._short_side
         edges = []
-        for side, shown in zip((height, width), self.shown(width, height), strict=True):
-            if self.resize == "crop":
-                resized = int(self._short_side * side / min(width, height))  # rounded as in torchvision; so is `first`
-                first = round((resized - self.size) / 2)
-            else:
-                resized, first = shown.stop - shown.start, -shown.start
+        for side in (width, height):
+            resized = int(short * side / min(width, height))  # rounded as in torchvision; so is the next line
+            first = round((resized - self.size) / 2)
             edges.append((first * side / resized, (first + self.size) * side / resized))
-        (top, bottom), (left, right) = edges
+        (left, right), (top, bottom) = edges
         return left, top, right, bottom
 
     def shown(self, width: int, height: int) -> tuple[slice, slice]:

@@ -172,6 +172,15 @@ def test_a_timm_model_trains_and_is_scored_at_its_own_size(train):
     }
 
 
+def test_square_photos_make_the_same_run_squashed_and_letterboxed(train):
+    _, squash = train("squash", "DATA.RESIZE", "squash", "TRAIN.EPOCHS", "1")
+    code, letterbox = train("letterbox", "DATA.RESIZE", "letterbox", "TRAIN.EPOCHS", "1")
+    assert code == 0
+    assert read(letterbox / "best.pth")["preprocess"]["resize"] == "letterbox"
+    assert equal(weights(squash), weights(letterbox))
+    assert torch.equal(*(read(folder / "best.pth")["validation"]["logits"] for folder in (squash, letterbox)))
+
+
 def test_zip_mode_is_the_same_run(train, dataset, tmp_path):
     root = tmp_path / "zipped"
     for split in ("train", "val"):

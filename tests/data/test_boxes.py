@@ -60,10 +60,11 @@ def test_a_box_lies_where_its_pixels_go(resize, size):
     seen = np.asarray(preprocess.geometry()(Image.fromarray(pixels)))[:, :, 0] > 127
     rows, columns = np.flatnonzero(seen.any(1)), np.flatnonzero(seen.any(0))
     box = Box("rust", left / width, top / height, right / width, bottom / height)
-    (placed,) = on_input([box], size, preprocess.window(*size), 224)
+    (placed,) = on_input([box], size, preprocess.window(*size), preprocess.shown(*size))
     assert placed == pytest.approx((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1), abs=1)
 
 
 def test_a_box_that_the_crop_leaves_out_is_dropped():
-    window = Preprocess(224, "crop", "bilinear", (0.5,) * 3, (0.5,) * 3).window(1000, 500)
-    assert on_input([Box("rust", 0.0, 0.4, 0.1, 0.6)], (1000, 500), window, 224) == []
+    size, preprocess = (1000, 500), Preprocess(224, "crop", "bilinear", (0.5,) * 3, (0.5,) * 3)
+    box = Box("rust", 0.0, 0.4, 0.1, 0.6)
+    assert on_input([box], size, preprocess.window(*size), preprocess.shown(*size)) == []

@@ -236,11 +236,11 @@ def write_pictures(job: Job, explained) -> list[str]:
     source, photo, prediction, rows = explained
     args, folder, columns = job.args, job.folder, job.columns
     labels, preprocess = job.best.labels, job.best.preprocess
-    pixels, window = np.asarray(photo), preprocess.window(*photo.size)
-    if not args.full_size:
-        part, side = preprocess.shown(*photo.size), preprocess.size
-        top, left = (edge.start for edge in part)
-        pixels, window = np.asarray(preprocess.geometry()(photo))[part], (-left, -top, side - left, side - top)
+    shown = preprocess.shown(*photo.size)
+    rows = [row._replace(maps=[heat[shown] for heat in row.maps]) for row in rows]
+    pixels, window = np.asarray(preprocess.geometry()(photo))[shown], None
+    if args.full_size:
+        pixels, window = np.asarray(photo), preprocess.window(*photo.size)
     label, where = labels[rows[0].class_index], ""
     kind = args.compare or ("side_by_side" if len(columns) > 1 else "pair")
     path = folder / f"{source.stem}_{label}_{kind}.png"

@@ -164,8 +164,8 @@ def load_boxed_labels(preprocess: Preprocess, found: Sequence[Boxed], thorough: 
     transform = preprocess.transform()
     for number, (split, photo, index, boxes) in enumerate(found):
         image = decode(split.source.read(photo.file), split.source.locate(photo.file))
-        placed = on_input(boxes, image.size, preprocess.window(*image.size), preprocess.size)
+        shown = preprocess.shown(*image.size)
+        placed = on_input(boxes, image.size, preprocess.window(*image.size), shown)
         closely = (number + 1) * thorough // len(found) > number * thorough // len(found)
         if placed:
-            shown = preprocess.shown(*image.size)
             yield BoxedLabel(f"{split.where}/{photo.name}", transform(image), index, placed, closely, shown)

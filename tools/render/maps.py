@@ -24,18 +24,17 @@ def overlay(photo: np.ndarray, heat: np.ndarray, window: Sequence[float] | None 
     """The photo `[H, W, 3]` under a map in [0, 1], half and half, in the jet colours.
 
     Args:
-        heat: `[H, W]`; with a window `[S, S]`, resized to it.
-        window: (left, top, right, bottom) of what the map shows, in pixels of the photo. The photo outside the window
-            stays as it is, and the map outside the photo is cut away. None: the map shows the whole photo.
+        heat: `[H, W]`; with a window of any size, resized to it.
+        window: (left, top, right, bottom) of the part of the photo that the map shows, in pixels; the rest of the photo
+            stays as it is. None: the map shows the whole photo.
     """
     if window is None:
         jet = cv2.applyColorMap((255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)
         return cv2.addWeighted(photo, 0.5, cv2.cvtColor(jet, cv2.COLOR_BGR2RGB), 0.5, 0)
-    (height, width), (left, top, right, bottom) = photo.shape[:2], (round(edge) for edge in window)
-    resized = cv2.resize(heat, (right - left, bottom - top))
+    left, top, right, bottom = (round(edge) for edge in window)
+    part = photo[top:bottom, left:right]
     drawn = photo.copy()
-    part = drawn[max(top, 0) : bottom, max(left, 0) : right]  # a view
-    part[:] = overlay(part, resized[max(-top, 0) : height - top, max(-left, 0) : width - left])
+    drawn[top:bottom, left:right] = overlay(part, cv2.resize(heat, (part.shape[1], part.shape[0])))
     return drawn
 
 

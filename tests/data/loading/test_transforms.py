@@ -117,15 +117,15 @@ def test_crops_distort_a_photo_as_scoring_does(resize, shape):
 @pytest.mark.parametrize("shape", [(480, 640), (640, 360), (40, 400)], ids=str)
 def test_no_crop_has_a_larger_share_of_padding_than_the_letterboxed_photo(shape):
     """Crops at the corners of the padded square would show nothing else."""
-    shares = [1 - draw_places(*shape, "letterbox", seed)[2].mean() for seed in range(60)]
+    shares = [1 - draw_places(*shape, "letterbox", seed)[2].mean() for seed in range(40)]
     assert max(shares) <= 1 - min(shape) / max(shape) + 0.01
     assert min(shares) < max(shares) - 0.1, "crops differ"
 
 
-@pytest.mark.parametrize("shape", [(1, 300), (3, 4000), (900, 1)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 300), (3, 600), (900, 1)], ids=str)
 @pytest.mark.parametrize("resize", RESIZES)
 def test_a_strip_is_cropped_too(resize, shape):
-    for seed in range(30):
+    for seed in range(8):
         assert draw_places(*shape, resize, seed)[2].any()
     if resize != "crop":
         preprocess = Preprocess(32, resize, "bicubic", MEAN, STD)
