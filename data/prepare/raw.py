@@ -125,12 +125,12 @@ def left_out(raws: list[RawSplit]) -> dict[str, list[str]]:
 def _read_pool(src: Path, reading: Reading) -> RawSplit:
     folders = [src / name for name in ("train_images", "images", ".") if _has_photos(src / name)]
     tables = [src / "train.csv"] if (src / "train.csv").exists() else sorted(src.glob("*.csv"))
-    if not tables and _has_class_folders(src):
+    if not folders and _has_class_folders(src):
         return _read_tree(src.resolve().name, src, src, reading)
     if not folders:
         raise DataError(
-            f"--src {src}: no photos in train_images/, images/ or the folder itself, nor in class folders beside no "
-            "CSV; needed by --split"
+            f"--src {src}: no photos in train_images/, images/ or the folder itself, nor in class folders; needed by "
+            "--split"
         )
     if len(tables) != 1:
         found = ", ".join(path.name for path in tables) or "no CSV"

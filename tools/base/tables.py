@@ -37,7 +37,7 @@ def read_csv(raw: bytes, path: Path) -> tuple[list[str], Iterator[tuple[int, lis
     text = io.TextIOWrapper(io.BytesIO(raw), encoding=encoding, newline="")
     first_line = text.readline()
     text.seek(0)
-    separator = next((sign for sign in (",", ";", "\t") if sign in first_line), ",")
+    separator = min((sign for sign in ",;\t" if sign in first_line), key=first_line.index, default=",")
     rows = _read_rows(csv.reader(text, delimiter=separator, strict=True), path)
     _, first = next(rows, (0, []))
     header = [unicodedata.normalize("NFC", name.strip()) for name in first]
