@@ -8,12 +8,30 @@ RESAMPLES = 1000
 BLOCK = 2**19  # counts in memory at a time (4 MiB), or those of MIN_DRAWS draws if these are more
 MIN_DRAWS = 64  # work that is repeated for every block would otherwise grow with the square of the images
 PERCENTILES = (2.5, 97.5)
+ROUNDING = 1e-9  # values that differ by less are equal
 
 
-def interval(values: np.ndarray) -> list[float] | None:
-    """`[low, high]`, the central 95 % of the `values` that are not NaN, or None when all are NaN."""
+def interval(
+    values: np.ndarray, figure: float | None = None, num_images: int = 0, span: tuple[float, float] = (0.0, 1.0)
+) -> list[float] | None:
+    """`[low, high]`, the central 95 % of the `values` that are not NaN, or None when all are NaN.
+
+    Draws from few images need two corrections, which are made where `figure`, the value of the images themselves, is
+    given. Images that are all alike have no spread: the interval then holds every mean that is possible when at least a
+    share of 0.025^(1 / num_images) of all images is like them (Clopper and Pearson, 1934) and the others have any value
+    in `span`. A mean over classes is biased, because a draw lacks a third of the images, and with them rare classes:
+    an interval that does not hold the figure is moved by the mean difference between draws and figure.
+    """
     known = values[~np.isnan(values)]
-    return [float(v) for v in np.percentile(known, PERCENTILES)] if len(known) else None
+    if not len(known):
+        return None
+    low, high = np.percentile(known, PERCENTILES)
+    if figure is not None and high - low < ROUNDING:
+        alike = (PERCENTILES[0] / 100) ** (1 / num_images)
+        low, high = (alike * low + (1 - alike) * end for end in span)
+    elif figure is not None and not low - ROUNDING <= figure <= high + ROUNDING:
+        low, high = (np.array([low, high]) + figure - known.mean()).clip(*span)
+    return [float(low), float(high)]
 
 
 def resample(num_images: int, seed: int = 0, times: int = RESAMPLES) -> Iterator[np.ndarray]:

@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     rows = []
     for number, (facts, _) in enumerate(runs):
         difference = (values[number] - values[0])[SHOWN.index(args.by)]
-        limits = interval(100 * (drawn[number] - drawn[0])) or [0.0, 0.0]
+        limits = interval(100 * (drawn[number] - drawn[0]), difference, len(known.images), (-100, 100)) or [0.0, 0.0]
         against = describe_difference(difference, limits) if number else "-"
         rows.append((*facts, *(f"{v:.2f}" for v in values[number]), against))
     if args.mean:

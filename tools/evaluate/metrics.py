@@ -133,10 +133,14 @@ def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) 
     error minus the 97.5 % quantile of the error that noise alone causes (triangle inequality).
     """
     figures = measure_draws(probability, decision, truth)
-    bounds = {key: interval(figures[key]) for key in OVERALL}
+    point = measure(Counts(probability, decision, truth, np.ones((1, len(truth)))))
+    bounds = {key: interval(figures[key], point[key][0], len(truth)) for key in OVERALL}
     error, chance = float(calibration_error(probability, truth)[0]), np.quantile(figures["ece_noise"], 0.975)
     bounds["ece"] = [max(0.0, error - float(chance)), max(error, float(np.quantile(figures["ece"], 0.975)))]
-    per_class = [{key: interval(figures["class_" + key][:, c]) for key in PER_CLASS} for c in range(truth.shape[1])]
+    per_class = [
+        {key: interval(figures[f"class_{key}"][:, c], point[f"class_{key}"][0, c], num_photos) for key in PER_CLASS}
+        for c, num_photos in enumerate(truth.sum(axis=0).tolist())
+    ]
     return {**bounds, "per_class": per_class}
 
 

@@ -5,12 +5,14 @@ import tracemalloc
 import numpy as np
 import pytest
 import sklearn.metrics as sk
+from scipy.stats import binomtest
 
 from tools.base.bootstrap import interval, resample
 from tools.base.errors import NumericsError
 from tools.evaluate.metrics import (
     ECE_BINS,
     OVERALL,
+    PER_CLASS,
     Counts,
     Metric,
     by_combination,
@@ -18,6 +20,7 @@ from tools.evaluate.metrics import (
     confusion,
     intervals,
     measure,
+    measure_draws,
     score,
 )
 from tools.evaluate.result import overall_lines
@@ -149,6 +152,42 @@ def test_intervals_hold_the_figure_and_narrow_with_the_root_of_the_photos():
     assert interval(np.array([np.nan, np.nan])) is None
 
 
+@pytest.mark.parametrize("num_photos", [1, 2, 5, 60])
+def test_few_photos_that_are_all_alike_have_a_wide_interval(num_photos):
+    """The bootstrap alone would give [1, 1] and [0, 0]: against the exact interval of a share, and the sign test."""
+    truth = np.tile([[True, False, False]], (num_photos, 1))
+    right, wrong = truth, truth[:, [1, 0, 2]]
+    for decision, successes in ((right, num_photos), (wrong, 0)):
+        bounds = intervals(decision * 0.9, decision, truth)
+        exact = binomtest(successes, num_photos).proportion_ci(method="exact")
+        for limits in (bounds["exact"], bounds["hit1"], bounds["per_class"][0]["recall"]):
+            assert limits == pytest.approx([exact.low, exact.high])
+        assert bounds["per_class"][1] == dict.fromkeys(PER_CLASS)  # no photo has the label
+    low, high = interval(np.ones(1000), 1.0, num_photos, span=(-1, 1))  # of a difference: right by one run only
+    assert high == 1
+    assert (low > 0) == (binomtest(num_photos, num_photos).pvalue < 0.05)
+    assert interval(np.zeros(1000)) == [0, 0]
+
+
+def test_intervals_hold_the_figures_of_many_labels_with_few_photos():
+    """200 labels with one to three photos; a draw lacks some of them, so the draws' macro figures lie too high."""
+    rng = np.random.default_rng(0)
+    truth = np.repeat(np.eye(200, dtype=bool), rng.integers(1, 4, 200), axis=0)
+    probability = (0.3 * truth + 0.7 * rng.random(truth.shape)).round(3)
+    passes = probability, probability >= 0.6, truth
+    scores, bounds, draws = score(*passes), intervals(*passes), measure_draws(*passes)
+    for key in OVERALL:
+        assert bounds[key][0] <= scores[key] <= bounds[key][1], key
+    for key in ("macro_f1", "macro_precision"):
+        low, high = np.percentile(draws[key], (2.5, 97.5))
+        assert low > scores[key], "the draws alone would do"
+        middle = draws[key].mean()
+        assert bounds[key] == pytest.approx([scores[key] - (middle - low), scores[key] + (high - middle)])
+    for entry, limits in zip(scores["per_class"], bounds["per_class"], strict=True):
+        for key in PER_CLASS:
+            assert limits[key][0] - 1e-9 <= entry[key] <= limits[key][1] + 1e-9, key
+
+
 def test_perfect_answers_are_perfect_whatever_classes_there_are():
     truth = np.tile([[True, False, False, False, False, False]], (20, 1))
     got = score(np.where(truth, 0.9, 0.1), truth, truth)
@@ -187,7 +226,7 @@ def test_a_metric_is_one_row(monkeypatch):
     """It is computed, has an interval, and is printed."""
     monkeypatch.setitem(OVERALL, "any", Metric("any label", lambda c: c.mean(DECISION.any(axis=1))))
     scores, bounds = score(PROBABILITY, DECISION, TRUTH), intervals(PROBABILITY, DECISION, TRUTH)
-    assert overall_lines(scores, bounds)[-1].split() == ["any", "label", "100.00", "[100.0,", "100.0]"]
+    assert overall_lines(scores, bounds)[-1].split() == ["any", "label", "100.00", "[39.8,", "100.0]"]
 
 
 def test_no_division_by_zero_and_no_score_of_nan():
