@@ -1,6 +1,7 @@
 """Everything drawn with matplotlib, as PNG bytes on the Agg canvas: no display is ever needed."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -13,6 +14,8 @@ from tools.evaluate.metrics import ECE_BINS
 
 _INK, _ACCENT, _SECOND, _THIRD = "#33413a", "#2f7d4f", "#c8682b", "#7a6fb0"
 _CLASSES = (_ACCENT, _SECOND, _THIRD, "#3b82b5", "#b0417a", "#8a7a2f")  # in turn
+MOST_LABELS = 16  # rows of a confusion matrix
+MOST_CURVES = 2 * len(_CLASSES)
 
 
 def draw_curves(rows: list[dict[str, str]]) -> bytes:
@@ -38,8 +41,21 @@ def draw_curves(rows: list[dict[str, str]]) -> bytes:
 
 
 def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: str, columns: str) -> bytes:
-    """A table of counts `[C, C]`; the colour of a cell is its share of the row."""
-    side = 2.4 + 0.75 * len(labels)
+    """A table of counts `[C, C]`; the colour of a cell is its share of the row.
+
+    Of more than `MOST_LABELS` labels, those of the largest counts off the diagonal have a row; one row adds the others.
+    """
+    if len(labels) > MOST_LABELS:
+        pairs = np.argsort(np.diag(np.diag(matrix)) - matrix, axis=None, kind="stable")
+        confused = dict.fromkeys(np.stack(np.unravel_index(pairs, matrix.shape), axis=1).ravel().tolist())
+        shown = sorted(list(confused)[: MOST_LABELS - 1])
+        place = np.full(len(labels), len(shown))
+        place[shown] = range(len(shown))
+        groups = np.eye(MOST_LABELS, dtype=int)[place]  # [C, MOST_LABELS], label -> row
+        title += f"\nthe {len(shown)} labels that are confused most, of {len(labels)}"
+        labels = [*(labels[c] for c in shown), f"{len(labels) - len(shown)} others"]
+        matrix = groups.T @ matrix @ groups
+    side = 2.4 + 0.6 * len(labels)
     figure, axes = _create_figure(side + 1.4, side)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Greens", vmin=0, vmax=1)
@@ -49,8 +65,9 @@ def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: 
     for row, column in np.ndindex(matrix.shape):
         colour = "white" if shares[row, column] > 0.6 else _INK
         axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour, fontsize=10)
-    axes.set_xticks(range(len(labels)), labels, rotation=35, ha="right")
-    axes.set_yticks(range(len(labels)), labels)
+    names = [_shorten(label) for label in labels]
+    axes.set_xticks(range(len(labels)), names, rotation=35, ha="right", rotation_mode="anchor")
+    axes.set_yticks(range(len(labels)), names)
     axes.set(title=title, xlabel=columns, ylabel=rows)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -58,14 +75,21 @@ def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: 
 
 
 def draw_precision_recall(probability: np.ndarray, truth: np.ndarray, labels: Sequence[str], ap: Sequence) -> bytes:
-    """Precision over recall for every class with photos; `ap` (None for the others) is in the legend."""
+    """Precision over recall for every class with photos; `ap` (None for the others) is in the legend.
+
+    Of more than `MOST_CURVES` classes, those with the most photos are drawn.
+    """
     figure, axes = _create_figure(7.4, 6)
-    for index, (label, value) in enumerate(zip(labels, ap, strict=True)):
-        if value is not None:
-            precision, recall, _ = precision_recall_curve(truth[:, index], probability[:, index])
-            colour = _CLASSES[index % len(_CLASSES)]
-            axes.step(recall, precision, where="post", color=colour, label=f"{label}  {value:.3f}")
-    axes.set(title="precision over recall", xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    known = [c for c, value in enumerate(ap) if value is not None]
+    shown = sorted(sorted(known, key=lambda c: -truth[:, c].sum())[:MOST_CURVES])
+    for place, c in enumerate(shown):
+        precision, recall, _ = precision_recall_curve(truth[:, c], probability[:, c])
+        colour, style = _CLASSES[place % len(_CLASSES)], "-:"[place // len(_CLASSES)]
+        axes.step(recall, precision, style, where="post", color=colour, label=f"{ap[c]:.3f}  {_shorten(labels[c])}")
+    title = "precision over recall"
+    if len(shown) < len(known):
+        title += f"\nthe {len(shown)} most frequent labels of {len(labels)}"
+    axes.set(title=title, xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(frameon=False, fontsize=9, title="average precision", loc="outside right center")
     return to_png(figure)
 
@@ -113,6 +137,12 @@ def draw_cam_scores(names: Sequence[str], figures: Sequence[Mapping[str, tuple[f
     return to_png(figure)
 
 
+def _shorten(name: str, most: int = 28) -> str:
+    """The name with its middle left out if it is long; a dollar sign would start a formula of matplotlib."""
+    half = most // 2
+    return (name if len(name) <= most else f"{name[:half]}\u2026{name[-half:]}").replace("$", r"\$")
+
+
 def _create_figure(width: float, height: float, **options):
     """A figure and its axes; `options` are those of matplotlib's `Figure.subplots`."""
     figure = Figure(figsize=(width, height), layout="constrained")
@@ -125,5 +155,6 @@ def _create_figure(width: float, height: float, **options):
 def to_png(figure: Figure) -> bytes:
     """The figure as PNG bytes."""
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    with warnings.catch_warnings(action="ignore"):  # of letters that the font lacks, which become boxes
+        FigureCanvasAgg(figure).print_png(buffer)
     return buffer.getvalue()

@@ -6,6 +6,8 @@ from tools.evaluate.metrics import PER_CLASS, by_combination
 from tools.evaluate.result import EvalResult, class_rows, overall_rows, percent
 from tools.render.page import Picture, Pictures, Table, Text, render
 
+MOST_SETS = 50  # rows of the table of label sets
+
 
 def score_page(
     result: EvalResult,
@@ -62,12 +64,14 @@ def _class_table(result: EvalResult, labels: Sequence[str]) -> Table:
 
 
 def _set_table(result: EvalResult, labels: Sequence[str]) -> Table:
-    """One row per set of true labels."""
+    """One row per set of true labels; of many, the most frequent."""
+    sets = by_combination(result.decision, result.truth)
     rows = [
         (" + ".join(labels[c] for c in members), photos, right, percent(right / photos))
-        for members, photos, right in by_combination(result.decision, result.truth)
+        for members, photos, right in sets[:MOST_SETS]
     ]
-    return Table(("labels", "photos", "exactly right", "share"), rows)
+    note = f"and {len(sets) - MOST_SETS} rarer label sets" if len(sets) > MOST_SETS else ""
+    return Table(("labels", "photos", "exactly right", "share"), rows, note)
 
 
 def describe_abstaining(abstaining: dict) -> str:

@@ -4,7 +4,6 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from tools.render import figures
 
@@ -18,8 +17,10 @@ PROBABILITY = np.clip(0.5 * TRUTH + 0.5 * RNG.random((200, 2)), 0, 1)
 def keep_figures(monkeypatch):
     """The functions return the drawn matplotlib figure instead of its PNG."""
 
+    png = figures.to_png
+
     def draw(figure):
-        FigureCanvasAgg(figure).draw()
+        png(figure)
         return figure
 
     monkeypatch.setattr(figures, "to_png", draw)
@@ -39,7 +40,60 @@ def test_the_legend_of_precision_over_recall_covers_no_curve():
     figure = figures.draw_precision_recall(PROBABILITY, TRUTH, LABELS, [0.5, None])
     (legend,), (axes,) = figure.legends, figure.axes
     assert not legend.get_window_extent().overlaps(axes.bbox)
-    assert [text.get_text() for text in legend.get_texts()] == ["scab  0.500"]
+    assert [text.get_text() for text in legend.get_texts()] == ["0.500  scab"]
+
+
+@pytest.mark.parametrize("num_labels", [17, 120, 500])
+def test_a_large_confusion_matrix_shows_the_labels_that_are_confused_most(num_labels):
+    """Three pairs are confused often, all others once: every count is in the table, the frequent pairs in own cells."""
+    rng = np.random.default_rng(0)
+    matrix = rng.integers(0, 2, (num_labels, num_labels)) + np.diag(rng.integers(5, 9, num_labels))
+    pairs = {(16, 3): 50, (7, 16): 40, (num_labels - 1, 0): 30}
+    for pair, count in pairs.items():
+        matrix[pair] = count
+    labels = [f"label {c}" for c in range(num_labels)]
+    table = figures.draw_confusion(matrix, labels, "t", "true", "given").axes[0]
+    names = [tick.get_text() for tick in table.get_yticklabels()]
+    assert len(names) == figures.MOST_LABELS
+    assert names[-1] == f"{num_labels - 15} others"
+    assert f"15 labels that are confused most, of {num_labels}" in table.get_title()
+    cells = np.array([int(text.get_text()) for text in table.texts]).reshape(16, 16)
+    assert cells.sum() == matrix.sum()
+    shown = [int(name.split()[1]) for name in names[:-1]]
+    assert (cells[:-1, :-1] == matrix[np.ix_(shown, shown)]).all()
+    assert (cells.sum(axis=1)[:-1] == matrix[shown].sum(axis=1)).all()
+    assert all(row in shown and column in shown for row, column in pairs)
+
+
+def test_the_most_frequent_of_many_labels_have_a_curve():
+    truth = np.arange(20)[:, None] < np.arange(1, 31) % 20  # label c has (c + 1) % 20 photos, label 19 none
+    ap = [None if not column.any() else 0.5 for column in truth.T]
+    figure = figures.draw_precision_recall(truth * 0.5, truth, [f"l{c}" for c in range(30)], ap)
+    shown = [text.get_text().split()[1] for text in figure.legends[0].get_texts()]
+    assert shown == [f"l{c}" for c in (*range(8, 19), 29)]  # 9 to 19 photos, and 10
+    assert len({(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}) == len(shown) == 12
+    assert "12 most frequent labels of 30" in figure.axes[0].get_title()
+
+
+HOSTILE = ["<b>bold</b>", 'say "no"', "a|b", "x" * 80, "_hidden", "$x^{", "$a$", "שלום", "苹果", "\\frac{"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_of_any_kind_stay_as_they_are_and_inside_the_figure():
+    matrix, truth = np.eye(len(HOSTILE), dtype=int), np.eye(len(HOSTILE), dtype=bool)
+    drawn = [
+        figures.draw_confusion(matrix, HOSTILE, "t", "true", "given"),
+        figures.draw_precision_recall(truth * 0.9, truth, HOSTILE, [1.0] * len(HOSTILE)),
+    ]
+    texts = [tick.get_text() for tick in drawn[0].axes[0].get_yticklabels()]
+    legend = drawn[1].legends[0].get_texts()
+    assert [text.get_text().removeprefix("1.000  ") for text in legend] == texts
+    assert [text.replace(r"\$", "$") for text in texts if "…" not in text] == [n for n in HOSTILE if len(n) < 80]
+    assert "x" * 14 + "…" + "x" * 14 in texts
+    for figure in drawn:
+        parts = [*figure.axes[0].get_yticklabels(), *figure.axes[0].get_xticklabels(), *figure.legends]
+        boxes = [part.get_window_extent() for part in parts]
+        assert all(box.x0 >= 0 and box.x1 <= figure.bbox.x1 and box.y0 >= 0 for box in boxes)
 
 
 @pytest.mark.parametrize(("num_photos", "power"), [(2, 1), (20, 1.5), (20, 2.5), (300, 4)])

@@ -7,7 +7,7 @@ import pytest
 
 from tools.evaluate.result import EvalResult, figures_of
 from tools.render.page import Picture
-from tools.render.score_page import score_page
+from tools.render.score_page import MOST_SETS, score_page
 
 # Four photos: right, right, a wrong label given too, nothing given. The top class is a true label of the first three.
 TRUTH = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], bool)
@@ -57,3 +57,19 @@ def test_mistakes_and_abstaining_are_shown_when_there_are_any(texts):
     found = texts(mistakes=[Picture(b"\xff\xd8\xff", "a.jpg")], abstaining=abstaining)
     assert ("figcaption", "a.jpg") in found
     assert any("50.0 % of these photos are answered, and 0.00 % of the answers" in text for _, text in found)
+
+
+def test_the_most_frequent_of_many_label_sets_have_a_row(read_page):
+    """Every pair of 12 labels once, and label 0 alone three times."""
+    sets = [(0,)] * 3 + [(a, b) for a in range(12) for b in range(a)]
+    truth = np.zeros((len(sets), 12), bool)
+    for row, members in enumerate(sets):
+        truth[row, list(members)] = True
+    scores, bounds = figures_of(truth * 1.0, truth, truth)
+    result = EvalResult(truth * 1.0, truth, np.ones(len(sets)), "multi", truth * 1.0, truth, scores, bounds, False)
+    known = {"title": "t", "facts": [], "pictures": [], "mistakes": [], "abstaining": None}
+    words = read_page(score_page(result, [f"label {c}" for c in range(12)], **known)).words
+    start = words.index("By true label set")
+    assert words[start + 5 : start + 9] == ["label 0", "3", "3", "100.00"]
+    assert sum(" + " in word for word in words) == MOST_SETS - 1
+    assert f"and {len(sets) - 2 - MOST_SETS} rarer label sets" in words
