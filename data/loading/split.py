@@ -9,6 +9,7 @@ label copy is a sample with one class; with targets "multi" the label copies of 
 import glob
 import hashlib
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,8 @@ from data.labels import LabelSet, class_name_fault, is_balanced_copy
 from data.loading.sources import FolderSource, ZipSource
 from data.manifest import MANIFEST, read_manifest
 from tools.base.errors import DataError, listing, nearest
+
+MOST_NAMED = 12  # labels in a line of the log
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,8 @@ class Split:
     @property
     def counts(self) -> list[int]:
         """Label copies per class."""
-        return [sum(c in photo.classes for photo in self.photos) for c in range(len(self.labels.names))]
+        found = Counter(c for photo in self.photos for c in photo.classes)
+        return [found[c] for c in range(len(self.labels.names))]
 
     def digest(self) -> str:
         """SHA-256 over the photos' names, classes, sizes and checksums."""
@@ -149,9 +153,11 @@ def samples_of(split: Split, targets: str) -> list[Photo]:
 
 
 def describe(split: Split) -> str:
-    """`where: n photos, m copies (scab 12, rust 3, ...)`."""
-    by_label = ", ".join(f"{name} {n}" for name, n in zip(split.labels.names, split.counts, strict=True))
-    return f"{split.where}: {len(split.photos)} photos, {sum(split.counts)} copies ({by_label})"
+    """`where: n photos, m copies (scab 12, rust 3, ...)`, with `MOST_NAMED` labels by name."""
+    by_label = [f"{name} {n}" for name, n in zip(split.labels.names, split.counts, strict=True)]
+    rest = len(by_label) - MOST_NAMED
+    named = ", ".join([*by_label[:MOST_NAMED], *([f"{rest} more labels"] if rest > 0 else [])])
+    return f"{split.where}: {len(split.photos)} photos, {sum(split.counts)} copies ({named})"
 
 
 def _check_unchanged(manifest: dict, split: str, found: dict[str, list[str]], source, where: str) -> None:

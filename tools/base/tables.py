@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unicodedata import combining, east_asian_width
 
 from tools.base.errors import DataError
 
@@ -73,12 +74,20 @@ def format_table(rows: Sequence[Sequence[object]], align: str = "<>") -> list[st
         align: "<" (left) or ">" (right) per column; the last one applies to all further columns.
     """
     cells = [[str(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    widths = [max(map(_width, column)) for column in zip(*cells, strict=True)]
     sides = align.ljust(len(widths), align[-1])
     return [
-        "  ".join(f"{cell:{side}{width}}" for cell, side, width in zip(row, sides, widths, strict=False)).rstrip()
+        "  ".join(
+            f"{cell:{side}{width + len(cell) - _width(cell)}}"
+            for cell, side, width in zip(row, sides, widths, strict=False)
+        ).rstrip()
         for row in cells
     ]
+
+
+def _width(text: str) -> int:
+    """Columns of a terminal that the text takes: two per East Asian wide character, none per combining mark."""
+    return sum(0 if combining(sign) else 1 + (east_asian_width(sign) in "WF") for sign in text)
 
 
 def _read_rows(lines: Any, path: Path) -> Iterator[tuple[int, list[str]]]:

@@ -31,6 +31,8 @@ from tools.runtime.distributed import Ranks
 from tools.runtime.signals import init_worker
 from tools.train.losses import class_weights
 
+MOST_ROWS = 24  # labels in the log's table
+
 
 @dataclass(frozen=True)
 class RunData:
@@ -95,15 +97,23 @@ def _divide(config, train: Split) -> tuple[Split, Split]:
 
 
 def count_table(data: RunData, config) -> list[str]:
-    """Lines with the label copies per label, and the effect of TRAIN.BALANCE: draws per epoch, or a weight."""
+    """Lines with the label copies per label, and the effect of TRAIN.BALANCE: draws per epoch, or a weight.
+
+    Of more than `MOST_ROWS` labels, the rarest have a line.
+    """
     columns: dict[str, Sequence] = {"train": data.train.counts, "val": data.val.counts}
     if config.TRAIN.BALANCE == "weights":
         columns["weight"] = [f"{weight:.2f}" for weight in class_weights(data.train.counts).tolist()]
     if config.TRAIN.BALANCE == "sampler":
         samples = samples_of(data.train, config.DATA.TARGETS)
         weights = balancing_weights(samples)
-        pairs = list(zip(weights, samples, strict=True))
-        drawn = [sum(w for w, sample in pairs if c in sample.classes) for c in range(len(data.train.labels.names))]
+        drawn = [0.0] * len(data.train.labels.names)
+        for weight, sample in zip(weights, samples, strict=True):
+            for c in sample.classes:
+                drawn[c] += weight
         columns["drawn"] = [f"{len(samples) * share / sum(weights):.0f}" for share in drawn]
-    rows = zip(data.train.labels.names, *columns.values(), strict=True)
+    rows = list(zip(data.train.labels.names, *columns.values(), strict=True))
+    if (rest := len(rows) - MOST_ROWS) > 0:
+        rarest = sorted(rows, key=lambda row: row[1])[:MOST_ROWS]
+        rows = [*rarest, (f"{rest} more labels", *(["..."] * len(columns)))]
     return format_table([("label", *columns), *rows])

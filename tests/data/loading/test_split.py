@@ -17,7 +17,7 @@ from data.build import batches_of, build_eval_loader, build_preprocess, build_tr
 from data.loading.dataset import LeafDataset
 from data.loading.samplers import Draw
 from data.loading.sources import ZipSource
-from data.loading.split import describe, samples_of, scan_split
+from data.loading.split import Photo, Split, describe, samples_of, scan_split
 from data.manifest import MANIFEST
 from tools.base.errors import DataError, UsageError
 
@@ -44,6 +44,12 @@ def test_photos_and_copies_are_those_of_the_csv(raw, dataset):
     assert len(copies) == sum(map(len, wanted.values()))
     assert [c.classes for c in copies] == sorted(c.classes for c in copies)
     assert describe(split).startswith(f"{dataset}/train: 42 photos, {len(copies)} copies (scab ")
+
+
+def test_a_line_names_a_dozen_labels_and_counts_the_others():
+    photos = [Photo("a", "a", (0, 19)), Photo("b", "b", (1,))]
+    text = describe(Split("x", None, tuple(f"l{c}" for c in range(20)), photos))
+    assert text == f"x: 2 photos, 3 copies (l0 1, l1 1, {', '.join(f'l{c} 0' for c in range(2, 12))}, 8 more labels)"
 
 
 def test_a_tree_of_copies_is_read_like_a_tree_of_links(dataset, own):

@@ -56,3 +56,9 @@ def test_csv_round_trip():
 def test_columns_are_as_wide_as_their_widest_cell():
     assert format_table([("", "train", "val"), ("rows", 12, 3)]) == ["      train  val", "rows     12    3"]
     assert format_table([("a", 1, "x"), ("bb", 10, "yy")], "<><") == ["a    1  x", "bb  10  yy"]
+
+
+def test_columns_are_aligned_for_wide_letters_and_combining_marks():
+    """On a terminal, a Chinese letter takes two columns, and the dots of a decomposed umlaut none."""
+    rows = [("苹果", 1), ("A\u0308pfel", 2), ('<b> | "x"', 30)]
+    assert format_table(rows) == ["苹果        1", "A\u0308pfel       2", '<b> | "x"  30']
