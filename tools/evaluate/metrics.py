@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.base.bootstrap import interval, resample
+from tools.base.bootstrap import ROUNDING, interval, resample
 from tools.base.errors import NumericsError
 
 ECE_BINS = 10
@@ -136,7 +136,9 @@ def intervals(probability: np.ndarray, decision: np.ndarray, truth: np.ndarray) 
     point = measure(Counts(probability, decision, truth, np.ones((1, len(truth)))))
     bounds = {key: interval(figures[key], point[key][0], len(truth)) for key in OVERALL}
     error, chance = float(calibration_error(probability, truth)[0]), np.quantile(figures["ece_noise"], 0.975)
-    bounds["ece"] = [max(0.0, error - float(chance)), max(error, float(np.quantile(figures["ece"], 0.975)))]
+    low, high = max(0.0, error - float(chance)), max(error, float(np.quantile(figures["ece"], 0.975)))
+    if high - low > ROUNDING:  # else the photos are all alike
+        bounds["ece"] = [low, high]
     per_class = [
         {key: interval(figures[f"class_{key}"][:, c], point[f"class_{key}"][0, c], num_photos) for key in PER_CLASS}
         for c, num_photos in enumerate(truth.sum(axis=0).tolist())

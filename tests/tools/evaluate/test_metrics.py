@@ -162,6 +162,7 @@ def test_few_photos_that_are_all_alike_have_a_wide_interval(num_photos):
         exact = binomtest(successes, num_photos).proportion_ci(method="exact")
         for limits in (bounds["exact"], bounds["hit1"], bounds["per_class"][0]["recall"]):
             assert limits == pytest.approx([exact.low, exact.high])
+        assert bounds["ece"][1] - bounds["ece"][0] > exact.high - exact.low - 1e-9
         assert bounds["per_class"][1] == dict.fromkeys(PER_CLASS)  # no photo has the label
     low, high = interval(np.ones(1000), 1.0, num_photos, span=(-1, 1))  # of a difference: right by one run only
     assert high == 1
