@@ -58,21 +58,42 @@ def test_equal_bytes_of_another_shape_are_another_photo():
     assert fingerprint(tall).pixels != fingerprint(wide).pixels
 
 
-def test_blocks_find_what_a_plain_loop_finds():
-    """500 random prints, so that three blocks are compared, against the definition written out pair by pair."""
-    rng = np.random.default_rng(0)
-    greys = rng.integers(0, 256, (500, 1024), dtype=np.uint8)
-    greys[400:] = greys[:100]
-    hashes = [int(h) for h in rng.integers(0, 2**63, 500)]
-    hashes[400:] = [h ^ (2**n - 1) for n, h in zip(rng.integers(5, 16, 100), hashes, strict=False)]
-    prints = [Fingerprint(bytes([i // 256, i % 256]), h, g) for i, (h, g) in enumerate(zip(hashes, greys, strict=True))]
-    wanted = [
-        [i, j]
-        for i in range(500)
-        for j in range(i + 1, 500)
-        if (hashes[i] ^ hashes[j]).bit_count() <= 10 and np.corrcoef(greys[i], greys[j])[0, 1] >= 0.9
-    ]
-    assert 30 < len(wanted) < 100
+def groups_by_definition(prints):
+    """Every pair compared at once, and groups grown neighbour by neighbour."""
+    bits = np.array([[p.cosine >> n & 1 for n in range(64)] for p in prints], dtype=np.float32)
+    distance = bits @ (1 - bits.T) + (1 - bits) @ bits.T
+    with np.errstate(invalid="ignore"):  # the correlation with a flat thumbnail
+        alike = np.corrcoef([p.gray for p in prints]) >= 0.9
+    linked = (distance <= 10) & alike
+    linked |= np.equal.outer(*[np.unique([p.pixels for p in prints], return_inverse=True)[1]] * 2)
+    left, groups = set(range(len(prints))), []
+    while left:
+        group, border = set(), {min(left)}
+        while border:
+            group |= border
+            border = set(np.flatnonzero(linked[list(border)].any(axis=0)).tolist()) - group
+        left -= group
+        groups.append(sorted(group))
+    return [group for group in groups if len(group) > 1]
+
+
+@pytest.mark.parametrize(("bases", "flips"), [(2000, 16), (3, 9)])
+def test_tiles_find_what_the_whole_table_holds(bases, flips):
+    """4,550 prints, so that there are tiles off the diagonal; with 3 base hashes, a third of the pairs is close."""
+    rng = np.random.default_rng(bases)
+    num = 4500
+    motifs = rng.integers(0, 256, (1500, 1024))
+    noise = rng.normal(0, 1, (num, 1024)) * rng.uniform(0, 60, (num, 1))  # correlations between 0.6 and 1
+    motif = rng.integers(0, len(motifs), num)
+    grays = (motifs[motif] + noise).clip(0, 255).astype(np.uint8)
+    grays[::50] = rng.integers(0, 256, (num // 50, 1))  # flat
+    shared = [int(h) for h in rng.integers(0, 2**63, bases)]
+    hashes = [shared[m % bases] ^ (1 << int(n)) - 1 for m, n in zip(motif, rng.integers(0, flips, num), strict=True)]
+    prints = [Fingerprint(i.to_bytes(2), h, g) for i, (h, g) in enumerate(zip(hashes, grays, strict=True))]
+    prints += prints[::90]  # equal pixels, far apart
+    wanted = groups_by_definition(prints)
+    assert len(wanted) > 500
+    assert max(map(len, wanted)) > 3
     assert find_duplicates(prints) == wanted
 
 
