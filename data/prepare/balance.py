@@ -24,12 +24,15 @@ def plan_copies(labels: Sequence[Sequence[str]]) -> list[tuple[int, str]]:
     Args:
         labels: of every training photo. A copy has the labels of its original and counts for all of them.
     """
-    counts = Counter(name for names in labels for name in names)
+    photos_of: dict[str, list[int]] = {}
+    for index, names in enumerate(labels):
+        for name in names:
+            photos_of.setdefault(name, []).append(index)
+    counts = Counter({name: len(photos) for name, photos in photos_of.items()})
     mean = counts.total() / max(1, len(counts))
     planned: dict[tuple[int, str], None] = {}
     for label in sorted(counts, key=lambda name: (counts[name], name)):
-        photos = [index for index, names in enumerate(labels) if label in names]
-        for kind, index in product(BALANCE_KINDS, photos):
+        for kind, index in product(BALANCE_KINDS, photos_of[label]):
             if counts[label] >= mean:
                 break
             if (index, kind) not in planned:

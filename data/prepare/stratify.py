@@ -22,13 +22,15 @@ def stratify(
     number_of = {stratum: number for number, stratum in enumerate(dict.fromkeys(strata))}
     kinds = np.array([number_of[stratum] for stratum in strata], dtype=np.int64)
     need = np.outer(shares, np.bincount(kinds))  # [parts, strata], in items
+    overall = need.sum(axis=1)
     parts = [0] * len(strata)
     order = np.random.default_rng(seed).permutation(len(groups))
     for group in sorted((list(groups[i]) for i in order), key=len, reverse=True):  # stable: the drawn order stays
         wanted = need[:, kinds[group]].sum(axis=1)
         # rounded, so that rounding errors of the subtractions do not decide between equals
-        part = max(range(len(shares)), key=lambda p: (round(wanted[p], 9), round(need[p].sum(), 9)))
+        part = max(range(len(shares)), key=lambda p: (round(wanted[p], 9), round(overall[p], 9)))
         np.subtract.at(need[part], kinds[group], 1)
+        overall[part] -= len(group)
         for item in group:
             parts[item] = part
     return parts
