@@ -68,13 +68,17 @@ class LabelSet:
     def _index(self) -> dict[str, int]:
         return {name: index for index, name in enumerate(self.names)}
 
+    @cached_property
+    def _name_of(self) -> dict[str, str]:
+        return dict(zip(self.folders, self.names, strict=True))
+
     def index(self, name: str) -> int | None:
         """The index of the label with this name, or None."""
         return self._index.get(name)
 
     def name_of(self, folder: str) -> str:
         """The name of the label with this folder, or the empty string."""
-        return dict(zip(self.folders, self.names, strict=True)).get(folder, "")
+        return self._name_of.get(folder, "")
 
     def folder_of(self, name: str) -> str:
         """The folder of the label with this name."""

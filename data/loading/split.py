@@ -103,8 +103,8 @@ def scan_split(
     own = LabelSet.from_plain(manifest["label_set"]) if manifest else LabelSet.found(found)
     labels = labels or own
     _check_folders(found, own, labels, where, may_be_empty=manifest is not None)
-    folders = [next((f for f in found if own.name_of(f) == name), "") for name in labels.names]
-    photos = group_copies(source, found, folders)
+    of_name = {own.name_of(folder): folder for folder in found}
+    photos = group_copies(source, found, [of_name.get(name, "") for name in labels.names])
     if not photos:
         raise DataError(f"{where} holds no photos")
     return Split(where, source, labels, photos, notes)
@@ -196,14 +196,15 @@ def group_copies(source, found: dict[str, list[str]], folders: Sequence[str]) ->
         found: names of files by class folder.
         folders: the class folders in the order of the classes.
     """
-    groups: dict[str, list[tuple[str, list[int]]]] = {}
+    groups: dict[tuple[str, int], list[tuple[str, list[int]]]] = {}  # name and size -> files, and their classes
     for index, folder in enumerate(folders):
         for name in found.get(folder, ()):
             file = f"{folder}/{name}"
-            known = next((g for g in groups.get(name, ()) if source.same(g[0], file)), None)
+            entries = groups.setdefault((name, source.size(file)), [])
+            known = next((where for first, where in entries if source.same(first, file)), None)
             if known:
-                known[1].append(index)
+                known.append(index)
             else:
-                groups.setdefault(name, []).append((file, [index]))
-    photos = [Photo(name, file, tuple(where)) for name, entries in groups.items() for file, where in entries]
+                entries.append((file, [index]))
+    photos = [Photo(name, file, tuple(where)) for (name, _), entries in groups.items() for file, where in entries]
     return sorted(photos, key=lambda photo: (photo.classes[0], photo.name))

@@ -68,6 +68,15 @@ def test_equal_names_with_other_pixels_are_two_photos(own):
     assert [len(p.classes) for p in photos] == [1, 1]
 
 
+def test_a_name_shared_by_all_folders_is_joined_by_content(own):
+    """Three contents, two of them of equal size."""
+    contents = (b"one", b"two", b"three", b"one", b"two", b"one")
+    for code, content in zip(sorted(os.listdir(own / "train")), contents, strict=True):
+        (own / "train" / code / "1.jpg").write_bytes(content)
+    photos = [p.classes for p in scan_split(own, "train").photos if p.name == "1.jpg"]
+    assert photos == [(0, 3, 5), (1, 4), (2,)]
+
+
 def test_junk_is_ignored_and_counted(own):
     (own / "train" / ".ipynb_checkpoints").mkdir()
     shutil.copy(next((own / "train" / "000001").iterdir()), own / "train" / ".ipynb_checkpoints" / "a.jpg")
