@@ -13,7 +13,7 @@ BENCHMARKS = {
     "gpu": "what a GPU does with this program, in minutes; also `make gpu-check`",
     "model": "a training step and a forward pass of Swin-T, against timm's",
     "loader": "prepared photos to augmented batches, against torchvision's ImageFolder",
-    "prepare": "originals to prepared photos, against Pillow's full decode",
+    "prepare": "originals to prepared photos, against Pillow's full decode; the whole command on small photos",
     "cam": "heat maps of Swin-T, against pytorch-grad-cam's",
     "start": "--help, and the first training step of a new process, against bare imports",
     "memory": "activations kept for backward, in bytes, and the largest batch that fits",
@@ -50,6 +50,8 @@ FLAGS: dict[str, dict] = {
     "prepare": {
         "--data-path": (None, "folder of JPEG originals, instead of drawn ones"),
         "--photos": (6, "photos per round"),
+        "--linked": ([1000], "numbers of small photos that the whole command links, with its peak memory"),
+        "--labels": ("scab rust powdery_mildew healthy frog_eye_leaf_spot complex", "labels of these, between spaces"),
     },
     "cam": SIZE,
     "memory": {**SIZE, "--budget": (8.0, "memory of the card to fill, GiB")},

@@ -35,8 +35,11 @@ def test_loader(run_benchmark, given, dataset):
 
 
 def test_prepare(run_benchmark):
-    peer, ours, command = run_benchmark("prepare", "--photos", "1")
+    flags = ["--photos", "1", "--linked", "5", "12", "--labels", "scab rust"]
+    peer, ours, command, *linked = run_benchmark("prepare", *flags)
     assert peer["ratio"] is None
+    assert [row["name"] for row in linked] == [f"process_dataset.py, {n} photos, 2 labels" for n in (5, 12)]
+    assert all(20 < int(row["note"].split()[-2]) < 1000 for row in linked), "MiB"
     assert float(ours["note"].split("; ")[1].split()[0]) >= 50
     assert command["ratio"] > 0
 
