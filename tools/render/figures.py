@@ -43,7 +43,7 @@ def draw_curves(rows: list[dict[str, str]]) -> bytes:
 def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: str, columns: str) -> bytes:
     """A table of counts `[C, C]`; the colour of a cell is its share of the row.
 
-    Of more than `MOST_LABELS` labels, those of the largest counts off the diagonal have a row; one row adds the others.
+    Of more than `MOST_LABELS` labels, those of the most confused pairs have a row; one row adds up the others.
     """
     if len(labels) > MOST_LABELS:
         pairs = np.argsort(np.diag(np.diag(matrix)) - matrix, axis=None, kind="stable")
@@ -52,7 +52,7 @@ def draw_confusion(matrix: np.ndarray, labels: Sequence[str], title: str, rows: 
         place = np.full(len(labels), len(shown))
         place[shown] = range(len(shown))
         groups = np.eye(MOST_LABELS, dtype=int)[place]  # [C, MOST_LABELS], label -> row
-        title += f"\nthe {len(shown)} labels that are confused most, of {len(labels)}"
+        title += f"\n{len(shown)} of {len(labels)} labels, those of the most confused pairs"
         labels = [*(labels[c] for c in shown), f"{len(labels) - len(shown)} others"]
         matrix = groups.T @ matrix @ groups
     side = 2.4 + 0.6 * len(labels)

@@ -56,7 +56,7 @@ def test_a_large_confusion_matrix_shows_the_labels_that_are_confused_most(num_la
     names = [tick.get_text() for tick in table.get_yticklabels()]
     assert len(names) == figures.MOST_LABELS
     assert names[-1] == f"{num_labels - 15} others"
-    assert f"15 labels that are confused most, of {num_labels}" in table.get_title()
+    assert f"15 of {num_labels} labels, those of the most confused pairs" in table.get_title()
     cells = np.array([int(text.get_text()) for text in table.texts]).reshape(16, 16)
     assert cells.sum() == matrix.sum()
     shown = [int(name.split()[1]) for name in names[:-1]]
