@@ -10,7 +10,7 @@ from pathlib import Path
 from data.labels import IMAGE_COLUMNS, LabelSet, clean_name, is_balanced_copy
 from tools.base.errors import DataError, nearest
 from tools.base.files import read_regular
-from tools.base.tables import format_csv, read_csv
+from tools.base.tables import find_repeated, format_csv, read_csv
 
 MAX_BYTES = 256_000_000
 _YES, _NO = ("1", "1.0", "1,0", "yes", "true", "x"), ("0", "0.0", "0,0", "no", "false")  # in any case
@@ -76,6 +76,8 @@ def read_labels(path: Path, separator: str | None = None, group: str | None = No
     signs: set[str] = set()  # in the columns of labels
     for _, fields in lines:
         signs.update(*(fields[column] for column in form.columns))
+    if _NUMBERED.fullmatch(columns[form.columns[0]]) and signs <= {"0", "1"}:  # one-hot; the labels are numbers
+        form = _one_hot_form(columns, path, form.group)
     rows: dict[str, LabelRow] = {}
     num_rows = 0
     for row in form.rows(read_csv(raw, path)[1], separator or form.separator(signs), bool(signs & {"x", "X"})):
@@ -158,7 +160,10 @@ class _Form:
             where = f"{self.path}, row {line}"
             image = image_name(fields[0].strip(), where)
             if self.kind == "names":
-                labels = tuple(dict.fromkeys(name for column in self.columns for name in split(fields[column])))
+                try:
+                    labels = tuple(dict.fromkeys(name for column in self.columns for name in split(fields[column])))
+                except DataError as error:
+                    raise DataError(f"{where}: {error}") from None
             else:
                 given = zip(self.labels, self.columns, strict=True)
                 labels = tuple(name for name, column in given if self._is_given(fields, column, where, marked))
@@ -192,10 +197,20 @@ def _form_of(header: Sequence[str], path: Path, group: str | None) -> _Form:
     if numbered := tuple(index for index in others if _NUMBERED.fullmatch(header[index])):
         ignored = tuple(header[index] for index in others if index not in numbered)
         return _Form(path, "names", tuple(header), numbered, group=place, ignored=ignored)
-    if len(others) < 2:
+    return _one_hot_form(header, path, place)
+
+
+def _one_hot_form(header: Sequence[str], path: Path, group: int | None) -> _Form:
+    columns = tuple(index for index in range(1, len(header)) if index != group)
+    if len(columns) < 2:
         raise DataError(f"{path}: the columns are {', '.join(header)}; wanted images,labels, or one column per label")
-    names = tuple(clean_name(header[index].removeprefix("label_")) for index in others)
-    return _Form(path, "one-hot", tuple(header), tuple(others), names, place)
+    try:
+        names = tuple(clean_name(header[index].removeprefix("label_")) for index in columns)
+    except DataError as error:
+        raise DataError(f"{path}, header: {error}") from None
+    if repeated := find_repeated(names):
+        raise DataError(f"{path}: two columns belong to the label {repeated!r}; remove one")
+    return _Form(path, "one-hot", tuple(header), columns, names, group)
 
 
 def _split_by(separator: str) -> Callable[[str], tuple[str, ...]]:

@@ -3,7 +3,7 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -60,9 +60,16 @@ class LabelSet:
         return cls(folders, ordered, tuple(i for i, name in enumerate(ordered) if name in alone or is_healthy(name)))
 
     @classmethod
-    def found(cls, folders: Iterable[str]) -> "LabelSet":
-        """The set of a tree of class folders without a manifest: its labels are called like the folders."""
-        return cls.of_folders({folder: COURSE.name_of(folder) or clean_name(folder) for folder in folders})
+    def found(cls, folders: Collection[str]) -> "LabelSet":
+        """The set of a tree of class folders without a manifest, see `names_of`."""
+        return cls.of_folders(cls.names_of(folders))
+
+    @staticmethod
+    def names_of(folders: Collection[str]) -> dict[str, str]:
+        """folder -> name of its label: that of the folder, unless all folders are the course's."""
+        names = dict(zip(COURSE.folders, COURSE.names, strict=True))
+        is_course = names.keys() >= set(folders)
+        return {folder: names[folder] if is_course else clean_name(folder) for folder in folders}
 
     @cached_property
     def _index(self) -> dict[str, int]:
@@ -122,19 +129,19 @@ def name_fault(name: str) -> str:
     """Why this is not a valid label name, or the empty string."""
     if not name or name != " ".join(unicodedata.normalize("NFC", name).split()):
         return "is empty, is not in Unicode's form NFC, or has needless spaces"
-    if any(unicodedata.category(c) in ("Cc", "Cs", "Co", "Cn") or unicodedata.bidirectional(c) in _BIDI for c in name):
-        return "holds control characters"
+    if any(unicodedata.category(c)[0] == "C" and c not in _JOINERS for c in name):
+        return "holds control or invisible characters"
     return f"is longer than {MAX_NAME_BYTES} bytes" if len(name.encode()) > MAX_NAME_BYTES else ""
 
 
-_BIDI = {"LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI"}  # they reorder the text around them
+_JOINERS = "\u200c\u200d"  # the invisible characters that words of some scripts need
 
 
 def clean_name(text: str) -> str:
     """A label name as it is compared and written: NFC, words one space apart.
 
     Raises:
-        DataError: for a name that is empty, too long, or holds control characters.
+        DataError: for a name that is empty, too long, or holds control or invisible characters.
     """
     name = " ".join(unicodedata.normalize("NFC", text).split())
     if fault := name_fault(name):
@@ -173,7 +180,7 @@ def split_labels(text: str, labels: Sequence[str]) -> tuple[str, ...]:
     if text in labels:
         return (text,)
     separator = separator_of(labels)
-    if separator == " " and "|" in text:
+    if separator == " " and "|" in text and not any("|" in name for name in labels):
         separator = "|"
     return tuple(name for part in text.split(separator) if (name := part.strip()))
 
