@@ -132,8 +132,8 @@ OURS = [
     ("F5", changed(lambda content: {"model": content["model"]}, saved), "not a checkpoint of this program"),
     ("F5", with_part("format", 99), "format 99"),
     ("F7", changed(lambda c: c | {"model": c["model"] | {HEAD: c["model"][HEAD][:5]}}), "wrong shape head.weight"),
-    ("F7", changed(lambda content: content | {"classes": content["classes"][:5]}), "does not fit"),
-    ("F8", changed(lambda content: content | {"classes": content["classes"][::-1]}), "a sorted list of names"),
+    ("F7", changed(lambda content: content | {"classes": content["classes"][:5]}), "one name per class"),
+    ("F8", changed(lambda content: content | {"classes": content["classes"][::-1]}), "classes must be sorted"),
     *(
         (
             "F8",

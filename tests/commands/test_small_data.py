@@ -51,7 +51,7 @@ def test_training_and_scoring_of_a_handful_of_photos(few, tiny, tmp_path, capsys
             assert entry["n"] == count
             assert (entry["recall"] is None) == (limits["recall"] is None) == (count == 0)
             assert (entry["auc"] is None) == (count in (0, num_photos))
-        assert f"Accuracy for {LABELS[2]} {LABELS[2]}: no photos" in out
+        assert f"Accuracy for {LABELS[2]}: no photos" in out
         hits = round(metrics["hit1"] * num_photos)
         if hits in (0, num_photos):
             exact = binomtest(hits, num_photos).proportion_ci(method="exact")

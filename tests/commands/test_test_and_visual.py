@@ -15,6 +15,7 @@ from PIL import Image
 import test as referee
 import visual
 from data.images import read_image
+from data.labels import LabelSet
 from data.loading.split import scan_split
 from tools.commands.baseline import fit_histograms
 from tools.evaluate.predictor import load_model
@@ -49,7 +50,7 @@ def test_the_seeds_lines_from_a_count_of_our_own(raw, dataset, run_folder, capsy
     for name, codes in truth(raw).items():
         with torch.no_grad():
             logits = predictor.model(transform(read_image(raw / "test" / "images" / name))[None]).numpy()
-        top = predictor.classes[predictor.rule.probabilities(logits)[0].argmax()]
+        top = predictor.label_set.folders[predictor.rule.probabilities(logits)[0].argmax()]
         hits += top in codes
         for code in codes:
             right[code] += top == code
@@ -146,5 +147,5 @@ def test_photos_with_equal_names_get_separate_pictures(run_folder, dataset, tmp_
 def test_a_class_that_no_training_photo_has(dataset):
     """A histogram cannot learn it; it has an opinion all the same."""
     split = scan_split(dataset, "val")
-    more = dataclasses.replace(split, classes=(*split.labels.folders, "1000000"))
+    more = dataclasses.replace(split, labels=LabelSet.found([*split.labels.folders, "1000000"]))
     assert (fit_histograms(more, split)[:, 6] < 0).all()
