@@ -85,8 +85,8 @@ def read_labels(path: Path, separator: str | None = None, group: str | None = No
         before = rows.setdefault(row.image, row)
         if set(before.labels) != set(row.labels):
             raise DataError(
-                f"{path}: {row.image} has the labels {' '.join(before.labels)!r} in row {before.line} "
-                f"and {' '.join(row.labels)!r} in row {row.line}"
+                f"{path}: {row.image} has the labels {', '.join(before.labels)!r} in row {before.line} "
+                f"and {', '.join(row.labels)!r} in row {row.line}"
             )
     if not rows:
         raise DataError(f"{path} has no rows")

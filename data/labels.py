@@ -41,7 +41,7 @@ class LabelSet:
         """
         folders: dict[str, str] = {}
         for name in sorted(names):
-            folders[_free(_as_folder(name), folders)] = name
+            folders[_free(as_file_name(name), folders)] = name
         return cls.of_folders(folders, exclusive)
 
     @classmethod
@@ -164,6 +164,12 @@ def class_name_fault(name: str) -> str:
     return f"is longer than {MAX_FOLDER_BYTES} bytes" if too_long else ""
 
 
+def as_file_name(name: str) -> str:
+    """The name of a label as a part of a path, with everything replaced that not all file systems take."""
+    text = "".join("_" if c in _FORBIDDEN or not c.isprintable() else c for c in name).strip(". ") or "_"
+    return text.encode()[: MAX_FOLDER_BYTES - 4].decode(errors="ignore")
+
+
 def separator_of(labels: Iterable[str]) -> str:
     """What stands between these labels in one field of a CSV: a space, or a sign that none of them holds."""
     held = set().union(*labels)
@@ -199,12 +205,6 @@ def is_balanced_copy(name: str) -> bool:
 def origin_name(name: str) -> str:
     """The name of the photo that a balanced copy was made from; any other name is its own origin."""
     return _BALANCED_NAME.sub(r"\1\2", name)
-
-
-def _as_folder(name: str) -> str:
-    """The name with everything replaced that not all file systems take."""
-    text = "".join("_" if c in _FORBIDDEN or not c.isprintable() else c for c in name).strip(". ") or "_"
-    return text.encode()[: MAX_FOLDER_BYTES - 4].decode(errors="ignore")
 
 
 def _free(folder: str, taken: Iterable[str]) -> str:

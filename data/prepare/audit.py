@@ -61,14 +61,15 @@ def audit(
 def join_equal(photos: Sequence[AuditedPhoto]) -> tuple[list[AuditedPhoto], list[str]]:
     """The photos, with those of equal content in one split joined into the first, and a note about how many were.
 
-    The first one gets the labels of all.
+    The first one gets the labels of all, and `row.file` names all of their files.
     """
     joined: dict[tuple[str, str], AuditedPhoto] = {}
     for photo in photos:
         first = joined.setdefault((photo.split, photo.entry["sha256"]), photo)
         if first is not photo:
             labels = tuple(dict.fromkeys((*first.row.labels, *photo.row.labels)))
-            joined[photo.split, photo.entry["sha256"]] = replace(first, row=replace(first.row, labels=labels))
+            row = replace(first.row, labels=labels, file=f"{first.row.file} = {photo.row.file}")
+            joined[photo.split, photo.entry["sha256"]] = replace(first, row=row)
     num_joined = len(photos) - len(joined)
     return [*joined.values()], [f"{num_joined} files joined with another one of equal content"] if num_joined else []
 

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 from data.label_files import LabelRow, read_renames
@@ -64,6 +65,8 @@ def choose_set(raws: Sequence[RawSplit], wanted: str, exclusive: Sequence[str]) 
             if labels.index(name) is None and wanted != "found":
                 hint = nearest(name.lower(), labels.names)
                 raise DataError(f"{raw.locate(row)}: unknown label {name!r}{hint}{way_out}")
+    if not labels.names:
+        raise DataError("no photo has a label; check the label files and --labels FILE")
     if len(labels.names) < 2:
         raise DataError(
             f"all photos have the one label {labels.names[0]!r}, and a model needs two; for photos on which a model is "
@@ -94,13 +97,19 @@ def check_exclusive(rows: Sequence[tuple[str, LabelRow]], labels: LabelSet) -> N
 
 
 def suspicious_labels(rows: Sequence[LabelRow], labels: LabelSet) -> list[str]:
-    """Notes about names that may be another label misspelt."""
+    """Notes about names that may be another label misspelt, or two words of one label."""
     counts = Counter(label for row in rows for label in row.labels)
     notes = []
     for name in labels.names:
         others = [other for other in labels.names if counts[other] > 10 * counts[name]]
         if counts[name] and (hint := nearest(name, others, cutoff=0.85)):
             notes.append(f"the label {name!r} ({counts[name]} photos){hint} If so, merge them with --labels FILE")
+    for (one, other), number in Counter(pair for row in rows for pair in pairwise(row.labels)).items():
+        if 1 < number == counts[one] == counts[other]:
+            notes.append(
+                f"the labels {one!r} and {other!r} are always given together ({number} photos); if they are one label, "
+                "say with --separator '|' that spaces are part of names"
+            )
     return notes
 
 

@@ -21,6 +21,7 @@ from data.loading.split import group_copies
 from data.manifest import read_manifest
 from tools.base.errors import DataError, listing
 from tools.base.files import leads_out
+from tools.base.tables import find_repeated
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None
     for raw, row in ((split, row) for split in raws for row in split.rows):
         if len(row.labels) > 1 and multi_label == "error":
             raise DataError(
-                f"{raw.name}, {raw.locate(row)} has the labels {' '.join(row.labels)}; "
+                f"{raw.name}, {raw.locate(row)} has the labels {', '.join(row.labels)}; "
                 "choose --multi-label copy or first"
             )
 
@@ -162,7 +163,8 @@ def _match(name: str, folder: Path, images: Path, table: Path, src: Path, readin
     if out:
         raise DataError(f"image {min(out)} is a link out of {src}; remove it, or add --follow-links")
     present = {entry.name for entry in entries} - ({table.name} if table.parent == images else set())
-    rows, lost = [], []
+    rows: dict[str, LabelRow] = {}  # by file
+    lost = []
     stems = Counter(os.path.splitext(name)[0] for name in present if is_photo(name))
     of_stem = {os.path.splitext(name)[0]: name for name in present if is_photo(name)}
     for row in labels.rows:
@@ -174,21 +176,21 @@ def _match(name: str, folder: Path, images: Path, table: Path, src: Path, readin
                 f"{table}, row {row.line}: {row.image} is not named like a photo ({', '.join(EXTENSIONS)}); "
                 "convert it to JPEG or PNG, and correct its name in the row"
             )
-        else:
-            rows.append(row if file == row.image else replace(row, image=file, file=file))
-    unlisted = sorted(present - {row.image for row in rows})
+        elif set(rows.setdefault(file, replace(row, image=file, file=file)).labels) != set(row.labels):
+            raise DataError(f"{table}: rows {rows[file].line} and {row.line} give {file} different labels")
+    unlisted = sorted(present - rows.keys())
     stray = [name for name in unlisted if is_photo(name)]
     alike = {_plain_name(name): f" (there is {name})" for name in stray}
-    unlabelled = [row.image for row in rows if not row.labels]
+    unlabelled = [file for file, row in rows.items() if not row.labels]
     return RawSplit(
         name=name,
         folder=folder,
         images=images,
-        rows=[row for row in rows if row.labels],
+        rows=[row for row in rows.values() if row.labels],
         table=table,
         csv_sha256=labels.sha256,
         declared=labels.declared,
-        repeats=labels.repeats,
+        repeats=labels.repeats + len(labels.rows) - len(rows) - len(lost),
         lost=lost,
         missing=[row.image + alike.get(_plain_name(row.image), "") for row in lost],
         unlisted=[] if reading.keep_unlabelled else stray,
@@ -209,7 +211,8 @@ def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit
     found = {code: names for code, names in found.items() if names}
     manifest = read_manifest(src)
     known = LabelSet.from_plain(manifest["label_set"]) if manifest else LabelSet((), ())
-    labels = [known.name_of(code) or LabelSet.found([code]).names[0] for code in found]
+    names = LabelSet.names_of(found)
+    labels = [known.name_of(code) or names[code] for code in found]
     photos = group_copies(source, found, tuple(found))
     times = Counter(photo.name for photo in photos)
     rows = []
@@ -217,6 +220,8 @@ def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit
         single = times[photo.name] == 1
         image = image_name(photo.name if single else photo.file.replace("/", "__"), str(folder / photo.file))
         rows.append(LabelRow(image, tuple(dict.fromkeys(labels[c] for c in photo.classes)), 0, photo.file))
+    if repeated := find_repeated(row.image for row in rows):
+        raise DataError(f"{folder} holds two photos that would be called {repeated}; rename one of them")
     return RawSplit(name, folder, folder, rows, ignored=ignored)
 
 

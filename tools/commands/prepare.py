@@ -105,7 +105,7 @@ def audit_photos(args, raws, labels, smaller) -> tuple[list, list[dict], list[st
     photos, unreadable = audit(raws, shrinking, args.duplicates, bar("checking photos"))
     check_count(unreadable, "unreadable photos", "--max-bad", args.max_bad)
     photos, notes = join_equal(photos) if args.join == "content" else (photos, [])
-    check_exclusive([(str(photo.file), photo.row) for photo in photos], labels)
+    check_exclusive([(f"{photo.split}/{photo.row.file}", photo.row) for photo in photos], labels)
     groups = find_duplicates([photo.print for photo in photos if photo.print]) if args.duplicates else []
     if args.split:
         photos = divide(photos, groups, args.split, args.seed)
@@ -146,7 +146,7 @@ def print_outcome(manifest: dict, dst) -> None:
 
 def describe_group(group: dict) -> str:
     """One line about a group of duplicates in the manifest."""
-    members = " = ".join(f"{m['split']}/{m['image']} ({' '.join(m['labels'])})" for m in group["members"])
+    members = " = ".join(f"{m['split']}/{m['image']} ({', '.join(m['labels'])})" for m in group["members"])
     return f"{group['kind']} duplicates{', labelled differently' if group['contradicting'] else ''}: {members}"
 
 

@@ -1,0 +1,176 @@
+"""The label set of raw photos, by the real command: renamed, merged, dropped, joined; and what is refused."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import process_dataset
+from data.labels import COURSE
+
+MERGE = "rot: rust\nunsure: -\n"
+
+
+def photo(path: Path, seed: int) -> None:
+    """Writes a photo of noise; equal seeds give equal bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    noise = np.random.default_rng(seed).integers(0, 256, (40, 40, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+
+
+@pytest.fixture
+def prepare(tmp_path, refused, capsys):
+    """A function that writes a pool and prepares it, see `call`."""
+
+    def call(content, *flags, labels="", code=0, words=()):
+        """The manifest and what was printed, or for an exit code above 0, the check of the error's words.
+
+        `content` is a label CSV for the photos 0.png to 5.png, or file of a tree -> seed of its photo.
+        """
+        src, dst, names = tmp_path / "orchard", tmp_path / "dataset", tmp_path / "names.txt"
+        if isinstance(content, str):
+            for number in range(6):
+                photo(src / "images" / f"{number}.png", number)
+            (src / "train.csv").write_text(content, encoding="utf-8")
+        else:
+            for file, seed in content.items():
+                photo(src / file, seed)
+        names.write_text(labels, encoding="utf-8")
+        argv = ["--src", src, "--dst", dst, "--split", "1", "0", "0", *flags]
+        argv += ["--labels", names] if labels else []
+        if code:
+            refused(process_dataset.main, argv, code, *words)
+            return None
+        assert process_dataset.main([str(word) for word in argv]) == 0
+        return json.loads((dst / "manifest.json").read_text()), capsys.readouterr().out
+
+    return call
+
+
+def csv_of(*fields, header="images,labels"):
+    """A label file of the photos 0.png, 1.png, ..., one field or row each."""
+    return "\n".join([header, *(f"{number}.png,{text}" for number, text in enumerate(fields)), ""])
+
+
+def files_of(manifest):
+    return sorted(manifest["splits"]["train"]["files"])
+
+
+def test_labels_are_renamed_merged_and_dropped_and_the_manifest_says_so(prepare):
+    manifest, out = prepare(csv_of("rot", "rust rot", "unsure", "unsure rust", "late", "rust"), labels=MERGE)
+    assert manifest["label_set"]["labels"] == ["late", "rust"]
+    assert manifest["settings"]["labels"] == {"rot": "rust", "unsure": ""}
+    assert files_of(manifest) == ["late/4.png", *(f"rust/{n}.png" for n in (0, 1, 3, 5))]
+    assert manifest["left_out"]["photos whose labels were dropped"] == ["images/2.png"]
+    assert "left out: images/2.png" in out
+    manifest, out = prepare(csv_of("rot", "blk: x|rot", "a", "a", "blk: x", "a"), "--overwrite", labels="blk: x: a/b\n")
+    assert manifest["label_set"] == {"classes": ["a", "a_b", "rot"], "labels": ["a", "a/b", "rot"], "exclusive": []}
+    assert files_of(manifest) == ["a/2.png", "a/3.png", "a/5.png", "a_b/1.png", "a_b/4.png", "rot/0.png", "rot/1.png"]
+    assert "a/b" in out
+
+
+@pytest.mark.parametrize(("content", "labels", "words"), [
+    (csv_of(*["rot", "rust"] * 3), "unsure: -\n", ["no photo has the label 'unsure'"]),
+    (csv_of(*["rot", "rust"] * 3), "rott: a\n", ["'rott'", "did you mean rot?"]),
+    (csv_of(*["rot", "rust"] * 3), "rot: -\nrust: -\n", ["no photo has a label"]),
+    (csv_of(*["rot", "rust"] * 3), "rot: rust\n", ["the one label 'rust'", "--label-set"]),
+    (csv_of(*["rot", "rust"] * 3), "rot: Rust\n", ["'Rust' and 'rust'", "the line rust: Rust"]),
+    (csv_of(*["rot", "rust|rot"] * 3), "rot: healthy\n", ["3 photos", "1.png", "3.png", "5.png", "healthy"]),
+    (csv_of(*["Rot", "rot", "rust"] * 2), "", ["'Rot' and 'rot'", "--labels FILE", "the line rot: Rot"]),
+    (csv_of(*["rot", "rust,rot"] * 3, header="images,label,label_2").replace("rot\n", "rot,\n"), "", ["fields"]),
+    (csv_of("rot spot", *["rot", "spot"] * 2, "rot", header="images,label"), "", ["'rot spot'", "several labels"]),
+    (csv_of("rot", "", "rot", "rust", "rust", "rust"), "", ["row 3", "1.png has no label", "--unlabelled keep"]),
+    (csv_of(*["rot", "rust"] * 3, header="image_id,label").replace("1.png", "0"), "", ["rows 2 and 3", "0.png"]),
+])  # fmt: skip
+def test_what_is_refused(prepare, content, labels, words):
+    prepare(content, labels=labels, code=3, words=words)
+
+
+def test_flags_about_labels_that_are_not_there(prepare, tmp_path):
+    content = csv_of(*["rot|late blight", "rust"] * 3)
+    prepare(content, "--exclusive", "late bligt", code=2, words=["'late bligt'", "did you mean late blight?"])
+    prepare(content, "--exclusive", "rot", code=3, words=["3 photos have rot beside another label", "0.png (rot, late"])
+    prepare(content, "--label-set", tmp_path / "none.json", code=3, words=["none.json does not exist"])
+    prepare(content, "--label-set", "course", code=3, words=["0.png", "unknown label"])
+    (tmp_path / "set.json").write_text("[1]")
+    prepare(content, "--label-set", tmp_path / "set.json", code=3, words=["set.json holds no label set"])
+    prepare(content, "--label-set", "found", "--multi-label", "error", code=3, words=["0.png", "rot, late blight"])
+
+
+def test_photos_may_be_listed_without_their_suffix_and_twice(prepare):
+    manifest, out = prepare(csv_of(*["rot", "rust"] * 3, header="image_id,label").replace(".png", "") + "0.png,rot\n")
+    assert files_of(manifest) == [*(f"rot/{n}.png" for n in (0, 2, 4)), *(f"rust/{n}.png" for n in (1, 3, 5))]
+    assert "1 repeated row(s) ignored" in out
+
+
+def test_photos_without_labels_are_listed_for_review(prepare):
+    content = csv_of("rot", "", "rust", " ", "rot")  # 5.png has no row
+    manifest, out = prepare(content, "--unlabelled", "keep")
+    assert files_of(manifest) == ["rot/0.png", "rot/4.png", "rust/2.png"]
+    left = ["images/1.png", "images/3.png", "images/5.png"]
+    assert manifest["left_out"]["photos without labels"] == left
+    assert [line for line in out.splitlines() if line.startswith("left out")] == [f"left out: {name}" for name in left]
+
+
+def test_equal_photos_of_two_class_folders_are_one(prepare):
+    """By name and content; by content alone where that is asked for."""
+    tree = {"rot/1.png": 1, "rust/1.png": 1, "rot/2.png": 2, "rust/3.png": 2, "rust/4.png": 4, "late/1.png": 5}
+    manifest, out = prepare(tree)
+    assert files_of(manifest) == [
+        "late/late__1.png", "rot/2.png", "rot/rot__1.png", "rust/3.png", "rust/4.png", "rust/rot__1.png",
+    ]  # fmt: skip
+    assert "labelled differently: train/2.png (rot) = train/3.png (rust)" in out
+    manifest, out = prepare({}, "--join", "content", "--overwrite")
+    assert "rust/2.png" in files_of(manifest)
+    assert "rust/3.png" not in files_of(manifest)
+    assert "1 files joined" in out
+
+
+@pytest.mark.parametrize("flags", [(), ("--size", "32")])
+def test_an_exclusive_label_beside_another_is_an_error_that_names_the_files(prepare, flags):
+    """Before a photo is decoded, where equal names join; and after, where equal content does."""
+    prepare({"healthy/3.png": 3, "rot/4.png": 3, "rot/2.png": 2})
+    words = ["1 photos have healthy", "orchard/healthy/3.png = rot/4.png (healthy, rot)", "correct their labels"]
+    prepare({}, *flags, "--join", "content", "--overwrite", code=3, words=words)
+    words = ["1 photos have healthy", "orchard/healthy/2.png (healthy, rot)", "correct their labels"]
+    prepare({"healthy/2.png": 2}, *flags, "--overwrite", code=3, words=words)
+
+
+def test_of_two_photos_that_would_get_one_name_none_is_lost(prepare):
+    tree = {"rot/x.png": 1, "rust/x.png": 2, "rot/rot__x.png": 3}
+    prepare(tree, code=3, words=["two photos", "rot__x.png", "rename one"])
+
+
+def test_one_label_in_two_compositions_of_its_accent_is_one(prepare):
+    manifest, _ = prepare({"A\u0308pfel/1.png": 1, "Äpfel/2.png": 2, "rot/3.png": 3})
+    assert manifest["label_set"]["labels"] == ["rot", "Äpfel"]
+    assert files_of(manifest) == ["rot/3.png", "Äpfel/1.png", "Äpfel/2.png"]
+
+
+def test_the_courses_codes_name_its_labels_only_among_each_other(prepare):
+    manifest, _ = prepare({f"{code}/{code}.png": int(code, 2) for code in COURSE.folders})
+    assert manifest["label_set"] == COURSE.to_plain()
+
+
+def test_other_codes_are_names(prepare):
+    manifest, _ = prepare({"000001/1.png": 1, "000002/2.png": 2, "000010/3.png": 3})
+    assert manifest["label_set"]["labels"] == ["000001", "000002", "000010"]
+
+
+def test_suspicious_names_are_noted(prepare):
+    tree = {f"late blight/{n}.png": n for n in range(22)} | {"late  blihgt/x.png": 30, "rot/y.png": 31}
+    notes = prepare(tree)[0]["notes"]
+    assert len(notes) == 1
+    assert "'late blihgt' (1 photos); did you mean late blight?" in notes[0]
+
+
+def test_names_with_spaces_that_were_taken_apart_are_noted(prepare):
+    content = csv_of("black rot", "rust", "black rot", "rust", "rust", "black rot")
+    manifest, out = prepare(content)
+    assert manifest["label_set"]["labels"] == ["black", "rot", "rust"]
+    assert "'black' and 'rot' are always given together (3 photos)" in out
+    manifest, out = prepare(content, "--separator", "|", "--overwrite")
+    assert manifest["label_set"]["labels"] == ["black rot", "rust"]
+    assert "together" not in out
