@@ -73,7 +73,8 @@ def scan_split(
 
     Args:
         labels: of the training split or a checkpoint; None takes those of the data. Class folders are matched with
-            them by the names of their labels, which the manifest gives.
+            them by the names of their labels, which the manifest gives; without a manifest, by the folders themselves,
+            or if there are others, by their names as names of labels.
         balanced_copies: also list the copies that process_dataset.py --balance made, which only training may use.
         follow: read photos through links that lead out of the split.
 
@@ -100,7 +101,10 @@ def scan_split(
     for folder in found:
         if fault := class_name_fault(folder):
             raise DataError(f"{where}: class folder {folder!r} {fault}; rename it")
-    own = LabelSet.from_plain(manifest["label_set"]) if manifest else LabelSet.found(found)
+    if manifest:
+        own = LabelSet.from_plain(manifest["label_set"])
+    else:
+        own = labels if labels and set(found) <= set(labels.folders) else LabelSet.found(found)
     labels = labels or own
     _check_folders(found, own, labels, where, may_be_empty=manifest is not None)
     of_name = {own.name_of(folder): folder for folder in found}
