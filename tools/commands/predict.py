@@ -154,18 +154,20 @@ class Summary:
 
     def __init__(self, labels):
         self.columns = ("photos", *labels, "unsure", "unreadable")
-        self.counts: dict[str, Counter] = defaultdict(Counter)
+        self.counts: dict[str, Counter] = defaultdict(Counter)  # by index of the column: a label may be called unsure
         self.errors: list[str] = []
         self.num_predicted = 0
 
     def add(self, row) -> None:
         """Counts one `Row`."""
-        counts = self.counts[row.image.rpartition("/")[0] or "."]
+        counts, labels = self.counts[row.image.rpartition("/")[0] or "."], self.columns[1:-2]
+        counts[0] += 1
         if row.error:
-            counts.update(("photos", "unreadable"))
+            counts[len(labels) + 2] += 1
             self.errors.append(row.error)
         else:
-            counts.update(("photos", *row.prediction.labels, *(["unsure"] if row.unsure else [])))
+            counts.update(1 + labels.index(label) for label in row.prediction.labels)
+            counts[len(labels) + 1] += row.unsure
             self.num_predicted += 1
 
     def lines(self, most: int = 40) -> list[str]:
@@ -174,7 +176,7 @@ class Summary:
         shown = [(cli.printable(folder), counts) for folder, counts in folders[:most]]
         if len(folders) != 1:
             shown.append(("all", sum(self.counts.values(), Counter())))
-        rows = [(name, *(counts[column] for column in self.columns)) for name, counts in shown]
+        rows = [(name, *(counts[column] for column in range(len(self.columns)))) for name, counts in shown]
         if len(folders) > most:
             rows.insert(most, (f"... and {len(folders) - most} more", *("" for _ in self.columns)))
         return format_table([("folder", *self.columns), *rows])

@@ -231,6 +231,7 @@ def write_pictures(job: Job, explained) -> list[str]:
     """Writes the pictures of one photo, an item of `explain_photos`; returns the lines to print, warnings last."""
     import numpy as np
 
+    from data.labels import as_file_name
     from tools.render.maps import draw_figure, overlay, write_picture
 
     source, photo, prediction, rows = explained
@@ -241,7 +242,7 @@ def write_pictures(job: Job, explained) -> list[str]:
     pixels, window = np.asarray(preprocess.geometry()(photo))[shown], None
     if args.full_size:
         pixels, window = np.asarray(photo), preprocess.window(*photo.size)
-    label, where = labels[rows[0].class_index], ""
+    label, where = as_file_name(labels[rows[0].class_index]), ""
     kind = args.compare or ("side_by_side" if len(columns) > 1 else "pair")
     path = folder / f"{source.stem}_{label}_{kind}.png"
     if args.mistakes:

@@ -150,7 +150,8 @@ def _labels_of(header: Sequence[str], expected: Collection[str]) -> list[str]:
     if not prefix and set(expected) & set(header):  # a column per label, under its plain name
         columns = [name for name in header[1:] if name not in _NO_LABELS]
     found = [*columns, *sorted(set(expected) - set(columns))]
-    return list(COURSE.names) if set(found) <= set(COURSE.names) else found
+    whole = set(found) == set(COURSE.names) or (not columns and set(found) <= set(COURSE.names))
+    return list(COURSE.names) if whole else found
 
 
 def _read_probabilities(
