@@ -32,10 +32,11 @@ def main(argv: list[str]) -> int:
     from tools.evaluate.result import class_rows, figures_of, overall_lines
 
     truths = read_labels(Path(args.labels))
-    rows = truths.rows
     path = Path(args.predictions)
     check_output_file("--json", args.json, [path, args.labels])
-    everything = read_predictions(path, {label for row in rows for label in row.labels} | {*truths.declared})
+    everything = read_predictions(path, {label for row in truths.rows for label in row.labels} | {*truths.declared})
+    place = {image: number for number, image in enumerate(everything.images)}
+    rows = sorted(truths.rows, key=lambda row: place.get(row.image, -1))  # intervals depend on the order of the photos
     labels = everything.labels
     table = aligned(everything, [row.image for row in rows], path)
     truth = np.array([[label in row.labels for label in labels] for row in rows])
