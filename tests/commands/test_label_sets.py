@@ -25,6 +25,7 @@ import test as test_command
 import visual
 from data.labels import LabelSet, as_file_name
 from data.loading.split import scan_split
+from tools.api import load
 from tools.commands import compare, predict, score
 
 PLAIN = """
@@ -208,3 +209,108 @@ def check_class_indices(data):
             assert theirs.class_to_idx == {folder: c for c, folder in enumerate(split.labels.folders)}
             found = sorted((Path(path).name, index) for path, index in theirs.samples)
             assert found == sorted((photo.name, c) for photo in split.photos for c in photo.classes)
+
+
+def write_marked(folder, counts, names=None):
+    """Flat photos of MARKED labels: label -> how many; `names` gives some labels another folder. Returns name -> label."""
+    found = {}
+    for label, count in counts.items():
+        for number in range(count):
+            shade = np.random.default_rng((number, len(found))).integers(-12, 13, 3)
+            name = f"{folder.name}-{len(found):03d}.png"
+            path = folder / (names or {}).get(label, label) / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (48, 48), tuple(map(int, np.add(MARKED[label], shade)))).save(path)
+            found[name] = label
+    return found
+
+
+@pytest.fixture(scope="module")
+def marked(tmp_path_factory, plain):
+    """A model that was trained on the marked photos, Äpfel in one Unicode form in train and in another in val."""
+    folder, truth = tmp_path_factory.mktemp("marked"), {}
+    for split, count, names in (("train", 8, {"Äpfel": nfd("Äpfel")}), ("val", 3, {}), ("test", 2, {})):
+        truth |= write_marked(folder / "raw" / split, dict.fromkeys(MARKED, count), names)
+    flags = ["--no-duplicates"]  # flat photos all look alike
+    got = Trained(folder, folder / "raw", plain, *flags, opts=["TRAIN.EPOCHS", "16", "DATA.TARGETS", "auto"])
+    got.truth = truth
+    return got
+
+
+def check_marked(got, data, truth, split="test"):
+    """test.py decides the true label of every photo of a split, under its name."""
+    metrics, rows = got.test(split, data)
+    assert {row["images"]: row["truth"] for row in rows} == truth
+    assert {row["images"]: row["decision"] for row in rows} == truth
+    assert [entry["n"] for entry in metrics["per_class"]] == [Counter(truth.values())[label] for label in MARKED]
+    return rows
+
+
+def test_marked_photos_have_their_names_in_every_command(marked, tmp_path, capsys, monkeypatch):
+    assert marked.labels == list(MARKED) == sorted(MARKED)
+    truth = {name: label for name, label in marked.truth.items() if name.startswith("test")}
+    check_marked(marked, None, truth)
+    check_class_indices(marked.data)
+    capsys.readouterr()
+    argv = ["--resume", marked.best, "--data-path", marked.data]
+    run(test_command.main, *argv, "--to", tmp_path / "scored", "--verbose")
+    lines = capsys.readouterr().out.splitlines()
+    titles = dict(zip(MARKED, LabelSet.of_names(MARKED).titles, strict=True))
+    for name, label in truth.items():
+        assert f"Image: {name}, Actual: {titles[label]}, Predicted: {titles[label]}" in lines
+    for label in MARKED:
+        assert f"Accuracy for {titles[label]}: 100.00% (2 of 2)" in lines
+
+    (tmp_path / "orchard").mkdir()
+    for name in truth:
+        shutil.copy(next(marked.data.glob(f"test/*/{name}")), tmp_path / "orchard")
+    monkeypatch.chdir(tmp_path / "orchard")
+    run(predict.main, ".", "--resume", marked.best)
+    said = dict(re.findall(r"^(test\S+): (.*) \(\d", capsys.readouterr().out, re.MULTILINE))
+    assert said == truth
+    run(predict.main, ".", "--resume", marked.best, "--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json")
+    assert {row["images"]: row["decision"] for row in table(tmp_path / "p.csv")} == truth
+    entries = json.loads((tmp_path / "p.json").read_text())
+    assert {entry["image"]: entry["labels"] for entry in entries} == {name: [label] for name, label in truth.items()}
+    for entry in entries:
+        assert max(entry["probabilities"], key=entry["probabilities"].get) == truth[entry["image"]]
+    assert [photo.labels for photo in load(marked.best).predict(list(truth))] == [(label,) for label in truth.values()]
+    run(score.main, tmp_path / "p.csv", marked.data / "OneHot-test_label.csv")
+    assert "exact match              100.00" in capsys.readouterr().out
+
+    run(visual.main, *argv, "--split", "test", "--to", tmp_path / "maps")
+    out = capsys.readouterr().out
+    for name, label in truth.items():
+        assert (tmp_path / "maps" / f"{Path(name).stem}_{label}_pair.png").is_file()
+        assert re.search(rf"{name}: {label} \(.*; map of {label} ", out)
+
+
+def test_marked_photos_in_a_tree_without_a_manifest(marked, tmp_path):
+    """It lacks labels, and its folders are in another Unicode form."""
+    truth = write_marked(tmp_path / "tree" / "test", {"Äpfel": 2, "2": 1, "apple": 1}, {"Äpfel": nfd("Äpfel")})
+    check_marked(marked, tmp_path / "tree", truth)
+
+
+@pytest.mark.parametrize("label_set", [True, False])
+def test_marked_photos_that_were_prepared_separately(marked, label_set, tmp_path, refused):
+    """The split lacks labels, which stand between others in the order, and has other names until they are renamed."""
+    src, names = tmp_path / "raw", tmp_path / "names.txt"
+    truth = write_marked(src / "test", {"Zonate": 2, "2": 1, "apple": 1}, {"Zonate": "zone", "2": "a: two"})
+    names.write_text("zone: Zonate\na: two: 2\n")
+    argv = ["--src", src, "--no-duplicates", *(["--label-set", marked.data / "manifest.json"] if label_set else [])]
+    if label_set:
+        refused(process_dataset.main, [*argv, "--dst", tmp_path / "none"], 3, "unknown label 'a: two'")
+    run(process_dataset.main, *argv, "--dst", tmp_path / "dataset", "--labels", names)
+    folders = {path.name for path in (tmp_path / "dataset" / "test").iterdir()}
+    assert folders == (set(MARKED) if label_set else {"2", "Zonate", "apple"})
+    check_marked(marked, tmp_path / "dataset", truth)
+
+
+def test_a_label_that_differs_only_in_case_is_refused_with_what_to_do(marked, tmp_path, refused, plain):
+    write_marked(tmp_path / "raw" / "train", {"apple": 2, "2": 2, "Banana": 2}, {"Banana": "Apple"})
+    words = ("'Apple' and 'apple' differ only in upper and lower case", "--labels FILE", "the line apple: Apple")
+    refused(process_dataset.main, ["--src", tmp_path / "raw", "--dst", tmp_path / "dataset"], 3, *words)
+    refused(main.main, ["--cfg", plain, "--data-path", tmp_path / "raw", "--output", tmp_path / "out"], 3, *words)
+    write_marked(tmp_path / "raw" / "test", {"apple": 1, "2": 1}, {"apple": "Apple"})
+    argv = ["--resume", marked.best, "--data-path", tmp_path / "raw", "--to", tmp_path / "scored"]
+    refused(test_command.main, argv, 3, "test/Apple is not a class", "did you mean apple?")
