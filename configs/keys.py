@@ -57,7 +57,7 @@ KEYS: dict[str, Key] = {
     ),
     "DATA.NUM_FOLDS": Key(
         0,
-        "cut the training photos into N folds, keep duplicates together, and validate on one; 0: use the val split",
+        "cut the training photos into N folds, duplicates and groups whole, and validate on one; 0: use the val split",
         zero_or(2, 100),
         flag="--folds",
     ),

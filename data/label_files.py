@@ -68,7 +68,7 @@ def read_labels(path: Path, separator: str | None = None, group: str | None = No
 
     Raises:
         DataError: for any other content, such as a value that is not 0 or 1, a photo name with a folder in it, or one
-            photo with two different sets of labels; errors in a row name the row.
+            photo with two different sets of labels or two groups; errors in a row name the row.
     """
     raw = read_regular(path, "label file", MAX_BYTES)
     columns, lines = read_csv(raw, path)
@@ -87,6 +87,11 @@ def read_labels(path: Path, separator: str | None = None, group: str | None = No
             raise DataError(
                 f"{path}: {row.image} has the labels {', '.join(before.labels)!r} in row {before.line} "
                 f"and {', '.join(row.labels)!r} in row {row.line}"
+            )
+        if before.group != row.group:
+            raise DataError(
+                f"{path}: {row.image} has the group {before.group!r} in row {before.line} and {row.group!r} in row "
+                f"{row.line}; keep one"
             )
     if not rows:
         raise DataError(f"{path} has no rows")

@@ -1,4 +1,4 @@
-"""manifest.json of a prepared data set: reading it, and the duplicates that it lists."""
+"""manifest.json of a prepared data set: reading it, and the duplicates and groups that it lists."""
 
 import json
 import os
@@ -12,7 +12,7 @@ MANIFEST = "manifest.json"
 FORMAT = 4
 NEW_SETTINGS: dict = {  # of process_dataset.py since format 4, with the values that say what it did before
     **{"label_set": "auto", "exclusive": [], "labels": {}, "separator": None},
-    **{"join": "name", "unlabelled": "refuse"},
+    **{"join": "name", "unlabelled": "refuse", "group": None, "group_pattern": None},
 }
 MAX_BYTES = 500_000_000  # a manifest has some 150 bytes per photo
 
@@ -28,7 +28,7 @@ def read_manifest(root: Path) -> dict | None:
             manifest |= {"format": 3, "duplicates": manifest.pop("twins")}
             manifest["settings"]["duplicates"] = manifest["settings"].pop("twins")
         if manifest["format"] == 3:  # before data sets had their own labels
-            manifest |= {"format": FORMAT, "label_set": COURSE.to_plain()}
+            manifest |= {"format": FORMAT, "label_set": COURSE.to_plain(), "groups": {}}
             manifest["settings"] = NEW_SETTINGS | manifest.get("settings", {})
         if manifest["format"] != FORMAT or not _is_sound(manifest):
             raise ValueError
@@ -43,11 +43,17 @@ def duplicate_groups(manifest: dict, split: str) -> list[set[str]]:
     return [group for group in groups if len(group) > 1]
 
 
+def photo_groups(manifest: dict, split: str) -> list[set[str]]:
+    """The names of the photos in `split` of every group of --group that has some there."""
+    return [set(images[split]) for images in manifest["groups"].values() if split in images]
+
+
 def _is_sound(manifest: dict) -> bool:
     """Whether the parts that other commands read have the right types; an absent part raises."""
     sizes = [entry["size"] for split in manifest["splits"].values() for entry in split["files"].values()]
     members = [member for group in manifest["duplicates"] for member in group["members"]]
     names = [member[key] for member in members for key in ("split", "image")]
+    names += [name for images in manifest["groups"].values() for listed in images.values() for name in listed]
     if plain_fault(manifest["label_set"]):
         return False
     return all(isinstance(size, int) for size in sizes) and all(isinstance(name, str) for name in names)

@@ -107,6 +107,15 @@ def describe_duplicates(photos: Sequence[AuditedPhoto], groups: Sequence[Sequenc
     ]
 
 
+def describe_groups(photos: Sequence[AuditedPhoto]) -> dict[str, dict[str, list[str]]]:
+    """The names of the photos of every group, by split."""
+    groups: dict[str, dict[str, list[str]]] = {}
+    for photo in photos:
+        if photo.row.group:
+            groups.setdefault(photo.row.group, {}).setdefault(photo.split, []).append(photo.row.image)
+    return groups
+
+
 def entry_of(content: bytes) -> dict:
     """What the manifest records of a file."""
     return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -7,6 +7,7 @@ SRC/LABEL/photo                                      one pool
 """
 
 import os
+import re
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
@@ -31,12 +32,14 @@ class Reading:
     Attributes:
         follow: read photos through links that lead out of it.
         separator, group: as in `data.label_files.read_labels`.
+        group_pattern: a regular expression; its first bracket is, in the name of a photo's file, the photo's group.
         keep_unlabelled: photos without labels are listed; otherwise they are an error.
     """
 
     follow: bool = False
     separator: str | None = None
     group: str | None = None
+    group_pattern: str | None = None
     keep_unlabelled: bool = False
 
 
@@ -84,14 +87,14 @@ def read_raw(src: Path, pool: bool, reading: Reading) -> list[RawSplit]:
     if not src.is_dir():
         raise DataError(f"--src {src} is not a folder")
     if pool:
-        return [_read_pool(src, reading)]
+        return [_name_groups(_read_pool(src, reading), reading)]
     names = [name for name in SPLITS if (src / name).is_dir()]
     if not names:
         raise DataError(
             f"--src {src} has none of the folders {', '.join(SPLITS)}, each with class folders, or with images/ and a "
             "label CSV; for one folder that is not yet split give --split 0.8 0.1 0.1"
         )
-    return [_read_split(src, name, reading) for name in names]
+    return [_name_groups(_read_split(src, name, reading), reading) for name in names]
 
 
 def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
@@ -223,6 +226,30 @@ def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit
     if repeated := find_repeated(row.image for row in rows):
         raise DataError(f"{folder} holds two photos that would be called {repeated}; rename one of them")
     return RawSplit(name, folder, folder, rows, ignored=ignored)
+
+
+def _name_groups(raw: RawSplit, reading: Reading) -> RawSplit:
+    """The split with the names of the groups: Unicode's form NFC, words one space apart."""
+    column, pattern = reading.group, reading.group_pattern
+    if not column and not pattern:
+        return raw
+    if column and not raw.table:
+        raise DataError(f"--group {column}: {raw.folder} has class folders and no label CSV; give --group-pattern")
+
+    def name_group(row: LabelRow) -> str:
+        found = re.search(pattern, Path(row.file).name) if pattern else None
+        text = (found[1] if found else None) or row.group
+        return " ".join(unicodedata.normalize("NFC", text).split())
+
+    rows = [replace(row, group=name_group(row)) for row in raw.rows]
+    if without := [row.image for row in rows if not row.group]:
+        flag = f"--group-pattern {pattern!r}" if pattern else f"--group {column}"
+        way_out = "correct the pattern" if pattern else "fill in the column"
+        raise DataError(
+            f"{flag}: {len(without)} of {len(rows)} photos of {raw.table or raw.folder} have no group: "
+            f"{listing(without)}; {way_out}; a photo that belongs with no other needs a group of its own"
+        )
+    return replace(raw, rows=rows)
 
 
 def _plain_name(name: str) -> str:

@@ -17,7 +17,7 @@ from data.labels import SPLITS, LabelSet, balanced_copy_name
 from data.manifest import FORMAT, MANIFEST, read_manifest
 from data.prepare.audit import AuditedPhoto, count_facts, entry_of
 from data.prepare.balance import make_copy, plan_copies
-from data.prepare.stratify import stratify
+from data.prepare.stratify import connect, stratify
 from tools.base.errors import DataError, UsageError, listing
 from tools.base.tables import format_table
 from tools.base.threads import Progress, in_parallel
@@ -28,25 +28,31 @@ _OURS = {MANIFEST, REPORT, *(f"{before}{split}{after}" for split in SPLITS for b
 
 
 def divide(
-    photos: Sequence[AuditedPhoto], groups: Sequence[Sequence[int]], shares: Sequence[float], seed: int
+    photos: Sequence[AuditedPhoto], duplicates: Sequence[Sequence[int]], shares: Sequence[float], seed: int
 ) -> list[AuditedPhoto]:
-    """The photos of a pool with their splits: label combinations spread evenly, duplicates kept together.
+    """The photos of a pool with their splits: label combinations spread evenly, duplicates and groups kept together.
 
     Args:
-        groups: indices of duplicates.
+        duplicates: indices of photos, one sequence per group.
         shares: of train, val and test; a split with the share 0 gets nothing.
 
     Raises:
         DataError: when there are too few photos to fill the splits.
     """
     wanted = [(name, share) for name, share in zip(SPLITS, shares, strict=True) if share]
-    grouped = {index for group in groups for index in group}
-    together = [*groups, *([index] for index in range(len(photos)) if index not in grouped)]
+    keys: list[list] = [[photo.row.group] if photo.row.group else [] for photo in photos]
+    for number, group in enumerate(duplicates):
+        for index in group:
+            keys[index].append(number)
+    together = sorted(connect(keys), key=lambda group: len(group) == 1)
     strata = [frozenset(photo.row.labels) for photo in photos]
-    parts = stratify(together, strata, [share for _, share in wanted], seed)
+    grouped = any(photo.row.group for photo in photos)
+    parts = stratify(together, strata, [share for _, share in wanted], seed, refine=grouped)
     empty = [name for number, (name, _) in enumerate(wanted) if number not in parts]
     if empty:
-        raise DataError(f"{len(photos)} photos are too few: {' and '.join(empty)} would be empty; change --split")
+        found = f"{len(photos)} photos" + (f", in {len(together)} group(s) that stay together," if grouped else "")
+        way_out = "change --split, or give smaller groups" if grouped else "change --split"
+        raise DataError(f"{found} are too few: {' and '.join(empty)} would be empty; {way_out}")
     return [replace(photo, split=wanted[part][0]) for photo, part in zip(photos, parts, strict=True)]
 
 
@@ -55,7 +61,7 @@ def write_tree(photos: Sequence[AuditedPhoto], root: Path, known: dict, progress
 
     Args:
         known: the manifest's other entries: `settings` (of which `mode`, `multi_label`, `balance` and `quality` are
-            used here), `label_set`, `duplicates`, `left_out`, `notes`.
+            used here), `label_set`, `groups`, `duplicates`, `left_out`, `notes`.
     """
     settings, labels, splits = known["settings"], LabelSet.from_plain(known["label_set"]), {}
     for name in SPLITS:
@@ -98,10 +104,11 @@ def is_finished(dst: Path, manifest: dict) -> bool:
 def format_counts(manifest: dict) -> list[str]:
     """The counts of a manifest as lines of text, one column per split."""
     splits, labels = manifest["splits"], LabelSet.from_plain(manifest["label_set"])
-    counts = list(splits.values())
+    counts, groups = list(splits.values()), manifest["groups"].values()
     rows = [
         ("", *splits),
         ("rows", *(c["rows"] for c in counts)),
+        *([("groups", *(sum(name in g for g in groups) for name in splits))] if groups else []),
         ("with several labels", *(c["several"] for c in counts)),
         ("files (one per label)", *(sum(c["labels"].values()) for c in counts)),
         *((f"  {t}", *(c["labels"][n] for c in counts)) for t, n in zip(labels.titles, labels.names, strict=True)),

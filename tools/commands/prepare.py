@@ -1,5 +1,7 @@
 """Audits raw photos and label CSVs, and writes the folders that main.py, test.py and visual.py read."""
 
+import argparse
+import re
 from pathlib import Path
 
 from tools.base import cli
@@ -14,6 +16,17 @@ reads   SRC/{train,val,test}/images and SRC/{split}/{split}_label.csv (or SRC/{s
 writes  DST/{split}/LABEL/ID.jpg, DST/OneHot-{split}_label.csv, DST/manifest.json, DST/report.html
         the folders of the course's six labels are called 000001, ..., 100000
 """
+
+
+def group_pattern(text: str) -> str:
+    """Type of --group-pattern: a regular expression with at least one bracket."""
+    try:
+        num_brackets = re.compile(text).groups
+    except (re.error, OverflowError, RecursionError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
+    if not num_brackets:
+        raise argparse.ArgumentTypeError(f"{text!r} needs brackets around the group, such as '^(tree[0-9]+)_'")
+    return text
 
 
 def build_parser() -> cli.Parser:
@@ -39,6 +52,10 @@ def build_parser() -> cli.Parser:
     add("--unlabelled", default="refuse", choices=["refuse", "keep"], help=unlabelled)
     add("--mode", default="link", choices=["link", "copy"], help="hard links, or copies of the photos")
     add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="split one folder; the sum must be 1")
+    group = parser.add_mutually_exclusive_group().add_argument
+    group("--group", metavar="COLUMN", help="keep photos in one split that have the same tree, orchard or date there")
+    by_name = "the same, where the first bracket of a regular expression finds the group in the name of a photo"
+    group("--group-pattern", type=group_pattern, metavar="REGEX", help=by_name)
     add("--seed", default=0, type=int, metavar="N", help="seed of --split (default: %(default)s)")
     add("--size", type=int, metavar="PIXELS", help="write smaller copies with this short side; never enlarges")
     add("--squash", action="store_true", help="with --size: make photos square, like the course's")
@@ -83,7 +100,7 @@ def settings_of(args, raws, renames) -> dict:
     """Everything besides the photos that decides what the tree holds."""
     names = (
         *("mode", "multi_label", "split", "seed", "size", "squash", "quality", "balance", "duplicates"),
-        *("label_set", "exclusive", "separator", "join", "unlabelled"),
+        *("label_set", "exclusive", "separator", "join", "unlabelled", "group", "group_pattern"),
     )
     digests = {raw.name: raw.csv_sha256 for raw in raws if raw.table}
     return {name: getattr(args, name) for name in names} | {"labels": renames, "csv_sha256": digests}
@@ -156,12 +173,15 @@ def main(argv: list[str]) -> int:
     args = build_parser().parse_args(argv)
     check_arguments(args)
 
+    from data.prepare.audit import describe_groups
     from data.prepare.label_set import check_exclusive, choose_set, rename, suspicious_labels
     from data.prepare.raw import Reading, check_rows, left_out, read_raw
     from data.prepare.tree import check_target, is_finished, write_tree
 
     src, dst = Path(args.src), Path(args.dst)
-    raws = read_raw(src, bool(args.split), Reading(args.follow_links, args.separator, None, args.unlabelled == "keep"))
+    keep = args.unlabelled == "keep"
+    reading = Reading(args.follow_links, args.separator, args.group, args.group_pattern, keep)
+    raws = read_raw(src, bool(args.split), reading)
     check_apart(src, dst, raws)
     raws, renames = rename(raws, Path(args.labels) if args.labels else None)
     labels = choose_set(raws, args.label_set, args.exclusive)
@@ -177,7 +197,7 @@ def main(argv: list[str]) -> int:
         notes = [note for raw in raws for note in raw.notes()] + joined + suspicious_labels(rows, labels)
         left = left_out(raws) | {"unreadable photos": unreadable}
         known: dict = {"settings": settings, "label_set": labels.to_plain()}
-        known |= {"duplicates": duplicates, "left_out": left, "notes": notes}
+        known |= {"groups": describe_groups(photos), "duplicates": duplicates, "left_out": left, "notes": notes}
         manifest = write_tree(photos, tree, known, bar("making copies"))
         write_page(manifest, tree)
         if args.overwrite or not is_finished(dst, manifest):

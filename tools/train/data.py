@@ -24,7 +24,7 @@ from data.loading.folds import fold_of
 from data.loading.samplers import Shard, TrainBatches
 from data.loading.split import Split, samples_of
 from data.loading.transforms import Preprocess
-from data.manifest import duplicate_groups, read_manifest
+from data.manifest import duplicate_groups, photo_groups, read_manifest
 from models.build import normalization
 from tools.base.tables import format_table
 from tools.runtime.distributed import Ranks
@@ -93,7 +93,8 @@ def _divide(config, train: Split) -> tuple[Split, Split]:
     data = config.DATA
     manifest = read_manifest(Path(data.DATA_PATH))
     duplicates = duplicate_groups(manifest, "train") if manifest else []
-    return fold_of(train, duplicates, data.NUM_FOLDS, data.FOLD, config.SEED)
+    groups = photo_groups(manifest, "train") if manifest else []
+    return fold_of(train, duplicates, groups, data.NUM_FOLDS, data.FOLD, config.SEED)
 
 
 def count_table(data: RunData, config) -> list[str]:
