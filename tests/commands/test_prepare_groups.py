@@ -104,6 +104,15 @@ def test_orchards_that_are_too_few_or_too_large_for_folds(pool, tmp_path, tiny, 
     assert any("the 5 folds have 2 to 34 photos; use fewer folds, or smaller groups" in note for note in notes)
 
 
+def test_one_group_with_most_photos_is_warned_about(pool, tmp_path, capsys):
+    write_rows(pool, [[name, labels, str(max(0, i - 33))] for i, (name, labels, _) in enumerate(rows_of(pool))])
+    argv = ["--src", pool, "--dst", tmp_path / "d", "--split", "0.4", "0.3", "0.3", "--group", "tree"]
+    assert run(*argv, "--no-duplicates") == 0
+    out = capsys.readouterr().out
+    assert "train 79 instead of 40 %" in out
+    assert "the largest, 0, with 79 %; give smaller groups" in out
+
+
 def test_a_pattern_finds_groups_in_the_names_in_class_folders(pool, tmp_path):
     tree = tmp_path / "tree"
     for name, labels, group in rows_of(pool):
@@ -126,6 +135,21 @@ def test_names_of_groups_are_compared_like_labels(pool, tmp_path):
     write_rows(pool, [[name, labels, names[i % 4]] for i, (name, labels, _) in enumerate(rows)])
     assert run("--src", pool, "--dst", tmp_path / "d", *SPLIT, "--group", "tree", "--no-duplicates") == 0
     assert sorted(read_manifest(tmp_path / "d")["groups"]) == ["2", "3", "B\u00e4ume 1"]
+
+
+def test_groups_in_several_given_splits_are_a_warning(raw, tmp_path, capsys):
+    source = shutil.copytree(raw, tmp_path / "source")
+    for split in ("train", "val", "test"):
+        path = source / split / f"{split}_label.csv"
+        header, *lines = path.read_text().splitlines()
+        lines = [
+            f"{line},{'both' if i == 0 and split != 'test' else f'{split} {i % 5}'}" for i, line in enumerate(lines)
+        ]
+        path.write_text("\n".join([f"{header},tree", *lines]))
+    assert run("--src", source, "--dst", tmp_path / "d", "--group", "tree") == 0
+    warning = "1 of 16 groups are in several splits, which makes scores too good: both (train, val)"
+    assert f"warning: {warning}" in capsys.readouterr().out
+    assert warning in (tmp_path / "d" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(
@@ -163,3 +187,20 @@ def test_a_photo_without_a_group_or_with_two_is_named(pool, tmp_path, refused):
         shutil.copy(pool / "images" / name, tmp_path / "tree" / labels.split()[0] / name)
     argv[1] = tmp_path / "tree"
     refused(process_dataset.main, argv, 3, "no label CSV; give --group-pattern")
+
+
+def test_five_photos_of_a_label(pool, tmp_path, capsys):
+    """Each split answers, and the audit names the label, what its figures are worth, and where it is missing."""
+    rows = [[name, "many" if i % 7 else "rare", tree] for i, (name, _, tree) in enumerate(rows_of(pool)[:35])]
+    write_rows(pool, rows)
+    argv = ["--src", pool, "--dst", tmp_path / "d", "--split", "0.8", "0.1", "0.1", "--max-missing", "99"]
+    assert run(*argv) == 0
+    counts = {name: split["labels"]["rare"] for name, split in read_manifest(tmp_path / "d")["splits"].items()}
+    assert counts["train"] == 4
+    warnings = [line for line in capsys.readouterr().out.splitlines() if line.startswith("warning: ")]
+    missing = next(name for name, count in counts.items() if not count)
+    assert any(
+        f"without photos, not learned in train, not scored in val or test: {missing}: rare 0;" in w for w in warnings
+    )
+    assert any("train: rare 4; photograph more (93 for ±10 points)" in w for w in warnings)
+    assert len(warnings) == 3

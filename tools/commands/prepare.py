@@ -151,12 +151,14 @@ def bar(description: str):
 
 def print_outcome(manifest: dict, dst) -> None:
     """Prints the counts, the duplicates, and everything that was left out."""
+    from data.prepare.advice import find_warnings
     from data.prepare.tree import REPORT, format_counts
 
     print(*format_counts(manifest), sep="\n")
     lines = [cli.printable(describe_group(group)) for group in manifest["duplicates"]]
     lines = [listing(lines, "\n", most=20)] if lines else []
     lines += [cli.printable(note) for note in manifest["notes"]]
+    lines += [cli.printable(f"warning: {warning}") for warning in find_warnings(manifest)]
     lines += [cli.printable(f"left out: {name}") for names in manifest["left_out"].values() for name in names]
     print(*lines, f"{dst} is complete: {', '.join(manifest['splits'])}; see {dst / REPORT}", sep="\n")
 

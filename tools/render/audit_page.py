@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from data.labels import LabelSet
+from data.prepare.advice import find_warnings, half_width
 from tools.render.page import Bars, Picture, Pictures, Table, Text, render
 
 PHOTOS_PER_LABEL = 12
@@ -30,11 +31,13 @@ def audit_page(manifest: dict, picture: Callable[[str], bytes]) -> str:
     """
     splits, labels = manifest["splits"], LabelSet.from_plain(manifest["label_set"])
     photos = ", ".join(f"{split['rows']} photos in {name}" for name, split in splits.items())
-    sections = {
+    sections: dict[str, list] = {
+        "Warnings": [Text(line, alert=True) for line in find_warnings(manifest)] or [Text("None.")],
         "Counts": [_by_split(splits, _COUNTS)],
-        **{f"Labels in {name}": _labels(split) for name, split in splits.items()},
+        **{f"Labels in {name}": _labels(split, name) for name, split in splits.items()},
         "Files": [_by_split(splits, _UNUSUAL), *(_frequent(splits, fact) for fact in ("sizes", "modes", "formats"))],
         "Photos of each label": _mosaics(splits, labels, picture),
+        "Groups": _groups(manifest),
         "Duplicates": _duplicates(manifest, picture),
         "Left out": _left_out(manifest["left_out"]),
         "Settings and notes": _settings(manifest),
@@ -47,16 +50,18 @@ def _by_split(splits: dict, rows: dict[str, Callable[[dict], object]]) -> Table:
     return Table(("", *splits), [(name, *map(value, splits.values())) for name, value in rows.items()])
 
 
-def _labels(split: dict) -> list:
+def _labels(split: dict, name: str) -> list:
     """Bars of the labels, then of their combinations, the most frequent first."""
     made = split["made"]
-    labels = [
-        (name, count + made[name], f"{count}{f' + {made[name]} made' if made[name] else ''}")
-        for name, count in split["labels"].items()
-    ]
+    labels = []
+    for label, count in split["labels"].items():
+        text = f"{count} + {made[label]} made" if made[label] else f"{count}"
+        width = f" (±{100 * half_width(count):.0f})" if name != "train" and count else ""
+        labels.append((label, count + made[label], text + width))
     combinations = sorted(split["combinations"].items(), key=lambda item: (-item[1], item[0]))
     bars = [(names, count, str(count)) for names, count in combinations]
-    return [Bars(labels), Text("Label combinations:"), Bars(bars)]
+    why = "In brackets: the 95 % interval of a recall that is measured on so many photos, in points, at its widest."
+    return [*([] if name == "train" else [Text(why)]), Bars(labels), Text("Label combinations:"), Bars(bars)]
 
 
 def _frequent(splits: dict, fact: str) -> Table:
@@ -79,6 +84,16 @@ def _mosaics(splits: dict, labels: LabelSet, picture: Callable[[str], bytes]) ->
         pictures = [Picture(picture(f"{split}/{file}"), file.split("/")[1]) for file in shown]
         blocks += [Text(f"{label}: {num_shown} of {count} in {split}"), Pictures(pictures)]
     return blocks
+
+
+def _groups(manifest: dict) -> list:
+    groups, splits = manifest["groups"], manifest["splits"]
+    if not groups:
+        return [Text("Not given (--group, --group-pattern).")]
+    sizes = {split: {name: len(of[split]) for name, of in groups.items() if split in of} for split in splits}
+    largest = [max(held, key=lambda name: held[name]) for held in sizes.values()]
+    counts = [(f"{sizes[split][name]}", name) for split, name in zip(splits, largest, strict=True)]
+    return [Table(("", *splits), [("groups", *map(len, sizes.values())), ("photos in the largest", *counts)])]
 
 
 def _duplicates(manifest: dict, picture: Callable[[str], bytes]) -> list:

@@ -29,8 +29,9 @@ def manifest(**changes) -> dict:
         "photos without a row": [],
         "unreadable photos": ["train/x.jpg: empty file"],
     }
-    known = {"settings": {"duplicates": True, "csv_sha256": {"train": "abc"}}, "duplicates": [], "notes": ["a note"]}
-    known |= {"label_set": {"classes": ["000001", "000010"], "labels": ["scab", "rust"], "exclusive": []}}
+    settings = {"duplicates": True, "balance": True, "csv_sha256": {"train": "abc"}}
+    labels = {"classes": ["000001", "000010"], "labels": ["scab", "rust"], "exclusive": []}
+    known = {"settings": settings, "label_set": labels, "groups": {}, "duplicates": [], "notes": ["a note"]}
     return {**known, "splits": {"train": split}, "left_out": left_out, **changes}
 
 
@@ -73,5 +74,18 @@ def test_duplicates_are_shown_together_with_their_faults():
     assert "53 groups of duplicates; 53 with different labels." in text
     pair = ["train/000001/001.jpg", "train/000010/030.jpg"]
     assert asked[-2 * MOST_DUPLICATES :] == pair * MOST_DUPLICATES
-    text, _ = page_of(manifest(settings={"duplicates": False}))
+    text, _ = page_of(manifest(settings={"duplicates": False, "balance": False}))
     assert "Not looked for" in text
+
+
+def test_groups_warnings_and_the_width_of_intervals_are_on_the_page():
+    groups = {"tree 1": {"train": ["a", "b"]}, "tree <2>": {"train": ["c", "d", "e"], "val": ["f"]}}
+    split = manifest()["splits"]["train"]
+    text, _ = page_of(manifest(groups=groups, splits={"train": split, "val": split}))
+    assert "1 of 2 groups are in several splits" in text
+    assert "train: rust 1; photograph more" in text
+    assert "Groups train val groups 2 1 photos in the largest 3 tree &lt;2&gt; 1 tree &lt;2&gt;" in text
+    assert "scab 30 (±17)" in text.split("Labels in val")[1]
+    assert "±" not in text.split("Labels in train")[1].split("Labels in val")[0]
+    text, _ = page_of(manifest())
+    assert "Groups Not given" in text
