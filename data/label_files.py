@@ -189,7 +189,7 @@ def _form_of(header: Sequence[str], path: Path, group: str | None) -> _Form:
     if not header:
         raise DataError(f"label file {path} is empty")
     if header[0].casefold() not in IMAGE_COLUMNS:
-        raise DataError(f"{path}: the first column is {header[0]!r}, not 'images'")
+        raise DataError(f"{path}: the first column is {header[0]!r}, not 'images'; rename it")
     if group is not None and group not in header[1:]:
         raise DataError(f"{path} has no column {group!r} for --group{nearest(group, header[1:])}")
     place = header.index(group) if group is not None else None

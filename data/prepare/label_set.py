@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
+from difflib import get_close_matches
 from pathlib import Path
 
 from data.label_files import LabelRow, read_renames
@@ -97,20 +97,33 @@ def check_exclusive(rows: Sequence[tuple[str, LabelRow]], labels: LabelSet) -> N
 
 
 def suspicious_labels(rows: Sequence[LabelRow], labels: LabelSet) -> list[str]:
-    """Notes about names that may be another label misspelt, or two words of one label."""
+    """Notes about names that may be another label misspelt, and about names that may be words of one name."""
     counts = Counter(label for row in rows for label in row.labels)
-    notes = []
+    notes = [
+        f"the labels {', '.join(words)} are always together; if they are one name with spaces, separate the names in "
+        "the CSV with | or ;, or call their column `label`"
+        for words in _inseparable(rows)
+    ]
     for name in labels.names:
-        others = [other for other in labels.names if counts[other] > 10 * counts[name]]
-        if counts[name] and (hint := nearest(name, others, cutoff=0.85)):
-            notes.append(f"the label {name!r} ({counts[name]} photos){hint} If so, merge them with --labels FILE")
-    for (one, other), number in Counter(pair for row in rows for pair in pairwise(row.labels)).items():
-        if 1 < number == counts[one] == counts[other]:
+        others = [other for other in labels.names if counts[other] > 10 * counts[name] > 0]
+        for other in get_close_matches(name, others, n=1, cutoff=0.85):
             notes.append(
-                f"the labels {one!r} and {other!r} are always given together ({number} photos); if they are one label, "
-                "say with --separator '|' that spaces are part of names"
+                f"the label {name!r} ({counts[name]} photos) may be {other!r} misspelt; if so, merge them with "
+                f"--labels FILE, which holds the line {name}: {other}"
             )
     return notes
+
+
+def _inseparable(rows: Sequence[LabelRow]) -> list[list[str]]:
+    """Groups of two or more labels that have exactly the same photos, at least two."""
+    photos: dict[str, list[int]] = {}
+    for index, row in enumerate(rows):
+        for label in row.labels:
+            photos.setdefault(label, []).append(index)
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for label, indices in photos.items():
+        groups.setdefault(tuple(indices), []).append(label)
+    return [labels for indices, labels in groups.items() if len(labels) > 1 < len(indices)]
 
 
 def _is_course(raws: Sequence[RawSplit], found: set[str]) -> bool:

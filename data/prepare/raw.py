@@ -85,7 +85,7 @@ def read_raw(src: Path, pool: bool, reading: Reading) -> list[RawSplit]:
         DataError: when photos or labels are missing, or a label file is wrong.
     """
     if not src.is_dir():
-        raise DataError(f"--src {src} is not a folder")
+        raise DataError(f"--src {src} is not a folder; give the folder of the photos and labels")
     if pool:
         return [_name_groups(_read_pool(src, reading), reading)]
     names = [name for name in SPLITS if (src / name).is_dir()]
@@ -133,12 +133,15 @@ def _read_pool(src: Path, reading: Reading) -> RawSplit:
         return _read_tree(src.resolve().name, src, src, reading)
     if not folders:
         raise DataError(
-            f"--src {src}: no photos in train_images/, images/ or the folder itself, nor in class folders; needed by "
-            "--split"
+            f"--src {src}: no photos in train_images/, images/ or the folder itself, nor in class folders; --split "
+            "wants SRC/LABEL/photo, or a CSV and photos in one folder"
         )
     if len(tables) != 1:
-        found = ", ".join(path.name for path in tables) or "no CSV"
-        raise DataError(f"--src {src}: looked for train.csv or a single CSV, found {found}; needed by --split")
+        found = ", ".join(path.name for path in (tables or sorted(src.glob("*.xls*")))) or "no CSV"
+        raise DataError(
+            f"--src {src}: the photos in {folders[0]} need train.csv or a single CSV in {src}, found {found}; save an "
+            "Excel sheet as `CSV UTF-8`, or put every photo into a folder that is called like its label"
+        )
     return _match(folders[0].resolve().name, folders[0], folders[0], tables[0], src, reading)
 
 

@@ -51,7 +51,7 @@ TABLES = [
     ("C10", HEADER + "a\0.jpg,scab\n", "NUL"),
     ("C10", HEADER + "x" * 140_000 + ",scab\n", "field larger than field limit"),
     ("C19", HEADER + "x" * 300 + ".jpg,scab\n", "longer than a file name"),
-    ("C5", b"images,labels\ncaf\xe9.jpg,scab\n", "row 2: not UTF-8 at byte 17"),
+    ("C5", b"images,labels\ncaf\xe9.jpg,scab\n", "row 2: not UTF-8 at byte 17; in Excel, save it as `CSV UTF-8`"),
     ("C11", ONE_HOT + "a.jpg,0,0,0,0,0,2\n", "row 2, column label_scab: '2' is not 0 or 1"),
     ("C11", ONE_HOT + "a.jpg,0,0,0,0,0,\n", "'' is not 0 or 1"),
     ("C11", ONE_HOT + "a.jpg,0,0,0,0,0,0\n", "no label"),

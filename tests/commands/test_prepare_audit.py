@@ -423,3 +423,27 @@ def test_a_full_disk_is_named_by_the_file_that_did_not_fit(source, tmp_path):
     made = subprocess.run([*inside, *COMMAND, *map(str, argv)], capture_output=True, text=True, check=False)
     assert made.returncode == 5, made.stderr
     assert re.fullmatch(rf"error: {tmp_path}/small/.* cannot be written: No space left on device\n", made.stderr)
+
+
+def test_names_cut_at_their_spaces_and_misspelt_folders_are_noted(pool, tmp_path, capsys):
+    photos = sorted((pool / "train_images").iterdir())
+    names = ["Black rot" if index < 20 else "Downy mildew" for index in range(len(photos))]
+    table = pool / "train.csv"
+    table.write_text("image,labels\n" + "".join(f"{p.name},{n}\n" for p, n in zip(photos, names, strict=True)))
+    split = ("--split", 0.5, 0.25, 0.25, "--no-duplicates")
+    assert run("--src", pool, "--dst", tmp_path / "words", *split) == 0
+    out = capsys.readouterr().out
+    assert "Black, rot are always together" in out
+    assert "Downy, mildew are always together" in out
+    table.write_text(table.read_text().replace("labels", "label"))
+    assert run("--src", pool, "--dst", tmp_path / "names", *split) == 0
+    assert "always together" not in capsys.readouterr().out
+    table.write_text(table.read_text().replace("Black rot", "Blak rot", 1).replace("Downy mildew", "Black rot"))
+    assert run("--src", pool, "--dst", tmp_path / "typo", *split, "--label-set", "found", "--overwrite") == 0
+    assert "holds the line Blak rot: Black rot" in capsys.readouterr().out
+
+
+def test_an_excel_workbook_beside_the_photos_is_named_with_what_to_do(pool, tmp_path, refused):
+    (pool / "train.csv").rename(pool / "labels.xlsx")
+    arguments = ["--src", pool, "--dst", tmp_path / "d", "--split", 0.5, 0.5, 0]
+    refused(process_dataset.main, arguments, 3, "found labels.xlsx", "CSV UTF-8")

@@ -33,7 +33,9 @@ def read_csv(raw: bytes, path: Path) -> tuple[list[str], Iterator[tuple[int, lis
         raw.decode(encoding)
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
-        raise DataError(f"{path}, row {line}: not UTF-8 at byte {error.start}") from None
+        raise DataError(
+            f"{path}, row {line}: not UTF-8 at byte {error.start}; in Excel, save it as `CSV UTF-8`"
+        ) from None
     # decoded line by line: a StringIO would hold four bytes per character
     text = io.TextIOWrapper(io.BytesIO(raw), encoding=encoding, newline="")
     first_line = text.readline()
