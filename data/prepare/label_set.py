@@ -48,7 +48,7 @@ def choose_set(raws: Sequence[RawSplit], wanted: str, exclusive: Sequence[str]) 
     found = {label for raw in raws for label in _labels_of(raw)}
     rows = [(raw, row) for raw in raws for row in (*raw.rows, *raw.lost)]
     given = {label for _, row in rows for label in row.labels}
-    way_out = "; if it is a label of its own, add --label-set found" if wanted == "auto" else ""
+    way_out = "; rename it with --labels FILE, or if it is a label of its own, give --label-set found"
     if wanted == "auto":
         wanted = "course" if _is_course(raws, found | given) else "found"
     if wanted == "found":
