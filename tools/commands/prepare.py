@@ -9,12 +9,14 @@ from tools.base.errors import UsageError, listing
 from tools.base.files import locked, publish, staging
 
 EPILOG = """
-reads   SRC/{train,val,test}/images and SRC/{split}/{split}_label.csv (or SRC/{split}_label.csv), with the columns
-        images,labels or one column of 0 and 1 per label; or SRC/{split}/LABEL/ID.jpg; one split is enough
-        with --split: photos in SRC/train_images, SRC/images or SRC, and SRC/train.csv or the only CSV of SRC;
-        or SRC/LABEL/ID.jpg
+reads   with --split: SRC/LABEL/ID.jpg; or photos in SRC/images, SRC/train_images or SRC, and SRC/train.csv or the
+        only CSV of SRC
+        else: SRC/{train,val,test}/LABEL/ID.jpg; or SRC/{split}/images and SRC/{split}/{split}_label.csv (or
+        SRC/{split}_label.csv); one split is enough
+        CSV: image,label or image,labels or image,label_1,label_2 or one column per label with 0 and 1 or x
 writes  DST/{split}/LABEL/ID.jpg, DST/OneHot-{split}_label.csv, DST/manifest.json, DST/report.html
         the folders of the course's six labels are called 000001, ..., 100000
+docs/own-data.md goes from a folder of photos to a scored model; docs/data.md has all details
 """
 
 
@@ -38,15 +40,15 @@ def build_parser() -> cli.Parser:
     several = "a photo with several labels: one file per label, an error, or its first label only"
     add("--multi-label", default="copy", choices=["copy", "error", "first"], help=several)
     add("--labels", metavar="FILE", help="rename, merge or drop labels: lines `given: new`, or `given: -`")
-    which = "labels: found ones, the course's six, or a manifest.json's (default: the course's if they match)"
+    which = "the labels found, the course's six, or those of a manifest.json (default: the course's if they match)"
     add("--label-set", default="auto", metavar="found|course|FILE", help=which)
     add("--exclusive", nargs="+", default=[], metavar="NAME", help="labels that stand alone, besides `healthy`")
-    add("--separator", metavar="SIGN", help="between the names in a column `labels` (default: found out)")
+    add("--separator", metavar="SIGN", help="between the names in a column `labels` (default: found in the file)")
     add(
         "--join",
         default="name",
         choices=["name", "content"],
-        help="one photo: files with equal name and content, or any",
+        help="one photo is: files with equal name and content, or with equal content",
     )
     unlabelled = "photos without labels are an error, or are listed and left out"
     add("--unlabelled", default="refuse", choices=["refuse", "keep"], help=unlabelled)
