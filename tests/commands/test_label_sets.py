@@ -212,7 +212,7 @@ def check_class_indices(data):
 
 
 def write_marked(folder, counts, names=None):
-    """Flat photos of MARKED labels: label -> how many; `names` gives some labels another folder. Returns name -> label."""
+    """Flat photos of MARKED labels, label -> how many; `names` renames some folders. Returns name -> label."""
     found = {}
     for label, count in counts.items():
         for number in range(count):
