@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -48,23 +48,17 @@ def choose_set(raws: Sequence[RawSplit], wanted: str, exclusive: Sequence[str]) 
     found = {label for raw in raws for label in _labels_of(raw)}
     rows = [(raw, row) for raw in raws for row in (*raw.rows, *raw.lost)]
     given = {label for _, row in rows for label in row.labels}
-    way_out = "; rename it with --labels FILE, or if it is a label of its own, give --label-set found"
     if wanted == "auto":
         wanted = "course" if _is_course(raws, found | given) else "found"
     if wanted == "found":
         labels = LabelSet.of_names(found or given)
     else:
         labels = COURSE if wanted == "course" else _read_set(Path(wanted))
+    faults = _name_faults(given, labels, wanted != "found")
     for raw, row in rows:
         for name in row.labels:
-            if _is_several(name, labels):
-                raise DataError(
-                    f"{raw.locate(row)}: {name!r} looks like several labels; separate them with spaces, or with | in "
-                    "all rows; if it is one label, rename it with --labels FILE"
-                )
-            if labels.index(name) is None and wanted != "found":
-                hint = nearest(name.lower(), labels.names)
-                raise DataError(f"{raw.locate(row)}: unknown label {name!r}{hint}{way_out}")
+            if name in faults:
+                raise DataError(f"{raw.locate(row)}: {faults[name]}")
     if not labels.names:
         raise DataError("no photo has a label; check the label files and --labels FILE")
     if len(labels.names) < 2:
@@ -133,11 +127,22 @@ def _is_course(raws: Sequence[RawSplit], found: set[str]) -> bool:
     return found == set(COURSE.names) or (in_layout and alike)
 
 
-def _is_several(name: str, labels: LabelSet) -> bool:
-    """Whether a name is made of several labels."""
-    parts = [part for part in re.split(r"[\s,;|/+&]+", name) if part]
-    known = {*labels.names, *COURSE.names}
-    return len(parts) > 1 and known.issuperset(parts)
+def _name_faults(given: Collection[str], labels: LabelSet, closed: bool) -> dict[str, str]:
+    """What is wrong with some of the given names; where the set is `closed`, a name that it lacks is unknown."""
+    known, faults = {*labels.names, *COURSE.names}, {}
+    for name in given:
+        parts = [part for part in re.split(r"[\s,;|/+&]+", name) if part]
+        if len(parts) > 1 and known.issuperset(parts):
+            faults[name] = (
+                f"{name!r} looks like several labels; separate them with spaces, or with | in all rows; if it is one "
+                "label, rename it with --labels FILE"
+            )
+        elif closed and labels.index(name) is None:
+            faults[name] = (
+                f"unknown label {name!r}{nearest(name.lower(), labels.names)}; rename it with --labels FILE, or if it "
+                "is a label of its own, give --label-set found"
+            )
+    return faults
 
 
 def _read_set(path: Path) -> LabelSet:
