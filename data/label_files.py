@@ -55,29 +55,30 @@ class LabelFile:
     ignored: tuple[str, ...] = ()
 
 
-def read_labels(path: Path, separator: str | None = None, group: str | None = None) -> LabelFile:
+def read_labels(
+    path: Path, separator: str | None = None, group: str | None = None, beside: Iterable[Path] = ()
+) -> LabelFile:
     """Reads a label CSV, see docs/data.md for its forms.
 
-    One column `label` holds a name. One column `labels` holds names that are separated by `|`, `;` or `,`, or if the
-    file has none of these in it, by spaces. Columns `label_1`, `label_2` hold one name each. All other forms have a
+    One column `label` holds a name. One column `labels` holds names that are separated by `|`, `;` or `,`, or if
+    there is none of these in it, by spaces. Columns `label_1`, `label_2` hold one name each. All other forms have a
     column per label, called `label_<name>` or `<name>`, with 1 and 0, yes and no, or x and nothing.
 
     Args:
         separator: between the names in `labels`, instead of the one that is found.
         group: column of the groups of photos that must stay together.
+        beside: label files of other splits, which have the same separator: one of photos with one label shows none.
 
     Raises:
         DataError: for any other content, such as a value that is not 0 or 1, a photo name with a folder in it, or one
             photo with two different sets of labels or two groups; errors in a row name the row.
     """
     raw = read_regular(path, "label file", MAX_BYTES)
-    columns, lines = read_csv(raw, path)
-    form = _form_of(columns, path, group)
-    signs: set[str] = set()  # in the columns of labels
-    for _, fields in lines:
-        signs.update(*(fields[column] for column in form.columns))
-    if _NUMBERED.fullmatch(columns[form.columns[0]]) and signs <= {"0", "1"}:  # one-hot; the labels are numbers
-        form = _one_hot_form(columns, path, form.group)
+    form, signs = _read_form(raw, path, group)
+    if _NUMBERED.fullmatch(form.header[form.columns[0]]) and signs <= {"0", "1"}:  # one-hot; the labels are numbers
+        form = _one_hot_form(form.header, path, form.group)
+    for other in beside:
+        signs |= _read_form(read_regular(other, "label file", MAX_BYTES), other, group)[1]
     rows: dict[str, LabelRow] = {}
     num_rows = 0
     for row in form.rows(read_csv(raw, path)[1], separator or form.separator(signs), bool(signs & {"x", "X"})):
@@ -183,6 +184,15 @@ class _Form:
                 "that holds the names of labels is called `label` or `labels`"
             )
         return value in _YES
+
+
+def _read_form(raw: bytes, path: Path, group: str | None) -> tuple[_Form, set[str]]:
+    """The form of a label CSV, and the characters in its columns of labels."""
+    columns, lines = read_csv(raw, path)
+    form, signs = _form_of(columns, path, group), set[str]()
+    for _, fields in lines:
+        signs.update(*(fields[column] for column in form.columns))
+    return form, signs
 
 
 def _form_of(header: Sequence[str], path: Path, group: str | None) -> _Form:

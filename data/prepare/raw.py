@@ -94,7 +94,8 @@ def read_raw(src: Path, pool: bool, reading: Reading) -> list[RawSplit]:
             f"--src {src} has none of the folders {', '.join(SPLITS)}, each with class folders, or with images/ and a "
             "label CSV; for one folder that is not yet split give --split 0.8 0.1 0.1"
         )
-    return [_name_groups(_read_split(src, name, reading), reading) for name in names]
+    tables = [table for name in names if (table := _table_of(src, name)).is_file()]
+    return [_name_groups(_read_split(src, name, reading, tables), reading) for name in names]
 
 
 def check_rows(raws: list[RawSplit], max_missing: int, multi_label: str) -> None:
@@ -145,20 +146,26 @@ def _read_pool(src: Path, reading: Reading) -> RawSplit:
     return _match(folders[0].resolve().name, folders[0], folders[0], tables[0], src, reading)
 
 
-def _read_split(src: Path, name: str, reading: Reading) -> RawSplit:
-    folder = src / name
-    beside, above = folder / f"{name}_label.csv", src / f"{name}_label.csv"
-    table = above if above.exists() and not beside.exists() else beside
+def _table_of(src: Path, name: str) -> Path:
+    """Where the label CSV of a split is, or would be."""
+    beside, above = src / name / f"{name}_label.csv", src / f"{name}_label.csv"
+    return above if above.exists() and not beside.exists() else beside
+
+
+def _read_split(src: Path, name: str, reading: Reading, tables: Sequence[Path]) -> RawSplit:
+    folder, table = src / name, _table_of(src, name)
     if not os.path.lexists(table) and _has_class_folders(folder):
         return _read_tree(name, folder, src, reading)
     if not (folder / "images").is_dir():
         raise DataError(f"{folder / 'images'} is not a folder, and {folder} has no class folders with photos either")
-    return _match(name, folder, folder / "images", table, src, reading)
+    return _match(name, folder, folder / "images", table, src, reading, tables)
 
 
-def _match(name: str, folder: Path, images: Path, table: Path, src: Path, reading: Reading) -> RawSplit:
-    """Matches the rows of a CSV with the entries of a folder."""
-    labels = read_labels(table, reading.separator, reading.group)
+def _match(
+    name: str, folder: Path, images: Path, table: Path, src: Path, reading: Reading, tables: Sequence[Path] = ()
+) -> RawSplit:
+    """Matches the rows of a CSV with the entries of a folder; `tables` are the CSVs of all splits."""
+    labels = read_labels(table, reading.separator, reading.group, tables)
     for row in labels.rows:
         if not row.labels and not reading.keep_unlabelled:
             raise DataError(

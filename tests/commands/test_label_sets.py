@@ -232,7 +232,7 @@ def marked(tmp_path_factory, plain):
     for split, count, names in (("train", 8, {"Äpfel": nfd("Äpfel")}), ("val", 3, {}), ("test", 2, {})):
         truth |= write_marked(folder / "raw" / split, dict.fromkeys(MARKED, count), names)
     flags = ["--no-duplicates"]  # flat photos all look alike
-    got = Trained(folder, folder / "raw", plain, *flags, opts=["TRAIN.EPOCHS", "16", "DATA.TARGETS", "auto"])
+    got = Trained(folder, folder / "raw", plain, *flags, opts=["TRAIN.EPOCHS", "6", "DATA.TARGETS", "auto"])
     got.truth = truth
     return got
 

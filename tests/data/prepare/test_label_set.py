@@ -173,3 +173,17 @@ def test_names_with_spaces_that_were_taken_apart_are_noted(prepare):
     manifest, out = prepare(content, "--separator", "|", "--overwrite")
     assert manifest["label_set"]["labels"] == ["black rot", "rust"]
     assert "together" not in out
+
+
+def test_the_label_files_of_all_splits_have_one_separator(tmp_path):
+    """Where no photo of a split has two labels, its file holds no bar."""
+    for split, fields in {"train": ["black rot|late, wet", "rust"], "val": ["black rot", "late, wet"]}.items():
+        for number in range(2):
+            photo(tmp_path / "raw" / split / "images" / f"{split}{number}.png", len(split) + 10 * number)
+        rows = "".join(f'{split}{number}.png,"{field}"\n' for number, field in enumerate(fields))
+        (tmp_path / "raw" / split / f"{split}_label.csv").write_text(f"images,labels\n{rows}")
+    argv = ["--src", tmp_path / "raw", "--dst", tmp_path / "dataset", "--no-duplicates"]
+    assert process_dataset.main([str(word) for word in argv]) == 0
+    manifest = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
+    assert manifest["label_set"]["labels"] == ["black rot", "late, wet", "rust"]
+    assert sorted(manifest["splits"]["val"]["files"]) == ["black rot/val0.png", "late, wet/val1.png"]
