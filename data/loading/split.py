@@ -10,7 +10,7 @@ import glob
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,14 +101,13 @@ def scan_split(
     for folder in found:
         if fault := class_name_fault(folder):
             raise DataError(f"{where}: class folder {folder!r} {fault}; rename it")
-    if manifest:
-        own = LabelSet.from_plain(manifest["label_set"])
-    else:
-        own = labels if labels and set(found) <= set(labels.folders) else LabelSet.found(found)
+    own = LabelSet.from_plain(manifest["label_set"]) if manifest else labels or LabelSet.found(found)
+    others = {} if manifest else LabelSet.names_of(found)
+    folder_of = {own.name_of(folder) or others.get(folder, folder): folder for folder in found}
     labels = labels or own
-    _check_folders(found, own, labels, where, may_be_empty=manifest is not None)
-    of_name = {own.name_of(folder): folder for folder in found}
-    photos = group_copies(source, found, [of_name.get(name, "") for name in labels.names])
+    names_of = {folder: name for name, folder in folder_of.items()}
+    _check_folders(found, names_of, labels, where, may_be_empty=own.folders if manifest else ())
+    photos = group_copies(source, found, [folder_of.get(name, "") for name in labels.names])
     if not photos:
         raise DataError(f"{where} holds no photos")
     return Split(where, source, labels, photos, notes)
@@ -181,12 +180,14 @@ def _check_unchanged(manifest: dict, split: str, found: dict[str, list[str]], so
 
 
 def _check_folders(
-    found: dict[str, list[str]], own: LabelSet, labels: LabelSet, where: str, may_be_empty: bool
+    found: dict[str, list[str]], name_of: dict[str, str], labels: LabelSet, where: str, may_be_empty: Collection[str]
 ) -> None:
-    """Raises DataError for class folders that are unknown or empty; `own` gives the names of their labels."""
+    """Raises DataError for class folders that are unknown, empty, or of one label; `name_of` gives their labels."""
     for folder, names in found.items():
-        name = own.name_of(folder)
-        if not names and not (name and may_be_empty):
+        name = name_of.get(folder)
+        if name is None:
+            raise DataError(f"{where}: the class folder {folder} is of the same label as another one; merge them")
+        if not names and folder not in may_be_empty:
             raise DataError(f"{where}/{folder} is empty, or holds no photos; add some, or remove the folder")
         if names and labels.index(name) is None:
             hint = nearest(name or folder, labels.names)
