@@ -5,6 +5,7 @@ give the right name for the right photo.
 """
 
 import csv
+import hashlib
 import json
 import re
 import shutil
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torchvision
-from conftest import TINY
+from conftest import TINY, written
 from PIL import Image
 from runs import write_drawn
 
@@ -26,6 +27,7 @@ import visual
 from data.labels import LabelSet, as_file_name
 from data.loading.split import scan_split
 from tools.api import load
+from tools.checkpoint import store
 from tools.commands import compare, predict, score
 
 PLAIN = """
@@ -314,3 +316,45 @@ def test_a_label_that_differs_only_in_case_is_refused_with_what_to_do(marked, tm
     write_marked(tmp_path / "raw" / "test", {"apple": 1, "2": 1}, {"apple": "Apple"})
     argv = ["--resume", marked.best, "--data-path", tmp_path / "raw", "--to", tmp_path / "scored"]
     refused(test_command.main, argv, 3, "test/Apple is not a class", "did you mean apple?")
+
+
+def test_the_apple_tree_is_that_of_before_label_sets(dataset):
+    """Its names and one-hot files; that the photos are links to the raw ones is tested in test_prepare.py."""
+    found = hashlib.sha256()
+    for path in sorted(dataset.rglob("*.*")):
+        if path.name not in ("manifest.json", "report.html"):
+            found.update(str(path.relative_to(dataset)).encode())
+            found.update(path.read_bytes() if path.suffix == ".csv" else b"")
+    assert found.hexdigest() == "9a8d090af47388d1595ef8382c200c400bc979edaeb1604e3a58f60ec7424867"
+    check_class_indices(dataset)
+
+
+def test_names_that_are_awkward_in_paths_tables_and_formulas(marked, tmp_path, capsys, monkeypatch):
+    """The marked model under other names, on a test folder without a manifest, which its class folders match."""
+    names = ["a/b", "../up", "$x$ & $y$", "_low", "unsure", "a|b, c; d"]
+    (tmp_path / "run").mkdir()
+    best = written(tmp_path / "run" / "best.pth", store.read(marked.best) | {"labels": names})
+    shutil.copytree(marked.data / "test", tmp_path / "data" / "test")
+    new = dict(zip(MARKED, names, strict=True))
+    truth = {name: new[label] for name, label in marked.truth.items() if name.startswith("test")}
+    run(test_command.main, "--resume", best, "--data-path", tmp_path / "data", "--to", tmp_path / "scored")
+    rows = table(tmp_path / "scored" / "predictions.csv")
+    assert {row["images"]: row["decision"] for row in rows} == truth
+    (tmp_path / "orchard").mkdir()
+    for photo in (tmp_path / "data").glob("test/*/*.png"):
+        shutil.copy(photo, tmp_path / "orchard")
+    monkeypatch.chdir(tmp_path / "orchard")
+    capsys.readouterr()
+    run(predict.main, ".", "--resume", best, "--csv", tmp_path / "p.csv", "--json", tmp_path / "p.json")
+    header, counts = (re.split(r"  +", line) for line in capsys.readouterr().out.splitlines()[1:3])
+    assert header == ["folder", "photos", *names, "unsure", "unreadable"]
+    assert counts[:8] == [".", "12", *["2"] * 6]
+    assert [entry["labels"] for entry in json.loads((tmp_path / "p.json").read_text())] == [
+        [truth[name]] for name in sorted(truth)
+    ]
+    run(compare.main, tmp_path / "scored" / "predictions.csv", tmp_path / "p.csv")
+    run(visual.main, "--image", *sorted(truth), "--resume", best, "--to", tmp_path / "maps")
+    assert {path.name for path in (tmp_path / "maps").glob("*_pair.png")} == {
+        f"{Path(name).stem}_{as_file_name(label)}_pair.png" for name, label in truth.items()
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "data", "scored", "orchard", "p.csv", "p.json", "maps"}

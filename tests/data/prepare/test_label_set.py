@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 import process_dataset
-from data.labels import COURSE
+from data.labels import COURSE, LabelSet
+from data.loading.split import scan_split
 
 MERGE = "rot: rust\nunsure: -\n"
 
@@ -187,3 +188,22 @@ def test_the_label_files_of_all_splits_have_one_separator(tmp_path):
     manifest = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
     assert manifest["label_set"]["labels"] == ["black rot", "late, wet", "rust"]
     assert sorted(manifest["splits"]["val"]["files"]) == ["black rot/val0.png", "late, wet/val1.png"]
+
+
+def test_a_split_is_matched_by_the_names_of_its_labels_and_without_a_manifest_by_their_folders(prepare, tmp_path):
+    """`a/b` and `a_b` would have the same folder, so that a split with one of them has another one for it."""
+    prepare(csv_of(*["a/b", "a_b", "c"] * 2, header="image_id,label"))
+    labels = LabelSet.from_plain(json.loads((tmp_path / "dataset" / "manifest.json").read_text())["label_set"])
+    assert dict(zip(labels.names, labels.folders, strict=True)) == {"a/b": "a_b", "a_b": "a_b~2", "c": "c"}
+    alone = tmp_path / "alone"
+    for split, label in (("train", "a_b"), ("train", "c"), ("test", "a_b")):
+        photo(tmp_path / "few" / split / label / f"{split}-{label}.png", 1)
+    argv = ["--src", tmp_path / "few", "--dst", alone, "--allow-leak"]
+    assert process_dataset.main([str(word) for word in argv]) == 0
+    assert [path.name for path in (alone / "test").glob("a*")] == ["a_b"]
+    assert [photo.classes for photo in scan_split(alone, "test", labels=labels).photos] == [(1,)]
+    (tmp_path / "dataset" / "train").rename(tmp_path / "train")  # without its manifest
+    found = {
+        photo.name: labels.names[photo.classes[0]] for photo in scan_split(tmp_path, "train", labels=labels).photos
+    }
+    assert found == {f"{number}.png": ["a/b", "a_b", "c"][number % 3] for number in range(6)}

@@ -117,3 +117,14 @@ def test_the_confusion_matrix_says_what_its_colour_means():
     assert bar.get_ylabel() == "colour: share of the row"
     assert table.images[0].get_array().tolist() == [[0.75, 0.25], [0, 0]]
     assert [text.get_text() for text in table.texts] == ["3", "1", "0", "0"]
+
+
+def test_labels_are_drawn_letter_by_letter():
+    """Dollars enclose no formula, and a name that begins with _ is in the legend."""
+    labels = ["$x$ and $y$", "_low"]
+    figure = figures.draw_precision_recall(PROBABILITY, TRUTH, labels, [0.5, 0.25])
+    texts = figure.legends[0].get_texts()
+    assert [text.get_text().replace("\\$", "$").strip() for text in texts] == ["$x$ and $y$  0.500", "_low  0.250"]
+    ticks = figures.draw_confusion(np.eye(2, dtype=int), labels, "", "", "").axes[0].get_xticklabels()
+    for text in [*texts, *ticks]:
+        assert not text._preprocess_math(text.get_text())[1]
