@@ -28,7 +28,8 @@ def rename(raws: Sequence[RawSplit], path: Path | None) -> tuple[list[RawSplit],
     renames = read_renames(path)
     found = {label for raw in raws for label in _labels_of(raw)}
     if unknown := [label for label in renames if label not in found]:
-        raise DataError(f"{path}: no photo has the label {unknown[0]!r}{nearest(unknown[0], sorted(found))}")
+        hint = nearest(unknown[0], sorted(found))
+        raise DataError(f"{path}: no photo has the label {unknown[0]!r}{hint}; correct or remove its line")
     return [_renamed(raw, renames) for raw in raws], renames
 
 
