@@ -1,5 +1,6 @@
 """Compares runs, epoch snapshots and predictions.csv files on the same photos, pairwise against the first."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -106,19 +107,21 @@ def score_checkpoint(name: str, path, loaded, args):
 
 
 def fit_to(known, name: str, table):
-    """The table of the run `name`, its rows as in the table `known`.
+    """The table of the run `name`, its rows and labels in the order of the table `known`.
 
     Raises:
         DataError: for other photos or labels, or no probabilities.
     """
     from tools.evaluate.predictions import aligned
 
-    if table.labels != known.labels:
+    if set(table.labels) != set(known.labels):
         raise DataError(f"{name} has the labels {', '.join(table.labels)}, the others have {', '.join(known.labels)}")
     if table.probability is None:
         raise DataError(f"{name} holds no probabilities; score it alone with python -m tools score")
     if len(table.images) != len(known.images):
         raise DataError(f"{name} has {len(table.images)} photos, the others have {len(known.images)}")
+    order = [table.labels.index(label) for label in known.labels]
+    table = replace(table, probability=table.probability[:, order], decision=table.decision[:, order])
     return aligned(table, known.images, name)
 
 

@@ -21,6 +21,8 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="python -m tools score", description=__doc__, epilog=EPILOG)
     parser.add_argument("predictions", metavar="PREDICTIONS.csv")
     parser.add_argument("labels", metavar="LABELS.csv")
+    sign = "between the names in a column `labels` of LABELS.csv (default: found out)"
+    parser.add_argument("--separator", metavar="SIGN", help=sign)
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
 
@@ -31,7 +33,7 @@ def main(argv: list[str]) -> int:
     from tools.evaluate.predictions import aligned, read_predictions
     from tools.evaluate.result import class_rows, figures_of, overall_lines
 
-    truths = read_labels(Path(args.labels))
+    truths = read_labels(Path(args.labels), args.separator)
     path = Path(args.predictions)
     check_output_file("--json", args.json, [path, args.labels])
     everything = read_predictions(path, {label for row in truths.rows for label in row.labels} | {*truths.declared})

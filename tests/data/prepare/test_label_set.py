@@ -10,6 +10,7 @@ from PIL import Image
 import process_dataset
 from data.labels import COURSE, LabelSet
 from data.loading.split import scan_split
+from tools.commands import score
 
 MERGE = "rot: rust\nunsure: -\n"
 
@@ -176,7 +177,7 @@ def test_names_with_spaces_that_were_taken_apart_are_noted(prepare):
     assert "together" not in out
 
 
-def test_the_label_files_of_all_splits_have_one_separator(tmp_path):
+def test_the_label_files_of_all_splits_have_one_separator(tmp_path, refused):
     """Where no photo of a split has two labels, its file holds no bar."""
     for split, fields in {"train": ["black rot|late, wet", "rust"], "val": ["black rot", "late, wet"]}.items():
         for number in range(2):
@@ -188,6 +189,11 @@ def test_the_label_files_of_all_splits_have_one_separator(tmp_path):
     manifest = json.loads((tmp_path / "dataset" / "manifest.json").read_text())
     assert manifest["label_set"]["labels"] == ["black rot", "late, wet", "rust"]
     assert sorted(manifest["splits"]["val"]["files"]) == ["black rot/val0.png", "late, wet/val1.png"]
+    answers = tmp_path / "predictions.csv"
+    answers.write_text('images,black rot,"late, wet",rust\nval0.png,1,0,0\nval1.png,0,1,0\n')
+    argv = [str(answers), str(tmp_path / "raw" / "val" / "val_label.csv")]
+    refused(score.main, argv, 3, "no column for the label 'late'")
+    assert score.main([*argv, "--separator", "|"]) == 0
 
 
 def test_a_split_is_matched_by_the_names_of_its_labels_and_without_a_manifest_by_their_folders(prepare, tmp_path):
