@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 from PIL import Image
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+
+from data.prepare.stratify import connect, find_components
 
 MAX_DISTANCE = 10
 MIN_CORRELATION = 0.9
@@ -56,11 +56,10 @@ def find_duplicates(prints: Sequence[Fingerprint]) -> list[list[int]]:
             if close.any():
                 close &= group_of[rows, None] != group_of[columns]
                 row, column = _find_alike(grays[rows], grays[columns], close)
-                group_of = _join(group_of, group_of[rows][row], group_of[columns][column])
-    members: dict[int, list[int]] = {}
-    for index, group in enumerate(group_of.tolist()):
-        members.setdefault(group, []).append(index)
-    return [group for group in members.values() if len(group) > 1]
+                if len(row):
+                    joined = find_components(group_of[rows][row], group_of[columns][column], len(prints))
+                    group_of = joined[group_of]
+    return [group for group in connect([(group,) for group in group_of.tolist()]) if len(group) > 1]
 
 
 def _find_alike(one: np.ndarray, other: np.ndarray, close: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -76,11 +75,3 @@ def _normalize(grays: np.ndarray) -> np.ndarray:
     centered = grays - grays.mean(axis=1, keepdims=True, dtype=np.float32)
     # gray levels are whole numbers: a length below 1 is a flat image
     return centered / np.maximum(np.linalg.norm(centered, axis=1, keepdims=True), 1)
-
-
-def _join(group_of: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The group of every photo after the groups `one[k]` and `other[k]` are joined, for every k."""
-    if not len(one):
-        return group_of
-    pairs = coo_array((np.ones(len(one)), (one, other)), shape=(len(group_of),) * 2)
-    return connected_components(pairs, directed=False)[1][group_of]

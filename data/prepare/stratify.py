@@ -16,12 +16,17 @@ def connect(keys: Sequence[Iterable[Hashable]]) -> list[list[int]]:
     node_of: dict[Hashable, int] = {}
     pairs = [(i, node_of.setdefault(key, len(keys) + len(node_of))) for i, held in enumerate(keys) for key in held]
     items, nodes = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
-    size = len(keys) + len(node_of)
-    graph = coo_array((np.ones(len(pairs)), (items, nodes)), shape=(size, size))
+    component_of = find_components(items, nodes, len(keys) + len(node_of))
     groups: dict[int, list[int]] = {}
-    for item, group in enumerate(connected_components(graph, directed=False)[1][: len(keys)].tolist()):
-        groups.setdefault(group, []).append(item)
+    for item, component in enumerate(component_of[: len(keys)].tolist()):
+        groups.setdefault(component, []).append(item)
     return list(groups.values())
+
+
+def find_components(one: np.ndarray, other: np.ndarray, size: int) -> np.ndarray:
+    """The number of the connected component of each of `size` nodes, with an edge from `one[k]` to `other[k]`."""
+    graph = coo_array((np.ones(len(one)), (one, other)), shape=(size, size))
+    return connected_components(graph, directed=False)[1]
 
 
 def stratify(
