@@ -13,7 +13,10 @@ from tools.base.files import read_regular
 from tools.base.tables import find_repeated, format_csv, read_csv
 
 MAX_BYTES = 256_000_000
-_YES, _NO = ("1", "1.0", "1,0", "yes", "true", "x"), ("0", "0.0", "0,0", "no", "false")  # in any case
+_IS_GIVEN = {  # a value in a column of a label, in any case -> whether the photo has the label
+    **dict.fromkeys(("1", "1.0", "1,0", "yes", "true", "x"), True),
+    **dict.fromkeys(("0", "0.0", "0,0", "no", "false"), False),
+}
 _NUMBERED = re.compile(r"label[ _-]?\d+", re.IGNORECASE)  # a column that holds the name of one of several labels
 
 
@@ -96,8 +99,8 @@ def read_labels(
             )
     if not rows:
         raise DataError(f"{path} has no rows")
-    declared = form.labels if form.kind == "one-hot" else ()
-    return LabelFile(list(rows.values()), num_rows - len(rows), hashlib.sha256(raw).hexdigest(), declared, form.ignored)
+    sha256 = hashlib.sha256(raw).hexdigest()
+    return LabelFile(list(rows.values()), num_rows - len(rows), sha256, form.labels, form.ignored)
 
 
 def read_renames(path: Path) -> dict[str, str]:
@@ -138,15 +141,13 @@ class _Form:
     """What the columns of a label CSV are.
 
     Attributes:
-        kind: "names" (each of `columns` holds names) or "one-hot" (each belongs to one of `labels`).
         columns: indices of the columns of labels.
-        labels: the names of the labels of a one-hot CSV.
+        labels: of a one-hot CSV, the label of each of these; without them, the columns hold names.
         group: index of the column of groups, or None.
         ignored: names of columns that are not read.
     """
 
     path: Path
-    kind: str
     header: tuple[str, ...]
     columns: tuple[int, ...]
     labels: tuple[str, ...] = ()
@@ -161,29 +162,26 @@ class _Form:
 
     def rows(self, lines: Iterable[tuple[int, list[str]]], separator: str, marked: bool) -> Iterator[LabelRow]:
         """The rows, each checked independently; where labels are `marked` by an x, an empty field means no."""
-        split = _split_by(separator)
+        split, is_given = _split_by(separator), _IS_GIVEN | ({"": False} if marked else {})
         for line, fields in lines:
             where = f"{self.path}, row {line}"
             image = image_name(fields[0].strip(), where)
-            if self.kind == "names":
-                try:
+            try:
+                if self.labels:
+                    given = zip(self.labels, self.columns, strict=True)
+                    labels = tuple(name for name, column in given if is_given[fields[column].strip().lower()])
+                else:
                     labels = tuple(dict.fromkeys(name for column in self.columns for name in split(fields[column])))
-                except DataError as error:
-                    raise DataError(f"{where}: {error}") from None
-            else:
-                given = zip(self.labels, self.columns, strict=True)
-                labels = tuple(name for name, column in given if self._is_given(fields, column, where, marked))
+            except DataError as error:
+                raise DataError(f"{where}: {error}") from None
+            except KeyError:
+                wrong = next(column for column in self.columns if fields[column].strip().lower() not in is_given)
+                raise DataError(
+                    f"{where}, column {self.header[wrong]}: {fields[wrong]!r} is not 0 or 1 (nor yes or no); a column "
+                    "that holds the names of labels is called `label` or `labels`"
+                ) from None
             group = fields[self.group].strip() if self.group is not None else ""
             yield LabelRow(image, labels, line, image, group)
-
-    def _is_given(self, fields: Sequence[str], column: int, where: str, marked: bool) -> bool:
-        value = fields[column].strip().lower()
-        if value not in (*_YES, *_NO, *([""] if marked else [])):
-            raise DataError(
-                f"{where}, column {self.header[column]}: {fields[column]!r} is not 0 or 1 (nor yes or no); a column "
-                "that holds the names of labels is called `label` or `labels`"
-            )
-        return value in _YES
 
 
 def _read_form(raw: bytes, path: Path, group: str | None) -> tuple[_Form, set[str]]:
@@ -208,10 +206,10 @@ def _form_of(header: Sequence[str], path: Path, group: str | None) -> _Form:
     one = by_name.get("labels", by_name.get("label"))
     if one is not None:
         ignored = tuple(header[index] for index in others if index != one)
-        return _Form(path, "names", tuple(header), (one,), group=place, ignored=ignored)
+        return _Form(path, tuple(header), (one,), group=place, ignored=ignored)
     if numbered := tuple(index for index in others if _NUMBERED.fullmatch(header[index])):
         ignored = tuple(header[index] for index in others if index not in numbered)
-        return _Form(path, "names", tuple(header), numbered, group=place, ignored=ignored)
+        return _Form(path, tuple(header), numbered, group=place, ignored=ignored)
     return _one_hot_form(header, path, place)
 
 
@@ -225,7 +223,7 @@ def _one_hot_form(header: Sequence[str], path: Path, group: int | None) -> _Form
         raise DataError(f"{path}, header: {error}") from None
     if repeated := find_repeated(names):
         raise DataError(f"{path}: two columns belong to the label {repeated!r}; remove one")
-    return _Form(path, "one-hot", tuple(header), columns, names, group)
+    return _Form(path, tuple(header), columns, names, group)
 
 
 def _split_by(separator: str) -> Callable[[str], tuple[str, ...]]:
