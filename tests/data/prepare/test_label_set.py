@@ -97,8 +97,23 @@ def test_flags_about_labels_that_are_not_there(prepare, tmp_path):
     prepare(content, "--label-set", tmp_path / "none.json", code=3, words=["none.json does not exist"])
     prepare(content, "--label-set", "course", code=3, words=["0.png", "unknown label"])
     (tmp_path / "set.json").write_text("[1]")
-    prepare(content, "--label-set", tmp_path / "set.json", code=3, words=["set.json holds no label set"])
+    prepare(
+        content,
+        "--label-set",
+        tmp_path / "set.json",
+        code=3,
+        words=["set.json is not a manifest", "give the manifest.json"],
+    )
     prepare(content, "--label-set", "found", "--multi-label", "error", code=3, words=["0.png", "rot, late blight"])
+
+
+def test_the_label_set_of_a_manifest_of_before_is_the_courses(prepare, tmp_path):
+    made, _ = prepare(csv_of(*["rust", "scab"] * 3), "--label-set", "course")
+    former = {key: made[key] for key in ("settings", "splits", "duplicates", "left_out", "notes")} | {"format": 3}
+    (tmp_path / "last_year.json").write_text(json.dumps(former))
+    last_year = ("--label-set", tmp_path / "last_year.json", "--overwrite")
+    manifest, _ = prepare(csv_of(*["rust", "scab"] * 3), *last_year)
+    assert manifest["label_set"] == COURSE.to_plain()
 
 
 def test_photos_may_be_listed_without_their_suffix_and_twice(prepare):
