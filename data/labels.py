@@ -103,9 +103,7 @@ class LabelSet:
 
     @classmethod
     def from_plain(cls, stored: dict) -> "LabelSet":
-        """The inverse of `to_plain`; files of earlier versions hold `classes` alone, or nothing at all."""
-        if "labels" not in stored:
-            return cls.found(stored["classes"]) if "classes" in stored else COURSE
+        """The inverse of `to_plain`."""
         return cls(tuple(stored["classes"]), tuple(stored["labels"]), tuple(stored["exclusive"]))
 
 

@@ -43,11 +43,8 @@ class Preprocess:
 
     @classmethod
     def from_dict(cls, stored: dict) -> "Preprocess":
-        """The inverse of `to_dict`. Before DATA.RESIZE, checkpoints stored a truth value `crop`."""
-        stored = {**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])}
-        if "crop" in stored:
-            stored["resize"] = "crop" if stored.pop("crop") else "squash"
-        return cls(**stored)
+        """The inverse of `to_dict`."""
+        return cls(**{**stored, "mean": tuple(stored["mean"]), "std": tuple(stored["std"])})
 
     def to_dict(self) -> dict:
         """Plain values, for a checkpoint."""

@@ -31,18 +31,14 @@ def _tensors(value: Any) -> bool:
 
 
 def _preprocess(value: Any) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    before = {"crop": lambda v: isinstance(v, bool)}  # files from before DATA.RESIZE
-    resize = {"resize": lambda v: _text(v) and v in ("squash", "crop", "letterbox")}
     parts = {
         "size": _whole(1, 4096),
-        **(before if "crop" in value else resize),
+        "resize": lambda v: _text(v) and v in ("squash", "crop", "letterbox"),
         "interpolation": lambda v: _text(v) and v in ("bilinear", "bicubic", "lanczos"),
         "mean": _list(_number(-1000, 1000), range(3, 4)),
         "std": _list(_number(1e-3, 1000), range(3, 4)),
     }
-    return value.keys() == parts.keys() and all(f(value[k]) for k, f in parts.items())
+    return isinstance(value, Mapping) and value.keys() == parts.keys() and all(f(value[k]) for k, f in parts.items())
 
 
 def _validation(value: Any) -> bool:

@@ -176,8 +176,7 @@ def _check_own(path: Path, content: Content, sealed: bool, schema: Schema) -> No
         raise CheckpointError(f"{path} has format {content['format']!r}, and this program reads {FORMAT}")
     if not sealed:
         raise CheckpointError(f"{path} is damaged: it is not bit for bit as this program wrote it")
-    content.setdefault("precision", "")  # older files do not say
-    _add_labels(content)
+    _translate(content)
     missing = [key for key in schema if key not in content]
     if "optimizer" in missing:
         raise CheckpointError(
@@ -189,18 +188,23 @@ def _check_own(path: Path, content: Content, sealed: bool, schema: Schema) -> No
     for key, (holds, wanted) in schema.items():
         if not holds(content[key]):
             raise CheckpointError(f"{path} is inconsistent: {key} must be {wanted}")
-    if "labels" in content and (fault := plain_fault(content)):
+    if fault := plain_fault(content):
         raise CheckpointError(f"{path} is inconsistent: {fault}")
     if broken := non_finite(content):
         raise CheckpointError(f"{path} is inconsistent: non-finite {broken}")
 
 
-def _add_labels(content: Content) -> None:
-    """Adds the label names to a file of an earlier version, whose class folders were called like their labels."""
-    folders = content.get("classes")
+def _translate(content: Content) -> None:
+    """Turns the content of a file of an earlier version into that of a new one; parts of a wrong kind are left."""
+    content.setdefault("precision", "")
+    preprocess, folders = content["preprocess"], content.get("classes")
+    if isinstance(preprocess, dict) and "resize" not in preprocess and isinstance(preprocess.get("crop"), bool):
+        preprocess["resize"] = "crop" if preprocess.pop("crop") else "squash"
     if "labels" not in content and isinstance(folders, list) and all(isinstance(folder, str) for folder in folders):
-        with contextlib.suppress(DataError):  # these names are refused later
-            content |= {key: value for key, value in LabelSet.found(folders).to_plain().items() if key != "classes"}
+        with contextlib.suppress(DataError):  # an invalid name: the labels are then missing
+            names = LabelSet.names_of(folders)
+            content["labels"] = [names[folder] for folder in folders]
+            content["exclusive"] = [i for i, name in enumerate(content["labels"]) if name == "healthy"]  # no other then
 
 
 def named_tensors(content: object) -> Iterator[tuple[str, Tensor]]:

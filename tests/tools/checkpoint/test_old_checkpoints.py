@@ -10,7 +10,7 @@ from conftest import CODE_OF, ROOT, written
 
 import test as scoring
 from models.swin_transformer import SwinTransformer
-from tools.checkpoint.store import read
+from tools.checkpoint.store import read, read_own
 
 DECISION_FIGURES = {"exact", "hamming", "macro_f1", "micro_f1", "samples_f1", "macro_precision", "macro_recall"}
 GOLDEN = ROOT / "tests" / "golden"
@@ -85,3 +85,11 @@ def test_a_checkpoint_with_test_crop_scores_bit_identically_to_one_with_data_res
         argv = ["--resume", path, "--data-path", dataset, "--to", tmp_path / path.stem]
         assert scoring.main([str(word) for word in argv]) == 0
     assert (tmp_path / "old" / "predictions.csv").read_bytes() == (tmp_path / "new" / "predictions.csv").read_bytes()
+
+
+def test_labels_of_a_checkpoint_of_before_are_as_exclusive_as_they_were(tmp_path):
+    """Only `healthy` was, and not the PlantVillage's `Apple___healthy`, which is in new data sets."""
+    path = old_checkpoint(tmp_path / "best.pth")
+    content = read(path) | {"classes": ["Apple___healthy", "a", "b", "c", "healthy", "x  y"]}
+    loaded = read_own(written(tmp_path / "tree.pth", content))
+    assert (loaded["labels"], loaded["exclusive"]) == (["Apple___healthy", "a", "b", "c", "healthy", "x y"], [4])
