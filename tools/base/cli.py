@@ -17,6 +17,7 @@ from tools import __version__
 from tools.base.errors import Interrupted, UsageError, as_user_error, nearest
 
 VERSION = f"plantswin {__version__}"
+_MAX_LINE = 2000  # characters of an error; what the user gave may be of any length
 # How a number is written. Python itself would also take 1_0, " 4 " and the digits of other scripts.
 _PLAIN = {int: r"[-+]?[0-9]{1,18}", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?"}
 
@@ -141,6 +142,8 @@ def _report(message: object, exit_code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     line = " ".join(str(message).split("\n"))
+    if len(line) > _MAX_LINE:
+        line = f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 2 :]}"
     with contextlib.suppress(OSError):  # stderr may lie on the full disk that is reported
         print(f"error: {printable(line)}", file=sys.stderr)
     return exit_code

@@ -161,3 +161,12 @@ def test_a_history_that_is_not_ours_is_refused(tmp_path, text):
     (tmp_path / "metrics.csv").write_bytes(text)
     with pytest.raises(ResourceError, match=r"metrics\.csv .*--overwrite"):
         read_history(tmp_path / "metrics.csv")
+
+
+def test_the_line_of_an_error_is_short_whatever_the_user_typed(capsys):
+    """A table whose separator is wrong has one field of all its labels."""
+    assert raising(ResourceError(f"label {'x' * 100_000!r} is too long; rename it"))([]) == 5
+    line = capsys.readouterr().err
+    assert len(line) < 3000
+    assert line.startswith("error: label 'xxx")
+    assert line.endswith("xxx' is too long; rename it\n")
