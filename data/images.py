@@ -30,7 +30,6 @@ EXTENSIONS = (
     *(".tif", ".tiff", ".bmp", ".gif", ".ppm", ".pgm", ".pbm", ".pnm"),
 )
 FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF", "AVIF", "HEIF")  # Pillow opens an MPO as a JPEG
-FOREIGN = ("__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin", "system volume information")
 _WRITTEN_AS = {"HEIF": "JPEG", "AVIF": "JPEG", "GIF": "PNG"}  # formats that are only read, or that would lose colours
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 20
@@ -57,11 +56,6 @@ with contextlib.suppress(AttributeError, OSError):  # a Pillow without libtiff, 
 def is_photo(name: str) -> bool:
     """Whether a file with this name counts as a photo: it has one of EXTENSIONS and is not hidden."""
     return name.lower().endswith(EXTENSIONS) and not name.startswith(".")
-
-
-def is_foreign_folder(name: str) -> bool:
-    """Whether a folder with this name belongs to a program and holds no photos of the user: hidden, or in FOREIGN."""
-    return name.startswith(".") or name.lower() in FOREIGN
 
 
 def note_ignored(where: object, names: Sequence[str]) -> list[str]:

@@ -123,9 +123,13 @@ def read_renames(path: Path) -> dict[str, str]:
         given, colon, new = line.rpartition(": ")
         if not colon or not given.strip() or not new.strip():
             raise DataError(f"{path}, line {number}: {line.strip()!r} is not `label: new name` or `label: -`")
-        if clean_name(given) in renames:
-            raise DataError(f"{path}, line {number}: {given.strip()!r} is there twice")
-        renames[clean_name(given)] = "" if new.strip() == "-" else clean_name(new)
+        try:
+            label, name = clean_name(given), "" if new.strip() == "-" else clean_name(new)
+        except DataError as error:
+            raise DataError(f"{path}, line {number}: {error}") from None
+        if label in renames:
+            raise DataError(f"{path}, line {number}: {label!r} is there twice; remove one line")
+        renames[label] = name
     return renames
 
 

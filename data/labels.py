@@ -13,6 +13,7 @@ SPLITS = ("train", "val", "test")
 IMAGE_COLUMNS = ("images", "image", "image_id", "file", "filename", "file_name")  # names of a table's first column
 BALANCE_KINDS = ("flip", "bright", "turn")  # of the copies that process_dataset.py --balance makes
 _BALANCED_NAME = re.compile(rf"\A(.+)\.made-(?:{'|'.join(BALANCE_KINDS)})(\.[^.]+)\Z", re.DOTALL)
+_FOREIGN = ("__macosx", "@eadir", "lost+found", "#recycle", "$recycle.bin", "system volume information")
 _FORBIDDEN = frozenset('/\\<>:"|?*')  # in the name of a class folder; not all file systems take them
 MAX_FOLDER_BYTES, MAX_NAME_BYTES = 100, 200
 _SEPARATORS = (" ", "|", ";", ",", "\n")  # between label names in one field; a label name never holds the last
@@ -116,7 +117,9 @@ def plain_fault(stored: dict) -> str:
         return "classes must be names that can be part of a file name"
     if sorted(set(folders)) != folders:
         return "classes must be sorted, each once"
-    if len({name.casefold() for name in names if isinstance(name, str) and not name_fault(name)}) != len(folders):
+    if len(names) != len(folders) or len(
+        {name.casefold() for name in names if isinstance(name, str) and not name_fault(name)}
+    ) != len(folders):
         return "labels must be one name per class, each once and printable"
     if not all(type(i) is int and 0 <= i < len(folders) for i in exclusive):
         return "exclusive must be indices of labels"
@@ -127,12 +130,12 @@ def name_fault(name: str) -> str:
     """Why this is not a valid label name, or the empty string."""
     if not name or name != " ".join(unicodedata.normalize("NFC", name).split()):
         return "is empty, is not in Unicode's form NFC, or has needless spaces"
-    if any(unicodedata.category(c)[0] == "C" and c not in _JOINERS for c in name):
+    if not name.strip(_JOINERS) or any(unicodedata.category(c)[0] == "C" and c not in _JOINERS for c in name):
         return "holds control or invisible characters"
     return f"is longer than {MAX_NAME_BYTES} bytes" if len(name.encode()) > MAX_NAME_BYTES else ""
 
 
-_JOINERS = "\u200c\u200d"  # the invisible characters that words of some scripts need
+_JOINERS = "\u200c\u200d"  # the invisible characters that some scripts need inside words
 
 
 def clean_name(text: str) -> str:
@@ -154,12 +157,17 @@ def is_healthy(name: str) -> bool:
 
 def class_name_fault(name: str) -> str:
     """Why this is not a valid class folder (it becomes part of file names), or the empty string."""
-    if not name or name.startswith(".") or not name.isprintable():
-        return "is empty, hidden, or holds characters that cannot be printed"
+    if not name or is_foreign_folder(name) or not name.isprintable():
+        return "is empty, hidden, a program's own, or holds characters that cannot be printed"
     if forbidden := sorted(set(name) & _FORBIDDEN):
         return f"holds {' '.join(forbidden)}"
     too_long = len(name.encode(errors="replace")) > MAX_FOLDER_BYTES
     return f"is longer than {MAX_FOLDER_BYTES} bytes" if too_long else ""
+
+
+def is_foreign_folder(name: str) -> bool:
+    """Whether a folder with this name belongs to a program and holds no photos of the user: hidden, or in _FOREIGN."""
+    return name.startswith(".") or name.lower() in _FOREIGN
 
 
 def as_file_name(name: str) -> str:
@@ -206,10 +214,10 @@ def origin_name(name: str) -> str:
 
 
 def _free(folder: str, taken: Iterable[str]) -> str:
-    """The folder, with a number behind it where one that differs only in case is taken."""
+    """The folder, with a number behind it where one that differs only in case is taken, or where it is foreign."""
     used = {name.casefold() for name in taken}
     numbered = (folder, *(f"{folder}~{number}" for number in range(2, 1000)))
-    return next(name for name in numbered if name.casefold() not in used)
+    return next(name for name in numbered if name.casefold() not in used and not is_foreign_folder(name))
 
 
 # The course project's set. The order of the folders is the reverse of that of the columns in its one-hot CSV.

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
-from data.images import MAX_BYTES, is_foreign_folder, is_photo, read_bytes
+from data.images import MAX_BYTES, is_photo, read_bytes
+from data.labels import is_foreign_folder
 from tools.base.errors import DataError
 from tools.base.files import leads_out
 

@@ -14,8 +14,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from data.images import EXTENSIONS, is_foreign_folder, is_photo, note_ignored
-from data.labels import LabelSet, class_name_fault, is_balanced_copy
+from data.images import EXTENSIONS, is_photo, note_ignored
+from data.labels import LabelSet, class_name_fault, is_balanced_copy, is_foreign_folder
 from data.loading.sources import FolderSource, ZipSource
 from data.manifest import MANIFEST, read_manifest
 from tools.base.errors import DataError, listing, nearest

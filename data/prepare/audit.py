@@ -62,10 +62,18 @@ def join_equal(photos: Sequence[AuditedPhoto]) -> tuple[list[AuditedPhoto], list
     """The photos, with those of equal content in one split joined into the first, and a note about how many were.
 
     The first one gets the labels of all, and `row.file` names all of their files.
+
+    Raises:
+        DataError: for two that are in different groups.
     """
     joined: dict[tuple[str, str], AuditedPhoto] = {}
     for photo in photos:
         first = joined.setdefault((photo.split, photo.entry["sha256"]), photo)
+        if first.row.group != photo.row.group:
+            raise DataError(
+                f"--join content: {first.row.file} and {photo.row.file} are one photo, in the groups "
+                f"{first.row.group!r} and {photo.row.group!r}; correct one"
+            )
         if first is not photo:
             labels = tuple(dict.fromkeys((*first.row.labels, *photo.row.labels)))
             row = replace(first.row, labels=labels, file=f"{first.row.file} = {photo.row.file}")

@@ -154,6 +154,7 @@ def _renamed(raw: RawSplit, renames: Mapping[str, str]) -> RawSplit:
     def new(labels: Sequence[str]) -> tuple[str, ...]:
         return tuple(dict.fromkeys(name for label in labels if (name := renames.get(label, label))))
 
-    rows = [replace(row, labels=new(row.labels)) for row in raw.rows]
+    rows, lost = ([replace(row, labels=new(row.labels)) for row in part] for part in (raw.rows, raw.lost))
     dropped = [row.image for row in rows if not row.labels]
-    return replace(raw, rows=[row for row in rows if row.labels], declared=new(raw.declared), dropped=dropped)
+    kept = [row for row in rows if row.labels]
+    return replace(raw, rows=kept, lost=lost, declared=new(raw.declared), dropped=dropped)

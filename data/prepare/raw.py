@@ -14,9 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data.images import EXTENSIONS, is_foreign_folder, is_photo, note_ignored
+from data.images import EXTENSIONS, is_photo, note_ignored
 from data.label_files import LabelRow, image_name, read_labels
-from data.labels import SPLITS, LabelSet
+from data.labels import SPLITS, LabelSet, is_foreign_folder
 from data.loading.sources import FolderSource
 from data.loading.split import group_copies
 from data.manifest import read_manifest
@@ -224,7 +224,10 @@ def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit
     found = {code: names for code, names in found.items() if names}
     manifest = read_manifest(src)
     known = LabelSet.from_plain(manifest["label_set"]) if manifest else LabelSet((), ())
-    names = LabelSet.names_of(found)
+    try:
+        names = LabelSet.names_of(found)
+    except DataError as error:
+        raise DataError(f"{folder}: {error}") from None
     labels = [known.name_of(code) or names[code] for code in found]
     photos = group_copies(source, found, tuple(found))
     times = Counter(photo.name for photo in photos)

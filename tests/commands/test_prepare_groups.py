@@ -163,6 +163,7 @@ def test_groups_in_several_given_splits_are_a_warning(raw, tmp_path, capsys):
         (["--group-pattern", "(tree[0-9]+)"], 3, ["43 of 43 photos", "have no group", "correct the pattern"]),
         (["--group-pattern", "^(again)"], 3, ["42 of 43 photos", "have no group"]),
         (["--group-pattern", "^.*?(x?)"], 3, ["43 of 43 photos"]),
+        (["--group-pattern", "([[:alpha:]]+)"], 2, ["is not a regular expression", "nested set"]),
         (
             ["--group-pattern", "([.]jpg)"],
             3,

@@ -2,6 +2,9 @@
 
 import argparse
 import re
+import unicodedata
+import warnings
+from functools import partial
 from pathlib import Path
 
 from tools.base import cli
@@ -23,8 +26,10 @@ docs/own-data.md goes from a folder of photos to a scored model; docs/data.md ha
 def group_pattern(text: str) -> str:
     """Type of --group-pattern: a regular expression with at least one bracket."""
     try:
-        num_brackets = re.compile(text).groups
-    except (re.error, OverflowError, RecursionError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # of a pattern that another language would read otherwise, as [[:alpha:]]
+            num_brackets = re.compile(text).groups
+    except (re.error, OverflowError, RecursionError, Warning) as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not a regular expression: {error}") from None
     if not num_brackets:
         raise argparse.ArgumentTypeError(f"{text!r} needs brackets around the group, such as '^(tree[0-9]+)_'")
@@ -37,12 +42,20 @@ def build_parser() -> cli.Parser:
     add = parser.add_argument
     add("--src", default="plant_dataset", metavar="FOLDER", help="raw data (default: %(default)s)")
     add("--dst", default="dataset", metavar="FOLDER", help="folder to write (default: %(default)s)")
+    nfc = partial(unicodedata.normalize, "NFC")  # as the names in a label file are compared
     several = "a photo with several labels: one file per label, an error, or its first label only"
     add("--multi-label", default="copy", choices=["copy", "error", "first"], help=several)
     add("--labels", metavar="FILE", help="rename, merge or drop labels: lines `given: new`, or `given: -`")
     which = "the labels found, the course's six, or those of a manifest.json (default: the course's if they match)"
     add("--label-set", default="auto", metavar="found|course|FILE", help=which)
-    add("--exclusive", nargs="+", default=[], metavar="NAME", help="labels that stand alone, besides `healthy`")
+    add(
+        "--exclusive",
+        nargs="+",
+        type=nfc,
+        default=[],
+        metavar="NAME",
+        help="labels that stand alone, besides `healthy`",
+    )
     add("--separator", metavar="SIGN", help="between the names in a column `labels` (default: found in the file)")
     add(
         "--join",
@@ -55,7 +68,12 @@ def build_parser() -> cli.Parser:
     add("--mode", default="link", choices=["link", "copy"], help="hard links, or copies of the photos")
     add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="split one folder; the sum must be 1")
     group = parser.add_mutually_exclusive_group().add_argument
-    group("--group", metavar="COLUMN", help="keep photos in one split that have the same tree, orchard or date there")
+    group(
+        "--group",
+        type=nfc,
+        metavar="COLUMN",
+        help="keep photos in one split that have the same tree, orchard or date there",
+    )
     by_name = "the same, where the first bracket of a regular expression finds the group in the name of a photo"
     group("--group-pattern", type=group_pattern, metavar="REGEX", help=by_name)
     add("--seed", default=0, type=int, metavar="N", help="seed of --split (default: %(default)s)")
@@ -80,6 +98,8 @@ def check_arguments(args) -> None:
         raise UsageError(
             f"--split {' '.join(map(str, args.split))}: shares must be 0 or more, TRAIN above 0, their sum 1"
         )
+    if args.separator == "":
+        raise UsageError("--separator is empty; give a sign, or leave it out")
     if args.squash and not args.size:
         raise UsageError("--squash needs --size PIXELS")
     lowest = {"seed": 0, "size": 16, "quality": 1, "max_missing": 0, "max_bad": 0}

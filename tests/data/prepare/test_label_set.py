@@ -228,3 +228,65 @@ def test_a_split_is_matched_by_the_names_of_its_labels_and_without_a_manifest_by
         photo.name: labels.names[photo.classes[0]] for photo in scan_split(tmp_path, "train", labels=labels).photos
     }
     assert found == {f"{number}.png": ["a/b", "a_b", "c"][number % 3] for number in range(6)}
+
+
+@pytest.mark.parametrize("names", [("lost+found", "@eaDir", "__macosx"), (".", "..", "..."), ("con", "-rf", "train")])
+def test_no_label_gets_a_folder_that_is_ignored_when_it_is_read(prepare, tmp_path, names):
+    prepare(csv_of(*names * 2, header="image_id,label"))
+    split = scan_split(tmp_path / "dataset", "train")
+    found = {photo.name: split.labels.names[photo.classes[0]] for photo in split.photos}
+    assert found == {f"{number}.png": names[number % 3] for number in range(6)}
+
+
+def test_rows_without_a_photo_are_renamed_too(prepare):
+    content = csv_of(*["blight", "mildew"] * 3, "blight", header="image_id,label")  # there is no 6.png
+    flags = ["--label-set", "course", "--max-missing", "1"]
+    manifest, _ = prepare(content, *flags, labels="blight: scab\nmildew: rust\n")
+    assert manifest["label_set"] == COURSE.to_plain()
+
+
+def test_photos_of_two_groups_are_not_joined(prepare):
+    tree = {"rot/t1_a.png": 1, "late/t2_b.png": 1, "rot/t1_c.png": 2, "late/t2_d.png": 3}
+    words = ["rot/t1_a.png", "late/t2_b.png", "the groups 't2' and 't1'", "correct"]
+    prepare(tree, "--join", "content", "--group-pattern", "^(t.)_", code=3, words=words)
+
+
+def test_a_name_typed_in_another_composition_is_found(prepare):
+    content = "images,label,Bäume\n" + "".join(f"{n}.png,{'Äpfel' if n % 2 else 'rot'},{n}\n" for n in range(6))
+    manifest, _ = prepare(content, "--exclusive", "A\u0308pfel", "--group", "Ba\u0308ume")
+    assert manifest["label_set"] == {"classes": ["rot", "Äpfel"], "labels": ["rot", "Äpfel"], "exclusive": [1]}
+    assert len(manifest["groups"]) == 6
+
+
+def test_an_invalid_name_is_said_where_it_stands(prepare):
+    prepare({"rot/a.png": 1, "late\u200b/b.png": 2}, code=3, words=["orchard: label 'late\\u200b' holds"])
+    prepare(csv_of(*["a", "b"] * 3), labels="a: \u200d\n", code=3, words=["names.txt, line 1: label '\\u200d'"])
+
+
+LABELS = {"classes": ["rot", "spot"], "labels": ["rot", "spot"], "exclusive": []}
+
+
+@pytest.mark.parametrize(("stored", "words"), [
+    (LABELS | {"labels": ["rot", "spot", 5]}, "labels must be one name per class"),
+    (LABELS | {"labels": ["rot", "spot", "spot"]}, "labels must be one name per class"),
+    (LABELS | {"classes": ["@eaDir", "spot"]}, "part of a file name"),
+    (LABELS | {"exclusive": [True]}, "exclusive must be indices"),
+])  # fmt: skip
+def test_a_label_set_that_was_edited_by_hand(prepare, tmp_path, refused, stored, words):
+    content = csv_of(*["rot", "spot"] * 3)
+    (tmp_path / "set.json").write_text(json.dumps({"label_set": stored}))
+    prepare(content, "--label-set", tmp_path / "set.json", code=3, words=[words, "; give the manifest.json"])
+    prepare(content)
+    manifest = tmp_path / "dataset" / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"label_set": stored}))
+    prepare(content, code=3, words=["manifest.json is damaged"])
+
+
+def test_the_label_set_of_a_manifest_from_before_label_sets_is_the_courses(prepare, tmp_path):
+    (tmp_path / "old.json").write_text(json.dumps({"format": 3, "splits": {}, "duplicates": []}))
+    manifest, _ = prepare(csv_of(*["scab", "rust"] * 3), "--label-set", tmp_path / "old.json")
+    assert manifest["label_set"] == COURSE.to_plain()
+
+
+def test_a_separator_must_be_a_sign(prepare):
+    prepare(csv_of(*["rot", "spot"] * 3), "--separator", "", code=2, words=["--separator is empty"])
