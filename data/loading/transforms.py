@@ -131,7 +131,9 @@ class Crop(RandomResizedCropAndInterpolation):
         shape = photo.shape[:2]
         frame = shape if self.on_photo else (max(shape), max(shape))
         shape_only = torch.empty(frame, device="meta")  # get_params asks a tensor or an Image for its size
-        top, left, height, width = self.get_params(shape_only, self.scale, self.ratio)
+        top, left, *drawn = self.get_params(shape_only, self.scale, self.ratio)
+        height, width = (max(side, 1) for side in drawn)  # timm rounds a small part of a photo of few pixels to none
+        top, left = min(top, frame[0] - height), min(left, frame[1] - width)
         from_rows, rows = self.place(top, height, frame[0], shape[0], self.size[0])
         from_columns, columns = self.place(left, width, frame[1], shape[1], self.size[1])
         cut = torch.from_numpy(np.array(photo[from_rows, from_columns], order="C"))
