@@ -117,9 +117,8 @@ def plain_fault(stored: dict) -> str:
         return "classes must be names that can be part of a file name"
     if sorted(set(folders)) != folders:
         return "classes must be sorted, each once"
-    if len(names) != len(folders) or len(
-        {name.casefold() for name in names if isinstance(name, str) and not name_fault(name)}
-    ) != len(folders):
+    distinct = {name.casefold() for name in names if isinstance(name, str) and not name_fault(name)}
+    if not len(names) == len(distinct) == len(folders):
         return "labels must be one name per class, each once and printable"
     if not all(type(i) is int and 0 <= i < len(folders) for i in exclusive):
         return "exclusive must be indices of labels"

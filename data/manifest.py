@@ -59,6 +59,6 @@ def _is_sound(manifest: dict) -> bool:
     members = [member for group in manifest["duplicates"] for member in group["members"]]
     names = [member[key] for member in members for key in ("split", "image")]
     names += [name for images in manifest["groups"].values() for listed in images.values() for name in listed]
-    if plain_fault(manifest["label_set"]):
+    if plain_fault(manifest["label_set"]) or not isinstance(manifest["settings"], dict):
         return False
     return all(isinstance(size, int) for size in sizes) and all(isinstance(name, str) for name in names)

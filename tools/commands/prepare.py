@@ -48,14 +48,8 @@ def build_parser() -> cli.Parser:
     add("--labels", metavar="FILE", help="rename, merge or drop labels: lines `given: new`, or `given: -`")
     which = "the labels found, the course's six, or those of a manifest.json (default: the course's if they match)"
     add("--label-set", default="auto", metavar="found|course|FILE", help=which)
-    add(
-        "--exclusive",
-        nargs="+",
-        type=nfc,
-        default=[],
-        metavar="NAME",
-        help="labels that stand alone, besides `healthy`",
-    )
+    alone = "labels that stand alone, besides `healthy`"
+    add("--exclusive", nargs="+", type=nfc, default=[], metavar="NAME", help=alone)
     add("--separator", metavar="SIGN", help="between the names in a column `labels` (default: found in the file)")
     add(
         "--join",
@@ -68,12 +62,8 @@ def build_parser() -> cli.Parser:
     add("--mode", default="link", choices=["link", "copy"], help="hard links, or copies of the photos")
     add("--split", nargs=3, type=float, metavar=("TRAIN", "VAL", "TEST"), help="split one folder; the sum must be 1")
     group = parser.add_mutually_exclusive_group().add_argument
-    group(
-        "--group",
-        type=nfc,
-        metavar="COLUMN",
-        help="keep photos in one split that have the same tree, orchard or date there",
-    )
+    by_column = "keep photos in one split that have the same tree, orchard or date there"
+    group("--group", type=nfc, metavar="COLUMN", help=by_column)
     by_name = "the same, where the first bracket of a regular expression finds the group in the name of a photo"
     group("--group-pattern", type=group_pattern, metavar="REGEX", help=by_name)
     add("--seed", default=0, type=int, metavar="N", help="seed of --split (default: %(default)s)")

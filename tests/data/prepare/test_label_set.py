@@ -272,7 +272,7 @@ LABELS = {"classes": ["rot", "spot"], "labels": ["rot", "spot"], "exclusive": []
     (LABELS | {"classes": ["@eaDir", "spot"]}, "part of a file name"),
     (LABELS | {"exclusive": [True]}, "exclusive must be indices"),
 ])  # fmt: skip
-def test_a_label_set_that_was_edited_by_hand(prepare, tmp_path, refused, stored, words):
+def test_a_label_set_that_was_edited_by_hand(prepare, tmp_path, stored, words):
     content = csv_of(*["rot", "spot"] * 3)
     (tmp_path / "set.json").write_text(json.dumps({"label_set": stored}))
     prepare(content, "--label-set", tmp_path / "set.json", code=3, words=[words, "; give the manifest.json"])
@@ -280,6 +280,13 @@ def test_a_label_set_that_was_edited_by_hand(prepare, tmp_path, refused, stored,
     manifest = tmp_path / "dataset" / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"label_set": stored}))
     prepare(content, code=3, words=["manifest.json is damaged"])
+
+
+def test_a_manifest_without_settings_is_damaged(prepare, tmp_path):
+    manifest, _ = prepare(csv_of(*["rot", "spot"] * 3))
+    del manifest["settings"]
+    (tmp_path / "dataset" / "manifest.json").write_text(json.dumps(manifest))
+    prepare(csv_of(*["rot", "spot"] * 3), code=3, words=["manifest.json is damaged"])
 
 
 def test_the_label_set_of_a_manifest_from_before_label_sets_is_the_courses(prepare, tmp_path):
