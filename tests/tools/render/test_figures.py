@@ -124,7 +124,7 @@ def test_labels_are_drawn_letter_by_letter():
     labels = ["$x$ and $y$", "_low"]
     figure = figures.draw_precision_recall(PROBABILITY, TRUTH, labels, [0.5, 0.25])
     texts = figure.legends[0].get_texts()
-    assert [text.get_text().replace("\\$", "$").strip() for text in texts] == ["$x$ and $y$  0.500", "_low  0.250"]
+    assert [text.get_text().replace("\\$", "$").strip() for text in texts] == ["0.500  $x$ and $y$", "0.250  _low"]
     ticks = figures.draw_confusion(np.eye(2, dtype=int), labels, "", "", "").axes[0].get_xticklabels()
     for text in [*texts, *ticks]:
         assert not text._preprocess_math(text.get_text())[1]
