@@ -1,5 +1,6 @@
 """What a run takes from its photos, MODEL.NUM_CLASSES 0 and DATA.TARGETS auto, in every file and line that shows it."""
 
+import json
 import os
 import shutil
 
@@ -110,6 +111,24 @@ def test_added_photos_do_not_flip_the_targets_of_a_run(argv, single, tmp_path, r
         shutil.copytree(single / split / "000010", single / split / "zz", copy_function=os.link)
     refused(main.main, [*argv(single), *AUTO[1:]], 4, "has the classes ['000001'", "'zz']")
     assert (tmp_path / "out" / "tiny" / "a" / "last.pth").read_bytes() == before
+
+
+def test_a_run_keeps_its_label_set(argv, dataset, tmp_path, refused):
+    """Other names or exclusive labels in the same class folders: the checkpoint would say what was never learned."""
+    data = tmp_path / "data"
+    shutil.copytree(dataset, data, copy_function=os.link)
+    manifest = json.loads((data / MANIFEST).read_text())
+    assert main.main([*argv(data), "DATA.TARGETS", "multi"]) == 0
+    (data / MANIFEST).unlink()  # a link to that of the other tests
+    names = manifest["label_set"]["labels"]
+    for key, value, words in (
+        ("exclusive", [], "has the exclusive [3], the data has []"),
+        ("labels", ["rot", *names[1:]], "has the labels ['scab', 'rust'"),
+    ):
+        changed = manifest | {"label_set": manifest["label_set"] | {key: value}}
+        (data / MANIFEST).write_text(json.dumps(changed))
+        more = ["DATA.TARGETS", "multi", "TRAIN.MAX_STEPS", "3"]
+        refused(main.main, [*argv(data), *more], 4, words, "start another run")
 
 
 @pytest.mark.parametrize("mode", [[], ["--check"]], ids=["run", "check"])

@@ -133,8 +133,9 @@ def check_unchanged(start: Start, config, meta: dict, allowed: list[str]) -> Non
             f"{path} was made with another config: {', '.join(changed)}; {remedy}, "
             f"or allow it with --allow-change {keys}"
         )
-    if stored["classes"] != meta["classes"]:
-        raise CheckpointError(f"{path} has the classes {stored['classes']}, the data has {meta['classes']}")
+    for what in ("classes", "labels", "exclusive"):
+        if stored[what] != meta[what]:
+            raise CheckpointError(f"{path} has the {what} {stored[what]}, the data has {meta[what]}; {remedy}")
     if not same_photos:
         raise CheckpointError(f"{path} was made with other photos or labels; {remedy}")
     if stored["images_per_update"] != meta["images_per_update"]:
