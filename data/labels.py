@@ -175,10 +175,9 @@ def as_file_name(name: str) -> str:
     return text.encode()[: MAX_FOLDER_BYTES - 4].decode(errors="ignore")
 
 
-def separator_of(labels: Iterable[str]) -> str:
+def separator_of(labels: Sequence[str]) -> str:
     """What stands between these labels in one field of a CSV: a space, or a sign that none of them holds."""
-    held = set().union(*labels)
-    return next(sign for sign in _SEPARATORS if sign not in held)
+    return next(sign for sign in _SEPARATORS if not any(sign in label for label in labels))
 
 
 def join_labels(given: Iterable[str], labels: Sequence[str]) -> str:

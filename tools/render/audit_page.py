@@ -1,5 +1,6 @@
 """The audit of a data set as a page: counts, bars, photos of each label, groups of duplicates, what was left out."""
 
+from collections import defaultdict
 from collections.abc import Callable
 
 from data.labels import LabelSet
@@ -75,10 +76,11 @@ def _frequent(splits: dict, fact: str) -> Table:
 def _mosaics(splits: dict, labels: LabelSet, picture: Callable[[str], bytes]) -> list:
     """For each label, some photos of the first split, evenly spaced in their sorted names."""
     split, entry = next(iter(splits.items()))
-    blocks = []
+    blocks, files_of = [], defaultdict[str, list[str]](list)
+    for file in entry["files"]:
+        files_of[file.split("/")[0]].append(file)
     for label, count in entry["labels"].items():
-        # photos come before balanced copies among the files
-        files = sorted([file for file in entry["files"] if file.startswith(f"{labels.folder_of(label)}/")][:count])
+        files = sorted(files_of[labels.folder_of(label)][:count])  # photos come before balanced copies
         num_shown = min(PHOTOS_PER_LABEL, len(files))
         shown = [files[place * len(files) // num_shown] for place in range(num_shown)]
         pictures = [Picture(picture(f"{split}/{file}"), file.split("/")[1]) for file in shown]
