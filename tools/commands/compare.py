@@ -7,7 +7,7 @@ from pathlib import Path
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
-from tools.base.errors import DataError, UsageError
+from tools.base.errors import DataError, UsageError, listing
 from tools.base.tables import format_table
 
 EPILOG = """
@@ -114,15 +114,15 @@ def fit_to(known, name: str, table):
     """
     from tools.evaluate.predictions import aligned
 
-    if set(table.labels) != set(known.labels):
-        raise DataError(f"{name} has the labels {', '.join(table.labels)}, the others have {', '.join(known.labels)}")
+    if differing := sorted({*table.labels} ^ {*known.labels}):
+        raise DataError(f"{name} and the others differ in the labels {listing(differing)}; leave it out")
     if table.probability is None:
         raise DataError(f"{name} holds no probabilities; score it alone with python -m tools score")
     if len(table.images) != len(known.images):
         raise DataError(f"{name} has {len(table.images)} photos, the others have {len(known.images)}")
+    table = aligned(table, known.images, name)
     order = [table.labels.index(label) for label in known.labels]
-    table = replace(table, probability=table.probability[:, order], decision=table.decision[:, order])
-    return aligned(table, known.images, name)
+    return replace(known, probability=table.probability[:, order], decision=table.decision[:, order])
 
 
 def describe_difference(points: float, limits: list[float]) -> str:

@@ -181,10 +181,12 @@ def load_predictor(
     members = [load_model(path, device, weights, decide_by) for path in paths]
     first = members[0]
     for member in members[1:]:
-        pairs = {"labels": (first.labels, member.labels), "targets": (first.rule.targets, member.rule.targets)}
-        for what, (ours, theirs) in pairs.items():
-            if ours != theirs:
-                raise CheckpointError(f"{first.path} has the {what} {ours}, {member.path} has {theirs}")
+        ours, theirs = ([*m.labels, f"targets {m.rule.targets}"] for m in (first, member))
+        if ours != theirs:
+            what = listing(sorted({*ours} ^ {*theirs})) or "the order of the labels"
+            raise CheckpointError(
+                f"{first.path} and {member.path} differ in {what}; average models of the same labels and targets"
+            )
     rule, tta = first.rule, tta or first.config.TEST.TTA
     if len(members) == 1:
         return Predictor(members, rule, first.validation, tta)
