@@ -22,11 +22,6 @@ def read_manifest(root: Path) -> dict | None:
     path = root / MANIFEST
     if not os.path.lexists(path):
         return None
-    return load_manifest(path, "run process_dataset.py again with --overwrite")
-
-
-def load_manifest(path: Path, remedy: str) -> dict:
-    """The manifest in a file, of any format, as the newest. Raises DataError, which ends with the `remedy`."""
     try:
         manifest = json.loads(read_regular(path, "manifest", MAX_BYTES))
         if manifest["format"] == 2:  # the same content under older names
@@ -38,7 +33,7 @@ def load_manifest(path: Path, remedy: str) -> dict:
         if manifest["format"] != FORMAT or not _is_sound(manifest):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path} is not a manifest, or is damaged or too old; {remedy}") from None
+        raise DataError(f"{path} is damaged or too old, or not a manifest; {remedy}") from None
     return manifest
 
 

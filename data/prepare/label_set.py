@@ -1,5 +1,6 @@
 """The label set of the raw photos: labels are renamed, merged or dropped as --labels says, then form a set."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -8,10 +9,12 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from data.label_files import LabelRow, read_renames
-from data.labels import COURSE, LabelSet
-from data.manifest import load_manifest
+from data.labels import COURSE, LabelSet, plain_fault
 from data.prepare.raw import RawSplit
 from tools.base.errors import DataError, UsageError, listing, nearest
+from tools.base.files import read_regular
+
+MAX_BYTES = 500_000_000  # of a manifest, from which a label set can be taken
 
 
 def rename(raws: Sequence[RawSplit], path: Path | None) -> tuple[list[RawSplit], dict[str, str]]:
@@ -50,11 +53,8 @@ def choose_set(raws: Sequence[RawSplit], wanted: str, exclusive: Sequence[str]) 
         wanted = "course" if _is_course(raws, found | given) else "found"
     if wanted == "found":
         labels = LabelSet.of_names(found or given)
-    elif wanted == "course":
-        labels = COURSE
     else:
-        manifest = load_manifest(Path(wanted), "give the manifest.json of a prepared data set")
-        labels = LabelSet.from_plain(manifest["label_set"])
+        labels = COURSE if wanted == "course" else _read_set(Path(wanted))
     faults = _name_faults(given, labels, wanted != "found")
     for raw, row in rows:
         for name in row.labels:
@@ -144,6 +144,20 @@ def _name_faults(given: Collection[str], labels: LabelSet, closed: bool) -> dict
                 "is a label of its own, give --label-set found"
             )
     return faults
+
+
+def _read_set(path: Path) -> LabelSet:
+    """The label set in a manifest.json, or in a file that holds only what a manifest has under `label_set`."""
+    try:
+        stored = json.loads(read_regular(path, "label set", MAX_BYTES))
+        if stored.get("format") in (2, 3):  # a manifest from before data sets had their own labels
+            return COURSE
+        stored = stored.get("label_set", stored)
+        if fault := plain_fault(stored):
+            raise DataError(f"{path}: {fault}; give the manifest.json of a prepared data set")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise DataError(f"{path} holds no label set; give the manifest.json of a prepared data set") from None
+    return LabelSet.from_plain(stored)
 
 
 def _labels_of(raw: RawSplit) -> set[str]:

@@ -102,7 +102,7 @@ def test_flags_about_labels_that_are_not_there(prepare, tmp_path):
         "--label-set",
         tmp_path / "set.json",
         code=3,
-        words=["set.json is not a manifest", "give the manifest.json"],
+        words=["set.json is damaged or too old, or not a manifest", "give the manifest.json"],
     )
     prepare(content, "--label-set", "found", "--multi-label", "error", code=3, words=["0.png", "rot, late blight"])
 
@@ -297,3 +297,9 @@ def test_the_label_set_of_a_manifest_from_before_label_sets_is_the_courses(prepa
 
 def test_a_separator_must_be_a_sign(prepare):
     prepare(csv_of(*["rot", "spot"] * 3), "--separator", "", code=2, words=["--separator is empty"])
+def test_labels_renames_rows_without_a_photo_too(prepare):
+    """Such a row is left out, and a label of it that is renamed is not unknown."""
+    content = csv_of(*["bad", "rust", "scab"] * 2) + "lost.png,bad\n"
+    made, _ = prepare(content, "--label-set", "course", "--max-missing", "1", labels="bad: complex\n")
+    assert made["left_out"]["rows without a photo"] == ["images/lost.png"]
+    assert made["splits"]["train"]["labels"]["complex"] == 2
