@@ -33,7 +33,7 @@ def read_manifest(root: Path) -> dict | None:
         if manifest["format"] != FORMAT or not _is_sound(manifest):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise DataError(f"{path} is damaged or too old, or not a manifest; {remedy}") from None
+        raise DataError(f"{path} is damaged or too old; run process_dataset.py again with --overwrite") from None
     return manifest
 
 

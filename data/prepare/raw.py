@@ -10,7 +10,7 @@ import os
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -176,21 +176,7 @@ def _match(
     if out:
         raise DataError(f"image {min(out)} is a link out of {src}; remove it, or add --follow-links")
     present = {entry.name for entry in entries} - ({table.name} if table.parent == images else set())
-    rows: dict[str, LabelRow] = {}  # by file
-    lost = []
-    stems = Counter(os.path.splitext(name)[0] for name in present if is_photo(name))
-    of_stem = {os.path.splitext(name)[0]: name for name in present if is_photo(name)}
-    for row in labels.rows:
-        file = of_stem.get(row.image, "") if row.image not in present and stems[row.image] == 1 else row.image
-        if file not in present:
-            lost.append(row)
-        elif not is_photo(file):
-            raise DataError(
-                f"{table}, row {row.line}: {row.image} is not named like a photo ({', '.join(EXTENSIONS)}); "
-                "convert it to JPEG or PNG, and correct its name in the row"
-            )
-        elif set(rows.setdefault(file, replace(row, image=file, file=file)).labels) != set(row.labels):
-            raise DataError(f"{table}: rows {rows[file].line} and {row.line} give {file} different labels")
+    rows, lost = _find_files(labels.rows, present, table)
     unlisted = sorted(present - rows.keys())
     stray = [name for name in unlisted if is_photo(name)]
     alike = {_plain_name(name): f" (there is {name})" for name in stray}
@@ -211,6 +197,34 @@ def _match(
         ignored=[name for name in unlisted if not is_photo(name)],
         ignored_columns=labels.ignored,
     )
+
+
+def _find_files(
+    given: Sequence[LabelRow], present: Collection[str], table: Path
+) -> tuple[dict[str, LabelRow], list[LabelRow]]:
+    """(file -> its row, rows without a file); a row may leave out the extension of its photo."""
+    rows: dict[str, LabelRow] = {}
+    lost = []
+    stems: dict[str, list[str]] = {}
+    for name in filter(is_photo, present):
+        stems.setdefault(os.path.splitext(name)[0], []).append(name)
+    for row in given:
+        file = row.image
+        if file not in present and len(named := stems.get(file, [])) == 1:
+            file = named[0]
+        if file not in present:
+            lost.append(row)
+            continue
+        if not is_photo(file):
+            raise DataError(
+                f"{table}, row {row.line}: {row.image} is not named like a photo ({', '.join(EXTENSIONS)}); "
+                "convert it to JPEG or PNG, and correct its name in the row"
+            )
+        first = rows.setdefault(file, replace(row, image=file, file=file))
+        if (set(first.labels), first.group) != (set(row.labels), row.group):
+            what = "labels" if first.group == row.group else "groups"
+            raise DataError(f"{table}: rows {first.line} and {row.line} give {file} different {what}; remove one")
+    return rows, lost
 
 
 def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit:

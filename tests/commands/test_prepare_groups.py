@@ -205,3 +205,13 @@ def test_five_photos_of_a_label(pool, tmp_path, capsys):
     )
     assert any("train: rare 4; photograph more (93 for ±10 points)" in w for w in warnings)
     assert len(warnings) == 3
+
+
+def test_one_photo_in_two_groups_is_refused(pool, tmp_path, refused):
+    """Listed with and without its extension; or, with --join content, in two files."""
+    rows, argv = rows_of(pool), ["--src", pool, "--dst", tmp_path / "d", *SPLIT, "--group", "tree"]
+    write_rows(pool, [*rows, [rows[2][0].removesuffix(".jpg"), rows[2][1], "Baum 3"]])
+    refused(process_dataset.main, argv, 3, f"give {rows[2][0]} different groups")
+    shutil.copyfile(pool / "images" / rows[2][0], pool / "images" / "copy.jpg")
+    write_rows(pool, [*rows, ["copy.jpg", rows[2][1], "Baum 3"]])
+    refused(process_dataset.main, [*argv, "--join", "content"], 3, f"{rows[2][0]} = copy.jpg", "'Baum 2' and 'Baum 3'")

@@ -297,6 +297,8 @@ def test_the_label_set_of_a_manifest_from_before_label_sets_is_the_courses(prepa
 
 def test_a_separator_must_be_a_sign(prepare):
     prepare(csv_of(*["rot", "spot"] * 3), "--separator", "", code=2, words=["--separator is empty"])
+
+
 def test_labels_renames_rows_without_a_photo_too(prepare):
     """Such a row is left out, and a label of it that is renamed is not unknown."""
     content = csv_of(*["bad", "rust", "scab"] * 2) + "lost.png,bad\n"
