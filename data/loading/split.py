@@ -93,20 +93,19 @@ def scan_split(
         notes.append(f"{root} has no {MANIFEST}: used as it is, not checked by process_dataset.py")
     else:
         _check_unchanged(manifest, name, found, source, where)
+    for folder in found:
+        if fault := class_name_fault(folder):
+            raise DataError(f"{where}: class folder {folder!r} {fault}; rename it")
     if not balanced_copies:
         total = sum(map(len, found.values()))
         found = {code: [file for file in names if not is_balanced_copy(file)] for code, names in found.items()}
         num_left_out = total - sum(map(len, found.values()))
         notes += [f"{where}: {num_left_out} files made by --balance left out"] if num_left_out else []
-    for folder in found:
-        if fault := class_name_fault(folder):
-            raise DataError(f"{where}: class folder {folder!r} {fault}; rename it")
     own = LabelSet.from_plain(manifest["label_set"]) if manifest else labels or LabelSet.found(found)
     others = {} if manifest else LabelSet.names_of(found)
     folder_of = {own.name_of(folder) or others.get(folder, folder): folder for folder in found}
     labels = labels or own
-    names_of = {folder: name for name, folder in folder_of.items()}
-    _check_folders(found, names_of, labels, where, may_be_empty=own.folders if manifest else ())
+    _check_folders(found, folder_of, labels, where, may_be_empty=own.folders if manifest else ())
     photos = group_copies(source, found, [folder_of.get(name, "") for name in labels.names])
     if not photos:
         raise DataError(f"{where} holds no photos")
@@ -180,9 +179,10 @@ def _check_unchanged(manifest: dict, split: str, found: dict[str, list[str]], so
 
 
 def _check_folders(
-    found: dict[str, list[str]], name_of: dict[str, str], labels: LabelSet, where: str, may_be_empty: Collection[str]
+    found: dict[str, list[str]], folder_of: dict[str, str], labels: LabelSet, where: str, may_be_empty: Collection[str]
 ) -> None:
-    """Raises DataError for class folders that are unknown, empty, or of one label; `name_of` gives their labels."""
+    """Raises DataError for class folders that are unknown, empty, or of one label; `folder_of`: label -> folder."""
+    name_of = {folder: name for name, folder in folder_of.items()}
     for folder, names in found.items():
         name = name_of.get(folder)
         if name is None:
