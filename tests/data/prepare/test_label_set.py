@@ -102,7 +102,7 @@ def test_flags_about_labels_that_are_not_there(prepare, tmp_path):
         "--label-set",
         tmp_path / "set.json",
         code=3,
-        words=["set.json is damaged or too old, or not a manifest", "give the manifest.json"],
+        words=["set.json holds no label set", "give the manifest.json"],
     )
     prepare(content, "--label-set", "found", "--multi-label", "error", code=3, words=["0.png", "rot, late blight"])
 
