@@ -91,6 +91,18 @@ def test_the_map_lies_on_what_the_model_looked_at(checkpoint, resize, shape, vie
             assert np.array_equal(heated[outside], original[outside])
 
 
+def test_a_photo_of_a_few_pixels_has_a_map_too(checkpoint, tmp_path):
+    """At its own size, and with `crop` over less than one pixel of it."""
+    for height, width in ((1, 1), (1, 2), (20, 1)):
+        name = f"{height}x{width}"
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / f"{name}.png")
+        argv = ["--resume", checkpoint, "--image", tmp_path / f"{name}.png", "--to", tmp_path / "maps", *LAYER]
+        assert visual.main([str(word) for word in (*argv, "--full-size")]) == 0
+        heated = read_rgb(tmp_path / "maps" / f"{name}_rust_cam.png")
+        assert heated.shape == (height, width, 3)
+        assert heated.any()
+
+
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_comparisons_have_the_shape_of_the_photo(checkpoint, resize, shape, tmp_path):
     Image.fromarray(mark(shape)).save(tmp_path / "leaf.png")

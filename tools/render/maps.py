@@ -32,6 +32,7 @@ def overlay(photo: np.ndarray, heat: np.ndarray, window: Sequence[float] | None 
         jet = cv2.applyColorMap((255 * heat.clip(0, 1)).astype(np.uint8), cv2.COLORMAP_JET)
         return cv2.addWeighted(photo, 0.5, cv2.cvtColor(jet, cv2.COLOR_BGR2RGB), 0.5, 0)
     left, top, right, bottom = (round(edge) for edge in window)
+    right, bottom = max(right, left + 1), max(bottom, top + 1)  # it may be less than one pixel
     part = photo[top:bottom, left:right]
     drawn = photo.copy()
     drawn[top:bottom, left:right] = overlay(part, cv2.resize(heat, (part.shape[1], part.shape[0])))
