@@ -214,4 +214,6 @@ def test_one_photo_in_two_groups_is_refused(pool, tmp_path, refused):
     refused(process_dataset.main, argv, 3, f"give {rows[2][0]} different groups")
     shutil.copyfile(pool / "images" / rows[2][0], pool / "images" / "copy.jpg")
     write_rows(pool, [*rows, ["copy.jpg", rows[2][1], "Baum 3"]])
-    refused(process_dataset.main, [*argv, "--join", "content"], 3, f"{rows[2][0]} and copy.jpg", "'Baum 2' and 'Baum 3'")
+    refused(
+        process_dataset.main, [*argv, "--join", "content"], 3, f"{rows[2][0]} and copy.jpg", "'Baum 2' and 'Baum 3'"
+    )
