@@ -4,6 +4,7 @@ images,truth,p_scab,...,p_complex,decision,confidence
 80a0.jpg,rust,0.01,...,0.02,rust,0.93
 """
 
+import unicodedata
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,8 +127,14 @@ def read_predictions(path: Path, expected: Collection[str] = ()) -> PredictionTa
     images = [name.strip() for name in columns[header[0]]]
     if repeated := find_repeated(images):
         raise DataError(f"{path}: {repeated} is there twice")
-    labels = _labels_of(header, expected)
-    probability = _read_probabilities(columns, labels, path, numbers)
+    prefix = _prefix_of(header, expected)
+    try:
+        labels = _labels_of(header, prefix, expected)
+    except DataError as error:
+        raise DataError(f"{path}, header: {error}") from None
+    if len(labels) == 1:
+        raise DataError(f"{path} has the one label {labels[0]!r}, and figures need two; add a column for each label")
+    probability = _read_probabilities(columns, prefix, labels, path, numbers)
     decided = columns.get("decision", columns.get("labels"))
     binary = probability is None or bool(np.isin(probability, (0, 1)).all())
     if decided is not None:
@@ -143,9 +150,15 @@ def read_predictions(path: Path, expected: Collection[str] = ()) -> PredictionTa
     return PredictionTable(images, tuple(labels), None if binary else probability, decision, truth)
 
 
-def _labels_of(header: Sequence[str], expected: Collection[str]) -> list[str]:
+def _prefix_of(header: Sequence[str], expected: Collection[str]) -> str:
+    """What the names of the columns per label begin with; nothing, where all expected labels have a column."""
+    if expected and set(expected) <= set(header) - set(_NO_LABELS):
+        return ""
+    return next((prefix for prefix in ("p_", "label_") if any(name.startswith(prefix) for name in header)), "")
+
+
+def _labels_of(header: Sequence[str], prefix: str, expected: Collection[str]) -> list[str]:
     """The labels of a table: those that have a column, then those that are expected, the course's in its own order."""
-    prefix = next((prefix for prefix in ("p_", "label_") if any(name.startswith(prefix) for name in header)), "")
     columns = [clean_name(name.removeprefix(prefix)) for name in header if prefix and name.startswith(prefix)]
     if not prefix and set(expected) & set(header):  # a column per label, under its plain name
         columns = [name for name in header[1:] if name not in _NO_LABELS]
@@ -155,10 +168,11 @@ def _labels_of(header: Sequence[str], expected: Collection[str]) -> list[str]:
 
 
 def _read_probabilities(
-    columns: dict[str, Sequence[str]], labels: Sequence[str], path: Path, numbers: Sequence[int]
+    columns: dict[str, Sequence[str]], prefix: str, labels: Sequence[str], path: Path, numbers: Sequence[int]
 ) -> np.ndarray | None:
     """`[n, C]` of the columns per label, or None when there are none; `numbers` are the rows' lines in the file."""
-    found = [next((f + label for f in ("p_", "label_", "") if f + label in columns), "") for label in labels]
+    starts = (prefix, "p_", "label_", "")
+    found = [next((start + label for start in starts if start + label in columns), "") for label in labels]
     if not any(found):
         return None
     if not all(found):
@@ -181,7 +195,7 @@ def _read_names(column: Sequence[str], labels: Sequence[str], path: Path, number
     index = {label: c for c, label in enumerate(labels)}
     given = np.zeros((len(column), len(labels)), bool)
     for row, text in enumerate(column):
-        for name in split_labels(text, labels):
+        for name in split_labels(unicodedata.normalize("NFC", text), labels):
             if name not in index:
                 raise DataError(f"{path}, row {numbers[row]}: unknown label {name!r}{nearest(name, labels)}")
             given[row, index[name]] = True

@@ -1,9 +1,12 @@
 """predictions.csv: any label names are read back as they were written."""
 
+import re
+
 import numpy as np
 import pytest
 
 from data.labels import COURSE
+from tools.base.errors import DataError
 from tools.evaluate.predictions import read_predictions, to_csv
 from tools.evaluate.rule import Answers
 
@@ -12,6 +15,7 @@ from tools.evaluate.rule import Answers
     ["healthy", "rust"], ["rust", "scab", "healthy"], list(COURSE.names),  # some of the course's, and all
     ["10", "2", "apple"], ["a|b", "c"], ["a b", "c|d", "e;f"], ["a b", "c|d", "e;f", "g,h"], ['a"', "'b"],
     ["p_x", "p_"], ["label_x", "y"], ["truth", "decision", "labels"], ["unsure", "error", "model"],
+    ["truth", "decision"],
 ])  # fmt: skip
 def test_a_round_trip(tmp_path, labels):
     count, rng = 3 * len(labels), np.random.default_rng(0)
@@ -35,3 +39,27 @@ def test_some_of_the_courses_labels_without_a_column_each_are_all_of_them(tmp_pa
     table = read_predictions(tmp_path / "a.csv", {"rust", "scab", "healthy"})
     assert table.labels == COURSE.names
     assert table.decision.sum(axis=0).tolist() == [1, 1, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize("columns", ["x,p_x", "p_x,p_p_x", "label_x,label_p_x"])
+def test_columns_called_like_labels_that_look_like_prefixes(tmp_path, columns):
+    (tmp_path / "a.csv").write_text(f"image,{columns}\na.jpg,1,0\nb.jpg,0,1\n")
+    table = read_predictions(tmp_path / "a.csv", {"x", "p_x"})
+    assert table.labels == ("x", "p_x")
+    assert table.decision.tolist() == [[True, False], [False, True]]
+
+
+def test_names_are_compared_in_one_composition(tmp_path):
+    (tmp_path / "a.csv").write_text("image,decision\na.jpg,A\u0308pfel\nb.jpg,rust\n")
+    table = read_predictions(tmp_path / "a.csv", {"Äpfel", "rust"})
+    assert [table.labels[row.argmax()] for row in table.decision] == ["Äpfel", "rust"]
+
+
+@pytest.mark.parametrize(("header", "words"), [
+    ("image,p_x", "has the one label 'x', and figures need two"),
+    ("image,p_x,p_y\u200b", r"label 'y\u200b' holds"),
+])  # fmt: skip
+def test_labels_that_cannot_be_scored(tmp_path, header, words):
+    (tmp_path / "a.csv").write_text(f"{header}\na.jpg{',1' * header.count(',')}\n")
+    with pytest.raises(DataError, match=rf"a\.csv.*{re.escape(words)}"):
+        read_predictions(tmp_path / "a.csv", {"x"})
