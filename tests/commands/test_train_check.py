@@ -117,9 +117,9 @@ def test_memory_that_a_batch_does_not_fit_into_is_noted(argv, monkeypatch, capsy
     build = preflight.prepare_run
 
     def small(*args, **kwargs):
-        run = build(*args, **kwargs)
+        loaded, run = build(*args, **kwargs)
         run.state.module.register_forward_pre_hook(refuse)
-        return run
+        return loaded, run
 
     def refuse(_module, inputs):
         if len(inputs[0]) > 3:

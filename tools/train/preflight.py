@@ -22,7 +22,6 @@ from tools.runtime.distributed import Ranks
 from tools.runtime.environment import check_packages
 from tools.runtime.memory import describe_memory, peak_memory
 from tools.runtime.precision import choose_precision
-from tools.train.data import scan_splits
 from tools.train.loop import Progress, train_one_epoch
 from tools.train.output import CHECKPOINTS
 from tools.train.parts import checkpoint_bytes, compile_forward
@@ -46,9 +45,8 @@ def preflight(loaded: Loaded, ranks: Ranks, device: torch.device, *, overwrite: 
     report("environment", *_environment(loaded.config, ranks, device))
     report("config", _settings(loaded))
     check_unused(loaded, ranks)
-    loaded, splits = scan_splits(loaded)
-    run = prepare_run(
-        loaded, splits, ranks, device, overwrite=overwrite, allowed=allowed, report=report, download=False
+    loaded, run = prepare_run(
+        loaded, ranks, device, overwrite=overwrite, allowed=allowed, report=report, download=False
     )
     if end := run.nothing_left():
         report("run folder", end)

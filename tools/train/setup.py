@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from configs.load import Loaded
-from data.loading.split import Split, describe
+from data.loading.split import describe
 from models.swin_transformer import SwinTransformer
 from tools.checkpoint import store
 from tools.evaluate.rule import DecisionRule
@@ -38,8 +38,7 @@ def launch(
         UserError: of the matching class, before any file is touched, for everything that is found not to work.
     """
     with sole_run(loaded, ranks), children_end():
-        loaded, splits = scan_splits(loaded)
-        run = prepare_run(loaded, splits, ranks, device, overwrite=overwrite, allowed=allowed)
+        loaded, run = prepare_run(loaded, ranks, device, overwrite=overwrite, allowed=allowed)
         if end := run.nothing_left():
             print(end)
             return 0
@@ -52,7 +51,6 @@ def launch(
 
 def prepare_run(
     loaded: Loaded,
-    splits: tuple[Split, Split],
     ranks: Ranks,
     device: torch.device,
     *,
@@ -60,18 +58,17 @@ def prepare_run(
     allowed: list[str],
     report: Callable[[str, str, Sequence[str]], None] = lambda _part, _found, _notes: None,
     download: bool = True,
-) -> Run:
-    """Builds data, plan and model, and loads the state to resume from.
+) -> tuple[Loaded, Run]:
+    """Builds data, plan and model, and loads the state to resume from; returns the resolved config too.
 
     Does not touch the run folder; may write the pixel cache and download weights.
 
     Args:
-        loaded, splits: from `tools.train.data.scan_splits`.
         report: called with each part of the setup, what was found, and notes.
         download: False keeps fresh weights instead of downloading pretrained ones, which would write into a cache.
     """
-    config = loaded.config
-    amp = config.AMP
+    loaded, splits = scan_splits(loaded)
+    config, amp = loaded.config, loaded.config.AMP
     precision, notice = choose_precision(amp.OPT_LEVEL, amp.BACKEND, amp.DTYPE, device, ranks.world_size)
     data = load_data(config, splits, ranks)
     notes = [*data.train.notes, *data.val.notes]
@@ -96,7 +93,7 @@ def prepare_run(
         start=find_start(loaded, overwrite),
     )
     _resume(run, config, allowed)
-    return run
+    return loaded, run
 
 
 def _resume(run: Run, config, allowed: list[str]) -> None:
