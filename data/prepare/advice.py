@@ -63,8 +63,8 @@ def _find_absent(manifest: dict) -> list[str]:
     if not (absent := _list_labels(manifest, SPLITS, range(1))):
         return []
     return [
-        f"labels without photos, not learned in train, not scored in val or test: {absent}; add photos, or merge or "
-        "drop labels with --labels"
+        f"labels without photos, not learned in train, not scored in val or test: {absent}; add photos, merge or "
+        "drop labels with --labels, or take only the labels that have photos with --label-set found"
     ]
 
 
