@@ -16,6 +16,8 @@ from tools.base.files import read_regular
 
 MAX_BYTES = 500_000_000  # of a manifest, from which a label set can be taken
 
+_MOST_NOTES = 10  # about names
+
 
 def rename(raws: Sequence[RawSplit], path: Path | None) -> tuple[list[RawSplit], dict[str, str]]:
     """The splits with the labels that the file of --labels gives, and what it says; without a file, as they are.
@@ -106,7 +108,8 @@ def suspicious_labels(rows: Sequence[LabelRow], labels: LabelSet) -> list[str]:
                 f"the label {name!r} ({counts[name]} photos) may be {other!r} misspelt; if so, merge them with "
                 f"--labels FILE, which holds the line {name}: {other}"
             )
-    return notes
+    rest = len(notes) - _MOST_NOTES
+    return [*notes[:_MOST_NOTES], f"{rest} more labels may be misspelt"] if rest > 0 else notes
 
 
 def _inseparable(rows: Sequence[LabelRow]) -> list[list[str]]:

@@ -21,6 +21,7 @@ writes  DST/{split}/LABEL/ID.jpg, DST/OneHot-{split}_label.csv, DST/manifest.jso
         the folders of the course's six labels are called 000001, ..., 100000
 docs/own-data.md goes from a folder of photos to a scored model; docs/data.md has all details
 """
+MOST_LINES = 20  # about duplicates, and about what is left out
 
 
 def group_pattern(text: str) -> str:
@@ -162,16 +163,17 @@ def bar(description: str):
 
 
 def print_outcome(manifest: dict, dst) -> None:
-    """Prints the counts, the duplicates, and everything that was left out."""
+    """Prints the counts, and the first duplicates and photos that were left out; report.html has all."""
     from data.prepare.advice import find_warnings
     from data.prepare.tree import REPORT, format_counts
 
     print(*format_counts(manifest), sep="\n")
     lines = [cli.printable(describe_group(group)) for group in manifest["duplicates"]]
-    lines = [listing(lines, "\n", most=20)] if lines else []
+    lines = [listing(lines, "\n", most=MOST_LINES)] if lines else []
     lines += [cli.printable(note) for note in manifest["notes"]]
     lines += [cli.printable(f"warning: {warning}") for warning in find_warnings(manifest)]
-    lines += [cli.printable(f"left out: {name}") for names in manifest["left_out"].values() for name in names]
+    left = [cli.printable(f"left out: {name}") for names in manifest["left_out"].values() for name in names]
+    lines += [listing(left, "\n", most=MOST_LINES)] if left else []
     print(*lines, f"{dst} is complete: {', '.join(manifest['splits'])}; see {dst / REPORT}", sep="\n")
 
 

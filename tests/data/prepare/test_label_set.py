@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import process_dataset
+from data.label_files import LabelRow
 from data.labels import COURSE, LabelSet
 from data.loading.split import scan_split
+from data.prepare.label_set import suspicious_labels
 from tools.commands import score
 
 MERGE = "rot: rust\nunsure: -\n"
@@ -129,6 +131,14 @@ def test_photos_without_labels_are_listed_for_review(prepare):
     left = ["images/1.png", "images/3.png", "images/5.png"]
     assert manifest["left_out"]["photos without labels"] == left
     assert [line for line in out.splitlines() if line.startswith("left out")] == [f"left out: {name}" for name in left]
+
+
+def test_of_many_notes_about_names_the_first_are_printed():
+    """Names that are numbered look like one another."""
+    names = [f"unknown disease {number}" for number in range(40)]
+    rows = [LabelRow(f"{name}.jpg", (name,)) for name in [*names[:20], *names[20:] * 30]]
+    notes = suspicious_labels(rows, LabelSet.of_names(names))
+    assert (len(notes), notes[-1]) == (11, "10 more labels may be misspelt")
 
 
 def test_equal_photos_of_two_class_folders_are_one(prepare):
