@@ -60,14 +60,9 @@ class LabelSet:
         alone = set(exclusive)
         return cls(folders, ordered, tuple(i for i, name in enumerate(ordered) if name in alone or is_healthy(name)))
 
-    @classmethod
-    def found(cls, folders: Collection[str]) -> "LabelSet":
-        """The set of a tree of class folders without a manifest, see `names_of`."""
-        return cls.of_folders(cls.names_of(folders))
-
     @staticmethod
     def names_of(folders: Collection[str]) -> dict[str, str]:
-        """folder -> name of its label: that of the folder, unless all folders are the course's."""
+        """folder -> name of its label, for a tree without a manifest: as the folder, unless all are the course's."""
         names = dict(zip(COURSE.folders, COURSE.names, strict=True))
         is_course = names.keys() >= set(folders)
         return {folder: names[folder] if is_course else clean_name(folder) for folder in folders}

@@ -10,7 +10,7 @@ import glob
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -101,12 +101,8 @@ def scan_split(
         found = {code: [file for file in names if not is_balanced_copy(file)] for code, names in found.items()}
         num_left_out = total - sum(map(len, found.values()))
         notes += [f"{where}: {num_left_out} files made by --balance left out"] if num_left_out else []
-    own = LabelSet.from_plain(manifest["label_set"]) if manifest else labels or LabelSet.found(found)
-    others = {} if manifest else LabelSet.names_of(found)
-    folder_of = {own.name_of(folder) or others.get(folder, folder): folder for folder in found}
-    labels = labels or own
-    _check_folders(found, folder_of, labels, where, may_be_empty=own.folders if manifest else ())
-    photos = group_copies(source, found, [folder_of.get(name, "") for name in labels.names])
+    labels, folders = _match_folders(found, manifest, labels, where)
+    photos = group_copies(source, found, folders)
     if not photos:
         raise DataError(f"{where} holds no photos")
     return Split(where, source, labels, photos, notes)
@@ -178,11 +174,19 @@ def _check_unchanged(manifest: dict, split: str, found: dict[str, list[str]], so
         )
 
 
-def _check_folders(
-    found: dict[str, list[str]], folder_of: dict[str, str], labels: LabelSet, where: str, may_be_empty: Collection[str]
-) -> None:
-    """Raises DataError for class folders that are unknown, empty, or of one label; `folder_of`: label -> folder."""
+def _match_folders(
+    found: dict[str, list[str]], manifest: dict | None, labels: LabelSet | None, where: str
+) -> tuple[LabelSet, list[str]]:
+    """(the label set, the class folder of each label or the empty string), see `scan_split`.
+
+    Raises:
+        DataError: for class folders that are unknown, empty, or of one label.
+    """
+    names_of = {} if manifest else LabelSet.names_of(found)
+    own = LabelSet.from_plain(manifest["label_set"]) if manifest else labels or LabelSet.of_folders(names_of)
+    folder_of = {own.name_of(folder) or names_of.get(folder, folder): folder for folder in found}
     name_of = {folder: name for name, folder in folder_of.items()}
+    labels, may_be_empty = labels or own, own.folders if manifest else ()
     for folder, names in found.items():
         name = name_of.get(folder)
         if name is None:
@@ -192,6 +196,7 @@ def _check_folders(
         if names and labels.index(name) is None:
             hint = nearest(name or folder, labels.names)
             raise DataError(f"{where}/{folder} is not a class of this model or training split{hint}")
+    return labels, [folder_of.get(name, "") for name in labels.names]
 
 
 def group_copies(source, found: dict[str, list[str]], folders: Sequence[str]) -> list[Photo]:

@@ -147,5 +147,5 @@ def test_photos_with_equal_names_get_separate_pictures(run_folder, dataset, tmp_
 def test_a_class_that_no_training_photo_has(dataset):
     """A histogram cannot learn it; it has an opinion all the same."""
     split = scan_split(dataset, "val")
-    more = dataclasses.replace(split, labels=LabelSet.found([*split.labels.folders, "1000000"]))
+    more = dataclasses.replace(split, labels=LabelSet.of_names([*split.labels.folders, "1000000"]))
     assert (fit_histograms(more, split)[:, 6] < 0).all()

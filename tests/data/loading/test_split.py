@@ -49,7 +49,7 @@ def test_photos_and_copies_are_those_of_the_csv(raw, dataset):
 
 def test_a_line_names_a_dozen_labels_and_counts_the_others():
     photos = [Photo("a", "a", (0, 19)), Photo("b", "b", (1,))]
-    text = describe(Split("x", None, LabelSet.found([f"l{c:02}" for c in range(20)]), photos))
+    text = describe(Split("x", None, LabelSet.of_names(f"l{c:02}" for c in range(20)), photos))
     others = ", ".join(f"l{c:02} 0" for c in range(2, 12))
     assert text == f"x: 2 photos, 3 copies (l00 1, l01 1, {others}, 8 more labels)"
 
