@@ -94,6 +94,9 @@ def read_raw(src: Path, pool: bool, reading: Reading) -> list[RawSplit]:
             f"--src {src} has none of the folders {', '.join(SPLITS)}, each with class folders, or with images/ and a "
             "label CSV; for one folder that is not yet split give --split 0.8 0.1 0.1"
         )
+    for other in ("valid", "validation"):  # as in several public data sets
+        if "val" not in names and (src / other).is_dir():
+            raise DataError(f"--src {src} has a folder {other}, and the name of that split is val; rename it")
     tables = [table for name in names if (table := _table_of(src, name)).is_file()]
     return [_name_groups(_read_split(src, name, reading, tables), reading) for name in names]
 
@@ -136,6 +139,11 @@ def _read_pool(src: Path, reading: Reading) -> RawSplit:
         raise DataError(
             f"--src {src}: no photos in train_images/, images/ or the folder itself, nor in class folders; --split "
             "wants SRC/LABEL/photo, or a CSV and photos in one folder"
+        )
+    if len(folders) > 1:
+        raise DataError(
+            f"--src {src} has photos in {' and in '.join(map(str, folders))}; only one folder is read, so put all "
+            "photos into one of them"
         )
     if len(tables) != 1:
         found = ", ".join(path.name for path in (tables or sorted(src.glob("*.xls*")))) or "no CSV"

@@ -315,3 +315,14 @@ def test_labels_renames_rows_without_a_photo_too(prepare):
     made, _ = prepare(content, "--label-set", "course", "--max-missing", "1", labels="bad: complex\n")
     assert made["left_out"]["rows without a photo"] == ["images/lost.png"]
     assert made["splits"]["train"]["labels"]["complex"] == 2
+
+
+def test_photos_that_would_not_be_read_are_an_error(prepare, tmp_path, refused):
+    """Photos beside the folder of photos, and a validation split under another name."""
+    photo(tmp_path / "orchard" / "more.png", 9)
+    prepare(csv_of(*["rot", "rust"] * 3), code=3, words=["orchard/images and in ", "put all photos into one"])
+    for split in ("train", "valid"):
+        for label in ("rot", "rust"):
+            photo(tmp_path / "tree" / split / label / "1.png", len(split) * len(label))
+    argv = ["--src", tmp_path / "tree", "--dst", tmp_path / "dataset"]
+    refused(process_dataset.main, argv, 3, "has a folder valid", "is val; rename it")
