@@ -63,9 +63,10 @@ def read_labels(
 ) -> LabelFile:
     """Reads a label CSV, see docs/data.md for its forms.
 
-    One column `label` holds a name. One column `labels` holds names that are separated by `|`, `;` or `,`, or if
-    there is none of these in it, by spaces. Columns `label_1`, `label_2` hold one name each. All other forms have a
-    column per label, called `label_<name>` or `<name>`, with 1 and 0, yes and no, or x and nothing.
+    One column `label` holds a name, or several that are separated by `|`. One column `labels` holds names that are
+    separated by `|`, `;` or `,`, or if there is none of these in it, by spaces. Columns `label_1`, `label_2` hold one
+    name each. All other forms have a column per label, called `label_<name>` or `<name>`, with 1 and 0, yes and no, or
+    x and nothing.
 
     Args:
         separator: between the names in `labels`, instead of the one that is found.

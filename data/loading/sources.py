@@ -52,7 +52,7 @@ class FolderSource:
         return found, ignored
 
     def read(self, file: str) -> bytes:
-        """The bytes of `code/name`."""
+        """The bytes of `folder/name`."""
         return read_bytes(self.place / file)
 
     def size(self, file: str) -> int:
@@ -93,7 +93,7 @@ class ZipSource:
     def __init__(self, place: Path):
         self.place = place
         self._own: tuple[int, zipfile.ZipFile] | None = None  # the process that opened the archive, and the archive
-        self._inside = ""  # what comes before code/name, once the archive is open
+        self._inside = ""  # what comes before folder/name, once the archive is open
 
     def list_files(self) -> tuple[dict[str, list[str]], list[str]]:
         """As `FolderSource.list_files`; a leading folder named after the split is left out."""
@@ -119,10 +119,10 @@ class ZipSource:
                 ignored.append(name)
             else:
                 found.setdefault(parts[0], []).append(parts[1])
-        return {code: sorted(found[code]) for code in sorted(found)}, ignored
+        return {folder: sorted(found[folder]) for folder in sorted(found)}, ignored
 
     def read(self, file: str) -> bytes:
-        """The bytes of `code/name`. Raises DataError for more than MAX_BYTES, whatever the archive declares."""
+        """The bytes of `folder/name`. Raises DataError for more than MAX_BYTES, whatever the archive declares."""
         raw = self._read(file, lambda content: content.read(MAX_BYTES + 1))
         if len(raw) > MAX_BYTES:
             raise DataError(f"image {self.locate(file)} is larger than {MAX_BYTES:,} bytes")

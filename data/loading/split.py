@@ -1,6 +1,6 @@
 """A split on disk (folders or one zip archive) as a list of samples.
 
-    <root>/<split>/<one-hot code>/ID.jpg        or the same tree inside <root>/<split>.zip
+    <root>/<split>/<class folder>/ID.jpg        or the same tree inside <root>/<split>.zip
 
 A photo with several labels lies in several folders; each of these files is a label copy. With targets "single" every
 label copy is a sample with one class; with targets "multi" the label copies of one photo are one sample.
@@ -28,7 +28,7 @@ class Photo:
     """One photo of a split."""
 
     name: str  # its file name
-    file: str  # where to read it, code/name
+    file: str  # where to read it, folder/name
     classes: tuple[int, ...]  # indices into the label set, ascending; each of their folders holds one label copy
 
 
@@ -98,7 +98,7 @@ def scan_split(
             raise DataError(f"{where}: class folder {folder!r} {fault}; rename it")
     if not balanced_copies:
         total = sum(map(len, found.values()))
-        found = {code: [file for file in names if not is_balanced_copy(file)] for code, names in found.items()}
+        found = {folder: [f for f in names if not is_balanced_copy(f)] for folder, names in found.items()}
         num_left_out = total - sum(map(len, found.values()))
         notes += [f"{where}: {num_left_out} files made by --balance left out"] if num_left_out else []
     labels, folders = _match_folders(found, manifest, labels, where)
@@ -163,7 +163,7 @@ def _check_unchanged(manifest: dict, split: str, found: dict[str, list[str]], so
     if split not in manifest["splits"]:
         raise DataError(f"{where} is not in {MANIFEST}; run process_dataset.py again with --overwrite")
     listed = manifest["splits"][split]["files"]
-    present = {f"{code}/{name}" for code, names in found.items() for name in names}
+    present = {f"{folder}/{name}" for folder, names in found.items() for name in names}
     changed = sorted(listed.keys() ^ present) or [f for f in sorted(present) if source.size(f) != listed[f]["size"]]
     if changed:
         first = changed[0]

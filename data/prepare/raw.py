@@ -243,7 +243,7 @@ def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit
     source = FolderSource(folder, reading.follow)
     found, ignored = source.list_files()
     ignored += [f"{empty}/" for empty, names in found.items() if not names]
-    found = {code: names for code, names in found.items() if names}
+    found = {label_folder: files for label_folder, files in found.items() if files}
     manifest = read_manifest(src)
     known = LabelSet.from_plain(manifest["label_set"]) if manifest else LabelSet((), ())
     try:

@@ -8,10 +8,10 @@ from tools.base.files import check_output_file, write_bytes
 from tools.base.tables import format_table
 
 EPILOG = """
-predictions: a first column images, then decision or labels (names separated by spaces), or one column per label
-(<label>, label_<label> or p_<label>) with 0 and 1 or probabilities; without probabilities, figures that rank photos are
-left out
-labels: images,labels or the one-hot columns, as process_dataset.py reads them
+predictions: a first column images, then decision or labels (names separated by spaces, or by | where a name holds a
+space), or one column per label (<label>, label_<label> or p_<label>) with 0 and 1 or probabilities; without
+probabilities, figures that rank photos are left out
+labels: a label CSV in any form that process_dataset.py reads
 """
 
 
@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     parser = cli.Parser(prog="python -m tools score", description=__doc__, epilog=EPILOG)
     parser.add_argument("predictions", metavar="PREDICTIONS.csv")
     parser.add_argument("labels", metavar="LABELS.csv")
-    sign = "between the names in a column `labels` of LABELS.csv (default: found out)"
+    sign = "between the names in a column `labels` of LABELS.csv (default: found in the file)"
     parser.add_argument("--separator", metavar="SIGN", help=sign)
     parser.add_argument("--json", metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)

@@ -68,7 +68,7 @@ def main(argv: list[str]) -> int:
     add("--score", metavar="BOXES.csv", help="measure maps of --split against boxes")
     split = "photos of --examples, --mistakes and --score (default test); alone: explain the whole split"
     add("--split", nargs="+", choices=["train", "val", "test"], help=split)
-    add("--target", default="predicted", metavar="LABEL", help="label or code (default: the predicted label)")
+    add("--target", default="predicted", metavar="LABEL", help="label or class folder (default: the predicted label)")
     add("--method", nargs="+", choices=list(METHODS), help="default: see docs/results.md, Heatmaps")
     add("--layer", nargs="+", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1")
     add("--classic", action="store_true", help="the course project's method and layer as the default")

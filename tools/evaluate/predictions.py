@@ -108,7 +108,7 @@ def names(labels: Sequence[str], row: np.ndarray) -> list[str]:
 def read_predictions(path: Path, expected: Collection[str] = ()) -> PredictionTable:
     """The table in a predictions.csv, ours or another program's.
 
-    The first column names the photo. A column `decision` or `labels` holds label names separated by spaces; or there is
+    The first column names the photo. A column `decision` or `labels` holds label names, see `split_labels`; or there is
     one column per label, called `<label>`, `label_<label>` or `p_<label>`, with 0 and 1 or with probabilities. With
     probabilities alone, each label of 0.5 or more is decided; if there is none, the most probable one.
 

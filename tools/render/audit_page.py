@@ -28,7 +28,7 @@ def audit_page(manifest: dict, picture: Callable[[str], bytes]) -> str:
     """The page of one manifest (of data/prepare/tree.py), as HTML.
 
     Args:
-        picture: `split/code/name` -> a thumbnail of that file, as a PNG or JPEG.
+        picture: `split/folder/name` -> a thumbnail of that file, as a PNG or JPEG.
     """
     splits, labels = manifest["splits"], LabelSet.from_plain(manifest["label_set"])
     photos = ", ".join(f"{split['rows']} photos in {name}" for name, split in splits.items())
