@@ -182,8 +182,8 @@ class _Form:
             except KeyError:
                 wrong = next(column for column in self.columns if fields[column].strip().lower() not in is_given)
                 raise DataError(
-                    f"{where}, column {self.header[wrong]}: {fields[wrong]!r} is not 0 or 1 (nor yes or no); a column "
-                    "that holds the names of labels is called `label` or `labels`"
+                    f"{where}, column {self.header[wrong]}: {fields[wrong]!r} is not 0 or 1 (nor yes or no); fill it "
+                    "in, remove a column that is not a label, or call a column of names `label` or `labels`"
                 ) from None
             group = fields[self.group].strip() if self.group is not None else ""
             yield LabelRow(image, labels, line, image, group)

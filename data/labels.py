@@ -68,24 +68,14 @@ class LabelSet:
         return {folder: names[folder] if is_course else clean_name(folder) for folder in folders}
 
     @cached_property
-    def _index(self) -> dict[str, int]:
-        return {name: index for index, name in enumerate(self.names)}
-
-    @cached_property
-    def _name_of(self) -> dict[str, str]:
+    def name_of(self) -> dict[str, str]:
+        """folder -> name of its label."""
         return dict(zip(self.folders, self.names, strict=True))
 
-    def index(self, name: str) -> int | None:
-        """The index of the label with this name, or None."""
-        return self._index.get(name)
-
-    def name_of(self, folder: str) -> str:
-        """The name of the label with this folder, or the empty string."""
-        return self._name_of.get(folder, "")
-
-    def folder_of(self, name: str) -> str:
-        """The folder of the label with this name."""
-        return self.folders[self._index[name]]
+    @cached_property
+    def folder_of(self) -> dict[str, str]:
+        """name -> folder of the label."""
+        return dict(zip(self.names, self.folders, strict=True))
 
     @property
     def titles(self) -> list[str]:

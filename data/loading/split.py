@@ -184,7 +184,7 @@ def _match_folders(
     """
     names_of = {} if manifest else LabelSet.names_of(found)
     own = LabelSet.from_plain(manifest["label_set"]) if manifest else labels or LabelSet.of_folders(names_of)
-    folder_of = {own.name_of(folder) or names_of.get(folder, folder): folder for folder in found}
+    folder_of = {own.name_of.get(folder) or names_of.get(folder, folder): folder for folder in found}
     name_of = {folder: name for name, folder in folder_of.items()}
     labels, may_be_empty = labels or own, own.folders if manifest else ()
     for folder, names in found.items():
@@ -193,7 +193,7 @@ def _match_folders(
             raise DataError(f"{where}: the class folder {folder} is of the same label as another one; merge them")
         if not names and folder not in may_be_empty:
             raise DataError(f"{where}/{folder} is empty, or holds no photos; add some, or remove the folder")
-        if names and labels.index(name) is None:
+        if names and name not in labels.folder_of:
             hint = nearest(name or folder, labels.names)
             raise DataError(f"{where}/{folder} is not a class of this model or training split{hint}")
     return labels, [folder_of.get(name, "") for name in labels.names]

@@ -70,7 +70,7 @@ def choose_set(raws: Sequence[RawSplit], wanted: str, exclusive: Sequence[str]) 
             "to be scored, add --label-set with the manifest.json of its data set"
         )
     for name in exclusive:
-        if labels.index(name) is None:
+        if name not in labels.folder_of:
             raise UsageError(f"--exclusive {name!r} is not a label{nearest(name, labels.names)}")
     alone = {*labels.exclusive, *(labels.names.index(name) for name in exclusive)}
     return replace(labels, exclusive=tuple(sorted(alone)))
@@ -141,7 +141,7 @@ def _name_faults(given: Collection[str], labels: LabelSet, closed: bool) -> dict
                 f"{name!r} looks like several labels; separate them with spaces, or with | in all rows; if it is one "
                 "label, rename it with --labels FILE"
             )
-        elif closed and labels.index(name) is None:
+        elif closed and name not in labels.folder_of:
             faults[name] = (
                 f"unknown label {name!r}{nearest(name.lower(), labels.names)}; rename it with --labels FILE, or if it "
                 "is a label of its own, give --label-set found"

@@ -250,7 +250,7 @@ def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit
         names = LabelSet.names_of(found)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
-    labels = [known.name_of(code) or names[code] for code in found]
+    labels = [known.name_of.get(code) or names[code] for code in found]
     photos = group_copies(source, found, tuple(found))
     times = Counter(photo.name for photo in photos)
     rows = []

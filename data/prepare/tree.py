@@ -132,7 +132,7 @@ def _write_split(
     num_copied, files = 0, {}
     for photo, row in zip(photos, rows, strict=True):
         for label in row.labels:
-            file = f"{labels.folder_of(label)}/{row.image}"
+            file = f"{labels.folder_of[label]}/{row.image}"
             num_copied += _place(photo.file, folder / file, settings["mode"])
             files[file] = photo.entry
     write_one_hot(folder.with_name(f"OneHot-{folder.name}_label.csv"), rows, labels)
@@ -165,7 +165,7 @@ def _write_copies(
         index, kind = planned
         name = balanced_copy_name(rows[index].image, kind)
         content = encode(make_copy(read_image(photos[index].file), kind), name, settings["quality"])
-        first, *others = (f"{labels.folder_of(label)}/{name}" for label in rows[index].labels)
+        first, *others = (f"{labels.folder_of[label]}/{name}" for label in rows[index].labels)
         (folder / first).write_bytes(content)
         for other in others:
             _place(folder / first, folder / other, settings["mode"])

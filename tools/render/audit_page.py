@@ -80,7 +80,7 @@ def _mosaics(splits: dict, labels: LabelSet, picture: Callable[[str], bytes]) ->
     for file in entry["files"]:
         files_of[file.split("/")[0]].append(file)
     for label, count in entry["labels"].items():
-        files = sorted(files_of[labels.folder_of(label)][:count])  # photos come before balanced copies
+        files = sorted(files_of[labels.folder_of[label]][:count])  # photos come before balanced copies
         num_shown = min(PHOTOS_PER_LABEL, len(files))
         shown = [files[place * len(files) // num_shown] for place in range(num_shown)]
         pictures = [Picture(picture(f"{split}/{file}"), file.split("/")[1]) for file in shown]
@@ -118,7 +118,7 @@ def _duplicates(manifest: dict, picture: Callable[[str], bytes]) -> list:
 
 def _member(member: dict, known: LabelSet, picture: Callable[[str], bytes]) -> Picture:
     split, image, labels = member["split"], member["image"], member["labels"]
-    return Picture(picture(f"{split}/{known.folder_of(labels[0])}/{image}"), f"{split}/{image}\n{', '.join(labels)}")
+    return Picture(picture(f"{split}/{known.folder_of[labels[0]]}/{image}"), f"{split}/{image}\n{', '.join(labels)}")
 
 
 def _left_out(left_out: dict[str, list[str]]) -> list:
