@@ -245,12 +245,12 @@ def _read_tree(name: str, folder: Path, src: Path, reading: Reading) -> RawSplit
     ignored += [f"{empty}/" for empty, names in found.items() if not names]
     found = {label_folder: files for label_folder, files in found.items() if files}
     manifest = read_manifest(src)
-    known = LabelSet.from_plain(manifest["label_set"]) if manifest else LabelSet((), ())
     try:
         names = LabelSet.names_of(found)
     except DataError as error:
         raise DataError(f"{folder}: {error}") from None
-    labels = [known.name_of.get(code) or names[code] for code in found]
+    names |= LabelSet.from_plain(manifest["label_set"]).name_of if manifest else {}
+    labels = [names[label_folder] for label_folder in found]
     photos = group_copies(source, found, tuple(found))
     times = Counter(photo.name for photo in photos)
     rows = []

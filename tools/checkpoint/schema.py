@@ -67,7 +67,7 @@ INFERENCE: Schema = {
     "step": (_whole(0), "a whole number from 0"),
     "epoch": (_whole(0), "a whole number from 0"),
     "config": (_text, "text"),
-    "classes": (_list(_text, _CLASSES), "a list of names"),  # data.labels.plain_fault checks this and the next two
+    "classes": (_list(_text, _CLASSES), "a list of names"),  # data.labels.plain_fault checks the rest of these three
     "labels": (_list(_text, _CLASSES), "a list of names"),
     "exclusive": (_list(_whole(0), range(100_001)), "a list of indices"),
     "preprocess": (_preprocess, "size, resize, interpolation, mean and std within bounds"),
