@@ -142,6 +142,7 @@ def _report(message: object, exit_code: int, debug: bool) -> int:
     if debug:
         traceback.print_exc()
     line = " ".join(str(message).split("\n"))
+    line = re.sub(r"(\S{150})\S{200,}(\S{150})", r"\1...\2", line)  # a name of thousands of letters
     if len(line) > _MAX_LINE:
         line = f"{line[: _MAX_LINE // 2]} ... {line[-_MAX_LINE // 2 :]}"
     with contextlib.suppress(OSError):  # stderr may lie on the full disk that is reported
