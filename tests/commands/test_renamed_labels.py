@@ -170,9 +170,8 @@ def test_names_in_another_order_give_every_label_its_figures(own, photos, tmp_pa
     own = Outcome(own.data, own.checkpoint, "train")  # the rule is fitted on val, where halves depend on the order
     for place, c in enumerate(order):
         mine, theirs = own.metrics["per_class"][c], other.metrics["per_class"][place]
-        assert {key: value for key, value in mine.items() if key != "label"} == pytest.approx(
-            {key: value for key, value in theirs.items() if key != "label"}, abs=1e-9
-        )
+        for key in mine.keys() - {"label"}:  # photos that differ in the last bits may change places in a ranking
+            assert mine[key] == pytest.approx(theirs[key], abs=1e-4 if key in ("ap", "auc") else 1e-9), key
     for key in ("exact", "hit1", "accuracy", "macro_f1", "micro_f1"):
         assert own.metrics[key] == pytest.approx(other.metrics[key], abs=1e-9), key
     mine, theirs = ({row[0]: row for row in outcome.rows[1:]} for outcome in (own, other))
