@@ -1,4 +1,4 @@
-"""Label files: the CSVs that give a photo its labels, as people write them, and the one that renames labels."""
+"""Label files: the forms of CSV that give photos their labels, and the file of --labels that renames labels."""
 
 import hashlib
 import re
@@ -135,7 +135,7 @@ def read_renames(path: Path) -> dict[str, str]:
 
 
 def write_one_hot(path: Path, rows: Sequence[LabelRow], labels: LabelSet) -> None:
-    """Writes a one-hot CSV, for the course's labels its own: `images,label_<name>,...` in the order of the names."""
+    """Writes a one-hot CSV: `images,label_<name>,...` with the names sorted, as in the course's one-hot CSV."""
     names = sorted(labels.names)
     one_hot = ([row.image, *(int(name in row.labels) for name in names)] for row in rows)
     path.write_bytes(format_csv([["images", *(f"label_{name}" for name in names)], *one_hot]))
