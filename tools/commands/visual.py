@@ -69,7 +69,7 @@ def main(argv: list[str]) -> int:
     split = "photos of --examples, --mistakes and --score (default test); alone: explain the whole split"
     add("--split", nargs="+", choices=["train", "val", "test"], help=split)
     add("--target", default="predicted", metavar="LABEL", help="label or class folder (default: the predicted label)")
-    add("--method", nargs="+", choices=list(METHODS), help="default: see docs/results.md, Heatmaps")
+    add("--method", nargs="+", choices=list(METHODS), help="default: see docs/heatmaps.md")
     add("--layer", nargs="+", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1")
     add("--classic", action="store_true", help="the course project's method and layer as the default")
     add("--compare", choices=COMPARISONS, help="side by side: last blocks, last stages, epochs, labels")

@@ -11,7 +11,7 @@ from tools.base.errors import UsageError
 
 
 def choose_default_layer(model: nn.Module, method: str) -> str:
-    """The default layer of a heat map: the best at pointing at lesions (docs/results.md, "Heatmaps").
+    """The default layer of a heat map: the best at pointing at lesions (docs/heatmaps.md).
 
     For LayerCAM, the maps of the two stages before the last are multiplied; their cells are as small as lesions. The
     other methods weight a whole channel by one number, which suits only the last layer.
