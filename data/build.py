@@ -16,10 +16,12 @@ from data.labels import LabelSet
 from data.loading.batches import Batch, Normalize, collate
 from data.loading.cache import Encoded, Pixels, shared_pixels
 from data.loading.dataset import LeafDataset
+from data.loading.folds import fold_of
 from data.loading.mixup import Mixer
 from data.loading.samplers import WHOLE, Shard, TrainBatches, eval_batches
 from data.loading.split import Photo, Split, samples_of, scan_split
 from data.loading.transforms import Preprocess, TrainTransform
+from data.manifest import duplicate_groups, photo_groups, read_manifest
 from tools.base.errors import ResourceError, UsageError, UserError
 
 SHARED_MEMORY = Path("/dev/shm")  # where loader processes leave their batches
@@ -30,6 +32,17 @@ TIMEOUT_SECONDS = 300  # longest wait for one batch; after it, the file system c
 def build_split(data, name: str, labels: LabelSet | None = None, balanced_copies: bool = False) -> Split:
     """The split `name` of a DATA node; the other arguments are those of `data.loading.split.scan_split`."""
     return scan_split(data.DATA_PATH, name, data.ZIP_MODE, labels, balanced_copies, data.FOLLOW_LINKS)
+
+
+def build_fold(train: Split, data_path: str, num_folds: int, fold: int, seed: int) -> tuple[Split, Split]:
+    """The training and the validation photos of one fold of `train`, which has its balanced copies.
+
+    The arguments are those of `data.loading.folds.fold_of`; what stays together is in the manifest under `data_path`.
+    """
+    manifest = read_manifest(Path(data_path))
+    duplicates = duplicate_groups(manifest, "train") if manifest else []
+    groups = photo_groups(manifest, "train") if manifest else []
+    return fold_of(train, duplicates, groups, num_folds, fold, seed)
 
 
 def build_train_loader(

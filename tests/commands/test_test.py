@@ -19,7 +19,7 @@ import test as scoring
 from data.loading.split import scan_split
 from tools.commands import compare, predict, score
 from tools.evaluate import predictor
-from tools.evaluate.calibration import fit
+from tools.evaluate.calibration import cross_fitted, fit
 from tools.evaluate.predictor import load_predictor, predict_split
 from tools.runtime.distributed import Ranks
 
@@ -140,13 +140,20 @@ def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
     assert (float(mean), float(sd)) == pytest.approx((np.mean(exact), np.std(exact, ddof=1)), abs=0.02)  # as rounded
 
 
-def test_folds_average_to_one_predictor_with_a_rule_fitted_on_all_of_them(tiny, dataset, tmp_path):
-    """Two folds: the rule is fitted on the logits of every training photo, from the model that had not seen it."""
-    arguments = ["--cfg", tiny, "--data-path", dataset, "--output", tmp_path, "--folds", "2"]
+@pytest.fixture(scope="module")
+def folds(tiny, dataset, tmp_path_factory):
+    """The checkpoints of two folds."""
+    folder = tmp_path_factory.mktemp("folds")
+    arguments = ["--cfg", tiny, "--data-path", dataset, "--output", folder, "--folds", "2"]
     opts = ["--opts", "DATA.TARGETS", "multi", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
     for fold in ("0", "1"):
         assert main.main([*map(str, arguments), "--fold", fold, "--tag", f"f{fold}", *opts]) == 0
-    paths = [tmp_path / "tiny" / f"f{fold}" / "best.pth" for fold in (0, 1)]
+    return [folder / "tiny" / f"f{fold}" / "best.pth" for fold in (0, 1)]
+
+
+def test_folds_average_to_one_predictor_with_a_rule_fitted_on_all_of_them(folds, dataset, tmp_path):
+    """Two folds: the rule is fitted on the logits of every training photo, from the model that had not seen it."""
+    paths = folds
     predictor = load_predictor(paths, torch.device("cpu"))
     assert len(predictor.validation[0]) == 42  # the training photos, each once
     by_hand = fit(
@@ -164,6 +171,43 @@ def test_folds_average_to_one_predictor_with_a_rule_fitted_on_all_of_them(tiny, 
         [[float(row[f"p_{label}"]) for label in LABELS] for row in table(tmp_path / "x" / "predictions.csv")]
     )
     assert got == pytest.approx(wanted, abs=1e-5)
+
+
+def test_held_out_photos_are_predicted_by_the_model_that_was_not_trained_on_them(folds, dataset, tmp_path, capsys):
+    """The stored validation logits of both models say which photos each of them held out."""
+    device, argv = torch.device("cpu"), ["--split", "held-out", "--data-path", str(dataset), "--resume"]
+    split = scan_split(dataset, "train", labels=load_predictor(folds, device).label_set)
+    wanted = {}
+    for member in (load_predictor([path], device) for path in folds):
+        config = member.members[0].config
+        logits, _ = predict_split(member, split, config.DATA, config.AMP, Ranks(), device)
+        stored = member.validation[0]
+        rows = [int(np.abs(logits - row).max(axis=1).argmin()) for row in stored]
+        assert logits[rows] == pytest.approx(stored, abs=1e-5)
+        wanted |= {split.photos[row].name: logits[row] for row in rows}
+    assert scoring.main([*argv, *map(str, folds), "--to", str(tmp_path / "both")]) == 0
+    rows = table(tmp_path / "both" / "predictions.csv")
+    assert [row["images"] for row in rows] == [photo.name for photo in split.photos]
+    assert len(rows) == len(wanted) == 42
+    logits = np.array([wanted[row["images"]] for row in rows])
+    answers = cross_fitted(load_predictor(folds, device).rule, logits, indicator(rows, "truth"))
+    got = np.array([[float(row[f"p_{label}"]) for label in LABELS] for row in rows])
+    assert got == pytest.approx(answers.probability, abs=1e-5)
+    assert (indicator(rows, "decision") == answers.decision).all()
+    assert "left out" not in capsys.readouterr().out
+    assert scoring.main([*argv, str(folds[1])]) == 0
+    assert "of 42 training photos are left out: every model was trained on them" in capsys.readouterr().out
+    assert {row["images"] for row in table(folds[1].parent / "held-out" / "predictions.csv")} < wanted.keys()
+
+
+def test_held_out_needs_models_of_folds_and_their_photos(folds, trained, dataset, tmp_path, refused):
+    argv = ["--split", "held-out", "--resume"]
+    own = shutil.copytree(dataset, tmp_path / "own", ignore=shutil.ignore_patterns("*.json"))
+    next((own / "train" / "000001").iterdir()).unlink()
+    refused(
+        scoring.main, [*argv, trained / "best.pth", "--data-path", dataset], 2, "was not trained on a fold", "--folds"
+    )
+    refused(scoring.main, [*argv, folds[0], "--data-path", own], 3, "held out other photos than", "--data-path")
 
 
 def test_predictions_of_other_programs_are_scored(raw, tmp_path, capsys, refused):

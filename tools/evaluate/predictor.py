@@ -199,7 +199,14 @@ def load_predictor(
 
 
 def predict_split(
-    predictor: Predictor, split: Split, data, amp, ranks: Ranks, device: torch.device, watch=iter
+    predictor: Predictor,
+    split: Split,
+    data,
+    amp,
+    ranks: Ranks,
+    device: torch.device,
+    watch=iter,
+    parts: Sequence[Split] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """(logits, truth), `[n, num_classes]` each, of every image of `split`, equal on every rank.
 
@@ -209,14 +216,21 @@ def predict_split(
     Args:
         data, amp: config nodes that set how to load and the precision; all else comes from the checkpoints.
         watch: wraps the batches, for a progress bar.
+        parts: for every model, the photos of `split` that it predicts, by default all; each photo is in one at least.
     """
     precision, _ = choose_precision(amp.OPT_LEVEL, "native", amp.DTYPE, device)
     shard = Shard(ranks.rank, ranks.world_size)
-    total: np.ndarray = np.zeros(1, np.float32)
-    for member in predictor.members:
-        batches = watch(batches_of(build_eval_loader(data, split, member.preprocess, shard=shard), device))
-        logits, truth = predict(member.model, batches, device, precision, len(predictor.labels), VIEWS[predictor.tta])
-        total = total + logits / len(predictor.members)
+    row_of = {photo.name: row for row, photo in enumerate(split.photos)}
+    parts = parts or [split] * len(predictor.members)
+    rows = [[row_of[photo.name] for photo in part.photos] for part in parts]
+    num_models = np.bincount(np.concatenate(rows), minlength=len(row_of))[:, None]
+    total = np.zeros((len(row_of), len(predictor.labels)), np.float32)
+    truth = np.zeros(total.shape, bool)
+    for member, part, own in zip(predictor.members, parts, rows, strict=True):
+        batches = watch(batches_of(build_eval_loader(data, part, member.preprocess, shard=shard), device))
+        views = VIEWS[predictor.tta]
+        logits, truth[own] = predict(member.model, batches, device, precision, len(predictor.labels), views)
+        total[own] += (logits / num_models[own]).astype(np.float32)
     check_finite(total, [split.source.locate(photo.file) for photo in split.photos])
     return total, truth
 

@@ -4,7 +4,6 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from torch.utils.data import DataLoader
@@ -14,17 +13,16 @@ from configs.load import Loaded
 from data.build import (
     balancing_weights,
     build_eval_loader,
+    build_fold,
     build_preprocess,
     build_split,
     build_train_loader,
 )
 from data.labels import LabelSet
 from data.loading.dataset import LeafDataset
-from data.loading.folds import fold_of
 from data.loading.samplers import Shard, TrainBatches
 from data.loading.split import Split, samples_of
 from data.loading.transforms import Preprocess
-from data.manifest import duplicate_groups, photo_groups, read_manifest
 from models.build import normalization
 from tools.base.tables import format_table
 from tools.runtime.distributed import Ranks
@@ -90,11 +88,7 @@ def validation_split(config, labels: LabelSet) -> Split:
 
 def _divide(config, train: Split) -> tuple[Split, Split]:
     """The training and the validation photos of the fold of this config."""
-    data = config.DATA
-    manifest = read_manifest(Path(data.DATA_PATH))
-    duplicates = duplicate_groups(manifest, "train") if manifest else []
-    groups = photo_groups(manifest, "train") if manifest else []
-    return fold_of(train, duplicates, groups, data.NUM_FOLDS, data.FOLD, config.SEED)
+    return build_fold(train, config.DATA.DATA_PATH, config.DATA.NUM_FOLDS, config.DATA.FOLD, config.SEED)
 
 
 def count_table(data: RunData, config) -> list[str]:
