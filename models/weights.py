@@ -1,8 +1,8 @@
 """Loads weights of every known layout into a model, and reports the changes in one line. Works on state dicts only.
 
 Known layouts: Microsoft's (`{'model': ...}`, which the course project also saved), timm's and torchvision's Swin, a
-bare state dict, our own checkpoints, and, for timm's models, the layouts of their authors that timm translates. Weights
-that do not fit are an error: no parameter silently keeps its initial value.
+bare state dict, our own checkpoints, and, for timm's models, efficientnet_pytorch's and the authors' layouts that timm
+translates. Weights that do not fit are an error: no parameter silently keeps its initial value.
 """
 
 import contextlib
@@ -20,6 +20,17 @@ from tools.base.errors import CheckpointError, listing
 _BUFFERS = re.compile(r"(^|\.)(relative_position_index|attn_mask|num_batches_tracked)$")
 # What DistributedDataParallel, torch.compile, Lightning and OpenMMLab put before every name; no model has such names.
 _WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone)\.)+")
+
+
+# Modules of efficientnet_pytorch -> timm's: of the net, of its first blocks, and of the blocks that expand channels.
+_NET = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
+_SQUEEZE = {"_se_reduce": "se.conv_reduce", "_se_expand": "se.conv_expand"}
+_FIRST = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"} | _SQUEEZE
+_EXPANDING = {
+    **{"_expand_conv": "conv_pw", "_bn0": "bn1", "_depthwise_conv": "conv_dw", "_bn1": "bn2"},
+    **{"_project_conv": "conv_pwl", "_bn2": "bn3"},
+    **_SQUEEZE,
+}
 
 
 def find_state_dict(content: object, where: str) -> tuple[dict[str, Tensor], str]:
@@ -108,6 +119,8 @@ def _to_microsoft(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
 
 def _to_timm(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, int, dict[str, Tensor]]:
     """Translates with timm's function: (name of the layout, number of resized tensors, tensors under timm's names)."""
+    if "_blocks.0._depthwise_conv.weight" in tensors:
+        return "efficientnet_pytorch's", 0, _from_efficientnet_pytorch(tensors, model)
     translate = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     translated = tensors
     if translate:
@@ -115,6 +128,21 @@ def _to_timm(tensors: dict[str, Tensor], model: nn.Module) -> tuple[str, int, di
             translated = translate(dict(tensors), model)  # `load_strictly` names what it cannot translate
     resized = [key for key, value in translated.items() if key in tensors and value.shape != tensors[key].shape]
     return "timm's" if translated.keys() <= tensors.keys() else "the authors'", len(resized), translated
+
+
+def _from_efficientnet_pytorch(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """The tensors under timm's names. timm counts blocks within stages, efficientnet_pytorch through the whole net."""
+    blocks = dict(enumerate(dict.fromkeys(re.findall(r"blocks\.\d+\.\d+", " ".join(model.state_dict())))))
+
+    def rename(key: str) -> str:
+        block = re.match(r"_blocks\.(\d+)\.", key)
+        module, _, rest = key[block.end() if block else 0 :].partition(".")
+        if not block:
+            return f"{_NET.get(module, module)}.{rest}"
+        names = _EXPANDING if f"{block[0]}_expand_conv.weight" in tensors else _FIRST
+        return f"{blocks.get(int(block[1]), block[0])}.{names.get(module, module)}.{rest}"
+
+    return {rename(key): value for key, value in tensors.items()}
 
 
 def _from_timm(key: str) -> str:

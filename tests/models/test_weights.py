@@ -231,3 +231,41 @@ def test_position_embeddings_of_a_timm_model_are_resized_for_another_size():
     torch.testing.assert_close(model.pos_embed[0, 1:], channels.repeat(36, 1), atol=1e-4, rtol=1e-5)
     assert torch.equal(model.pos_embed[:, 0], source.pos_embed[:, 0])
     assert "1 position tables resized" in line
+
+
+def name_as_efficientnet_pytorch(model):
+    """The weights of timm's EfficientNet under the names of efficientnet_pytorch, which follow the forward pass."""
+    tensors, found = model.state_dict(), {}
+
+    def put(name, module):
+        found.update({f"{name}.{k[len(module) + 1 :]}": v for k, v in tensors.items() if k.startswith(module + ".")})
+
+    for name, module in (("_conv_stem", "conv_stem"), ("_bn0", "bn1"), ("_conv_head", "conv_head"), ("_bn1", "bn2")):
+        put(name, module)
+    put("_fc", "classifier")
+    stages = [(f"blocks.{i}.{j}", block) for i, stage in enumerate(model.blocks) for j, block in enumerate(stage)]
+    for number, (place, block) in enumerate(stages):
+        own = [name for name, _ in block.named_children() if name.startswith(("conv", "bn"))]
+        theirs = ["_expand_conv", "_bn0", "_depthwise_conv", "_bn1", "_project_conv", "_bn2"][-len(own) :]
+        for name, module in zip(theirs, own, strict=True):
+            put(f"_blocks.{number}.{name}", f"{place}.{module}")
+        for name, module in (("_se_reduce", "se.conv_reduce"), ("_se_expand", "se.conv_expand")):
+            put(f"_blocks.{number}.{name}", f"{place}.{module}")
+    return found
+
+
+@pytest.mark.parametrize("name", ["tf_efficientnet_lite1", "tf_efficientnet_b0"])
+def test_the_layout_of_efficientnet_pytorch_gives_timms_output(name):
+    """In any order of names, as safetensors files sort them."""
+    source, model = timm.create_model(name).eval(), timm.create_model(name, num_classes=6).eval()
+    tensors = dict(sorted(name_as_efficientnet_pytorch(source).items()))
+    assert len(tensors) == len(source.state_dict())
+    line = load_pretrained(model, tensors, "file", ["classifier"])
+    assert "efficientnet_pytorch's layout" in line
+    assert "head of 1000 classes: replaced by a new one of 6" in line
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model.forward_features(images), source.forward_features(images))
+    tensors = name_as_efficientnet_pytorch(timm.create_model("tf_efficientnet_lite0"))
+    with pytest.raises(CheckpointError, match="does not fit the model: missing blocks"):
+        load_pretrained(model, tensors, "file", ["classifier"])
