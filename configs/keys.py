@@ -43,6 +43,7 @@ class Key(NamedTuple):
     flag: str = ""  # the command-line flag that sets it
 
 
+FIGURES = ("exact", "hit1", "accuracy", "macro_f1")  # by which epochs are selected and runs compared
 _POSITIVE_LR = between(1e-12, 1e6)
 _ALPHA = zero_or(1e-3, 1e3)
 
@@ -156,7 +157,7 @@ KEYS: dict[str, Key] = {
     "TRAIN.SELECT_BY": Key(
         "auto",
         "validation score that selects best.pth; auto: accuracy (single) or macro_f1 (multi)",
-        one_of("auto", "accuracy", "hit1", "exact", "macro_f1"),
+        one_of("auto", *FIGURES),
     ),
     "TRAIN.MAX_STEPS": Key(0, "stop after this many updates in all, resumable; 0: every epoch", COUNT_OR_NONE, True),
     "TRAIN.SAVE_EVERY_STEPS": Key(0, "updates between writes of last.pth in an epoch; 0: none", COUNT_OR_NONE, True),

@@ -87,7 +87,7 @@ def load(
     """
     config, sources = get_defaults(), dict.fromkeys(KEYS, "default")
     for file, tree in _chain(Path(path), (), []) if path is not None else ():
-        for key, value in _leaves(tree):
+        for key, value in leaves(tree):
             _set(config, key, value, str(file))
             sources[key] = str(file)
     opts = opts or ()
@@ -118,7 +118,7 @@ def from_text(text: str, where: str) -> CfgNode:
     config, tree = get_defaults(), parse(text, where)
     if not isinstance(tree, dict):
         raise UsageError(f"{where}: the stored config is not a mapping")
-    for key, value in _leaves(tree):
+    for key, value in leaves(tree):
         now = FORMER_KEYS.get(key, key)
         if now in KEYS or key not in FORMER_KEYS:
             _set(config, now, FORMER_VALUES.get(key, {}).get(show(value), value), where)
@@ -128,7 +128,17 @@ def from_text(text: str, where: str) -> CfgNode:
 
 def flatten(config: CfgNode) -> dict[str, object]:
     """Dotted key -> value for every leaf of the tree."""
-    return dict(_leaves(config))
+    return dict(leaves(config))
+
+
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted key, value) of a nested mapping; a mapping below a name that is not a group is itself a value."""
+    for name, value in tree.items():
+        key = f"{prefix}{name}"
+        if isinstance(value, dict) and _first_of_group(key):
+            yield from leaves(value, key + ".")
+        else:
+            yield key, value
 
 
 def differences(ours: CfgNode, theirs: CfgNode, ignored: Iterable[str] = ()) -> list[str]:
@@ -157,16 +167,6 @@ def _chain(path: Path, above: tuple[Path, ...], read: list[Path]) -> list[tuple[
     for base in filter(None, bases):
         chain += _chain(path.parent / base, (*above, real), read)
     return [*chain, (path, tree)]
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, object]]:
-    """(dotted key, value) of a nested mapping; a mapping below a name that is not a group is itself a value."""
-    for name, value in tree.items():
-        key = f"{prefix}{name}"
-        if isinstance(value, dict) and _first_of_group(key):
-            yield from _leaves(value, key + ".")
-        else:
-            yield key, value
 
 
 def _set(config: CfgNode, key: str, value: object, where: str, text: str | None = None) -> None:

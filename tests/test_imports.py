@@ -20,6 +20,7 @@ STOREYS = (
     ("tools.evaluate",),
     ("tools.render",),
     ("tools.train",),
+    ("tools.study",),
     ("tools.bench",),
     ("tools.commands", "tools.api"),
     ("tools.__main__", "main", "test", "visual", "process_dataset"),
@@ -27,7 +28,8 @@ STOREYS = (
 STOREY_OF = {room: number for number, storey in enumerate(STOREYS) for room in storey}
 NEVER = {"tools.render": ("models", "tools.explain"), "tools.explain": ("configs",)}
 CONFIG_READERS = ("tools.train.setup", "tools.train.resume", "tools.train.preflight", "tools.train.data",
-                  "tools.train.parts", "tools.evaluate.predictor", "tools.checkpoint.find", "tools.api")  # fmt: skip
+                  "tools.train.parts", "tools.evaluate.predictor", "tools.checkpoint.find", "tools.api",
+                  "tools.study.plan")  # fmt: skip
 FILES = [
     *ROOT.glob("*.py"),
     *(p for folder in ("configs", "models", "data", "tools") for p in (ROOT / folder).rglob("*.py")),
@@ -121,15 +123,16 @@ def test_help_typo_and_bad_yaml_never_import_torch(tmp_path):
     bad = tmp_path / "bad.yaml"
     bad.write_text("TRAIN:\n\tEPOCHS: 1\n")
     probe = (
-        "import sys, main, test, visual, process_dataset, tools.commands.sample, tools.commands.baseline\n"
-        "commands = (main, test, visual, process_dataset, tools.commands.sample, tools.commands.baseline)\n"
+        "import sys, main, test, visual, process_dataset\n"
+        "from tools.commands import baseline, sample, study\n"
+        "commands = (main, test, visual, process_dataset, sample, baseline, study)\n"
         "codes = [c.main(['--help']) for c in commands]\n"
         f"codes += [main.main(['--cgf', 'x']), main.main(['--cfg', {str(bad)!r}]), test.main(['--resum', 'x'])]\n"
-        "codes += [visual.main([]), process_dataset.main(['--scr', 'x'])]\n"
+        f"codes += [visual.main([]), process_dataset.main(['--scr', 'x']), study.main([{str(bad)!r}])]\n"
         f"print(codes, sorted({HEAVY!r} & set(sys.modules)))\n"
     )
     out = subprocess.run(
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=120, env={**os.environ}
     )
-    assert out.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2] []", out.stderr
-    assert len(out.stderr.splitlines()) == 5
+    assert out.stdout.splitlines()[-1] == "[0, 0, 0, 0, 0, 0, 0, 2, 2, 2, 2, 2, 2] []", out.stderr
+    assert len(out.stderr.splitlines()) == 6

@@ -1,7 +1,6 @@
 """Precedence, strict YAML, nearest names, and every committed config."""
 
 import contextlib
-import itertools
 import re
 import time
 from pathlib import Path
@@ -135,11 +134,3 @@ def test_the_tree_is_frozen_and_the_defaults_stay_as_they_are():
     with pytest.raises(AttributeError):
         config.SEED = 4
     assert get_defaults().SEED == 0
-
-
-def test_batch_size_study_differs_in_the_batch_size_only():
-    study = [p for p in CONFIGS if "_bs" in p.stem]
-    assert sorted(int(p.stem.rsplit("_bs", 1)[1]) for p in study) == [8, 16, 32, 64, 128]
-    for a, b in itertools.pairwise(study):
-        changed = {line.split()[0] for line in differences(load(a).config, load(b).config)}
-        assert changed == {"DATA.BATCH_SIZE", "TAG"}

@@ -3,24 +3,22 @@
 import datetime
 import os
 import platform
-import re
 import subprocess
-from pathlib import Path
 
 import timm
 import torch
 
 from tools.bench import peers
 from tools.bench.rounds import interleave
+from tools.runtime.environment import processor
 
 
 def describe_machine() -> dict[str, object]:
     """Processor, GPU, versions, and what subnormal numbers cost; None for what is not there."""
-    cpuinfo, gpu = Path("/proc/cpuinfo"), peers.DEVICE.type == "cuda"
-    named = re.search(r"model name\s*: (.*)", cpuinfo.read_text() if cpuinfo.exists() else "")
+    gpu = peers.DEVICE.type == "cuda"
     return {
         "date": datetime.date.today().isoformat(),
-        "processor": named[1] if named else platform.processor(),  # Python's own name is less exact
+        "processor": processor(),
         "cores": len(os.sched_getaffinity(0)),
         "load": round(os.getloadavg()[0], 2),
         "threads": torch.get_num_threads(),

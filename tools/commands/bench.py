@@ -16,6 +16,7 @@ BENCHMARKS = {
     "prepare": "originals to prepared photos, against Pillow's full decode; the whole command on small photos",
     "cam": "heat maps of Swin-T, against pytorch-grad-cam's",
     "start": "--help, and the first training step of a new process, against bare imports",
+    "study": "how often simulated studies call equal arms different, and find a planted gap",
     "memory": "activations kept for backward, in bytes, and the largest batch that fits",
 }
 # flag -> (default, help), for all benchmarks and for each. The default gives the type, see `add_flag`.
@@ -54,6 +55,16 @@ FLAGS: dict[str, dict] = {
         "--labels": ("scab rust powdery_mildew healthy frog_eye_leaf_spot complex", "labels of these, between spaces"),
     },
     "cam": SIZE,
+    "study": {
+        "--predictions": (
+            None,
+            "pattern of the predictions.csv of runs that differ in their seed, e.g. 'out/s?/val/*.csv'",
+        ),
+        "--seeds": ([2, 3, 5], "seeds per arm"),
+        "--arms": ([2, 4], "arms per study"),
+        "--gap": (3.0, "points by which one arm is worse"),
+        "--studies": (200, "studies per row"),
+    },
     "memory": {**SIZE, "--budget": (8.0, "memory of the card to fill, GiB")},
 }
 EPILOG = "benchmarks\n" + "\n".join(f"  {name:8} {what}" for name, what in BENCHMARKS.items())

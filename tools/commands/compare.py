@@ -1,25 +1,25 @@
 """Compares runs, epoch snapshots and predictions.csv files on the same photos, pairwise against the first."""
 
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from configs.flags import add_config_flags, overrides
+from configs.keys import FIGURES
 from configs.load import load
 from tools.base import cli
-from tools.base.errors import DataError, UsageError, listing
+from tools.base.errors import DataError, UsageError
 from tools.base.tables import format_table
 
 EPILOG = """
 examples
-  python -m tools compare output/*/bs*                        the course project's batch-size study
+  python -m tools compare output/*/lr*                        runs whose tags begin with lr
   python -m tools compare output/x/default/epochs/*.pth       one run over its epochs (TRAIN.SNAPSHOT_EPOCHS)
   python -m tools compare a/test/predictions.csv b.csv        any program's files; the first has the truth
   python -m tools compare seed0 seed1 seed2 --mean            three seeds: mean and standard deviation
-A difference is significant when its 95 % interval excludes 0. Both runs are scored on the same bootstrap draws.
+A difference is significant when its 95 % interval excludes 0. Both runs are scored on the same bootstrap draws. The
+interval allows for other photos only; python -m tools study compares settings over seeds too.
 """
 FLAGS = ("--batch-size", "--data-path", "--zip", "--amp-opt-level", "--device", "--tta", "--decide")
-SHOWN = ("exact", "hit1", "accuracy", "macro_f1")
 
 
 @cli.command
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="run folder, checkpoint or predictions.csv")
     add("--split", default="test", choices=["train", "val", "test"], help="photos to score (default test)")
-    add("--by", default="exact", choices=SHOWN, help="figure to compare (default exact)")
+    add("--by", default="exact", choices=FIGURES, help="figure to compare (default exact)")
     add("--mean", action="store_true", help="for runs that differ by chance only: show mean and spread")
     add_config_flags(parser, FLAGS)
     args = parser.parse_args(argv)
@@ -39,28 +39,31 @@ def main(argv: list[str]) -> int:
 
     from tools.base.bootstrap import interval
     from tools.evaluate.metrics import measure_draws, score
+    from tools.evaluate.predictions import fit_to
+    from tools.evaluate.result import signed
 
     runs = [read_run(name, loaded, args) for name in args.runs]
     known = next((table for _, table in runs if table.truth is not None), None)
     if known is None:
         raise UsageError("none of these has the true labels; add a run, or a predictions.csv with a column truth")
     tables = [fit_to(known, facts[0], table) for facts, table in runs]
-    answers = [(table.probability, table.decision, known.truth) for table in tables]
+    answers = [table.answers() for table in tables]
     scores = [score(*answer) for answer in answers]
-    values = 100 * np.array([[figures[key] for key in SHOWN] for figures in scores])
+    values = 100 * np.array([[figures[key] for key in FIGURES] for figures in scores])
     drawn = [measure_draws(*answer)[args.by] for answer in answers]
     rows = []
     for number, (facts, _) in enumerate(runs):
-        difference = (values[number] - values[0])[SHOWN.index(args.by)]
+        difference = (values[number] - values[0])[FIGURES.index(args.by)]
         limits = interval(100 * (drawn[number] - drawn[0]), difference, len(known.images), (-100, 100)) or [0.0, 0.0]
-        against = describe_difference(difference, limits) if number else "-"
+        remark = "  difference not significant" if limits[0] <= 0 <= limits[1] else ""
+        against = signed(difference, limits) + remark if number else "-"
         rows.append((*facts, *(f"{v:.2f}" for v in values[number]), against))
     if args.mean:
         deviations = values.std(axis=0, ddof=1 if len(runs) > 1 else 0)
         spread = (f"{mean:.2f} ± {sd:.2f}" for mean, sd in zip(values.mean(axis=0), deviations, strict=True))
         rows.append(("mean ± sd", "", "", "", *spread, f"{len(runs)} runs"))
     print(f"{len(known.images)} photos")
-    header = ("run", "batch", "peak lr", "epochs", *(f"{key} %" for key in SHOWN), f"{args.by} against the first")
+    header = ("run", "batch", "peak lr", "epochs", *(f"{key} %" for key in FIGURES), f"{args.by} against the first")
     print("\n".join(format_table([header, *rows], "<" + ">" * (len(header) - 2) + "<")))
     return 0
 
@@ -104,28 +107,3 @@ def score_checkpoint(name: str, path, loaded, args):
     names = [photo.name for photo in split.photos]
     table = PredictionTable(names, tuple(predictor.labels), result.probability, result.decision, truth)
     return (name, member.images_per_update, f"{rate:.3g}", member.epoch + 1), table
-
-
-def fit_to(known, name: str, table):
-    """The table of the run `name`, its rows and labels in the order of the table `known`.
-
-    Raises:
-        DataError: for other photos or labels, or no probabilities.
-    """
-    from tools.evaluate.predictions import aligned
-
-    if differing := sorted({*table.labels} ^ {*known.labels}):
-        raise DataError(f"{name} and the others differ in the labels {listing(differing)}; leave it out")
-    if table.probability is None:
-        raise DataError(f"{name} holds no probabilities; score it alone with python -m tools score")
-    if len(table.images) != len(known.images):
-        raise DataError(f"{name} has {len(table.images)} photos, the others have {len(known.images)}")
-    table = aligned(table, known.images, name)
-    order = [table.labels.index(label) for label in known.labels]
-    return replace(known, probability=table.probability[:, order], decision=table.decision[:, order])
-
-
-def describe_difference(points: float, limits: list[float]) -> str:
-    """`+1.33 [+0.17, +2.50]`, with a remark where the interval holds 0."""
-    remark = "  difference not significant" if limits[0] <= 0 <= limits[1] else ""
-    return f"{points:+.2f} [{limits[0]:+.2f}, {limits[1]:+.2f}]{remark}"

@@ -61,9 +61,9 @@ def main(argv: list[str]) -> int:
 
         check_packages()  # before importing torch, which may be missing
 
+    from tools.base.processes import die_with_parent
     from tools.runtime.distributed import choose_device, process_group, ranks_from_environment
     from tools.runtime.memory import keep_freed_memory
-    from tools.runtime.signals import die_with_parent
     from tools.train.setup import launch
 
     keep_freed_memory()

@@ -6,13 +6,13 @@ images,truth,p_scab,...,p_complex,decision,confidence
 
 import unicodedata
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from data.labels import COURSE, IMAGE_COLUMNS, clean_name, join_labels, split_labels
-from tools.base.errors import DataError, nearest
+from tools.base.errors import DataError, listing, nearest
 from tools.base.files import read_regular
 from tools.base.tables import find_repeated, format_csv, read_csv
 from tools.evaluate.rule import Answers
@@ -37,6 +37,12 @@ class PredictionTable:
     probability: np.ndarray | None
     decision: np.ndarray
     truth: np.ndarray | None = None
+
+    def answers(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(probability, decision, truth), the arguments of `tools.evaluate.metrics`; all must be there."""
+        assert self.probability is not None
+        assert self.truth is not None
+        return self.probability, self.decision, self.truth
 
 
 @dataclass(frozen=True)
@@ -98,6 +104,24 @@ def aligned(table: PredictionTable, images: Sequence[str], where: object) -> Pre
     rows = [place[image] for image in images]
     probability, truth = (None if part is None else part[rows] for part in (table.probability, table.truth))
     return PredictionTable(list(images), table.labels, probability, table.decision[rows], truth)
+
+
+def fit_to(known: PredictionTable, name: str, table: PredictionTable) -> PredictionTable:
+    """The table of the run `name`, its rows and labels in the order of `known`, with the true labels of that.
+
+    Raises:
+        DataError: for other photos or labels, or no probabilities.
+    """
+    if differing := sorted({*table.labels} ^ {*known.labels}):
+        raise DataError(f"{name} and the others differ in the labels {listing(differing)}; leave it out")
+    if table.probability is None:
+        raise DataError(f"{name} holds no probabilities; score it alone with python -m tools score")
+    if len(table.images) != len(known.images):
+        raise DataError(f"{name} has {len(table.images)} photos, the others have {len(known.images)}")
+    table = aligned(table, known.images, name)
+    order = [table.labels.index(label) for label in known.labels]
+    assert table.probability is not None
+    return replace(known, probability=table.probability[:, order], decision=table.decision[:, order])
 
 
 def names(labels: Sequence[str], row: np.ndarray) -> list[str]:

@@ -135,3 +135,9 @@ def percent(share: float | None) -> str:
 def bounds(interval: Sequence[float] | None) -> str:
     """`[84.7, 89.8]`, or the empty string for an unknown interval."""
     return "" if interval is None else "[{:.1f}, {:.1f}]".format(*(100 * v for v in interval))
+
+
+def signed(points: float, limits: Sequence[float], digits: int = 2) -> str:
+    """A difference in points with its interval, `+1.33 [+0.17, +2.50]`."""
+    low, high = limits
+    return f"{points:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"

@@ -14,6 +14,8 @@ from tools.evaluate.metrics import ECE_BINS
 
 _INK, _ACCENT, _SECOND, _THIRD = "#33413a", "#2f7d4f", "#c8682b", "#7a6fb0"
 _CLASSES = (_ACCENT, _SECOND, _THIRD, "#3b82b5", "#b0417a", "#8a7a2f")  # in turn
+# what a study knows of an arm -> its colour
+_KINDS = {"baseline": _INK, "better": _ACCENT, "worse": _SECOND, "equal": "#3b82b5", "cannot tell": "#9aa59f"}
 MOST_LABELS = 16  # rows of a confusion matrix
 MOST_CURVES = 2 * len(_CLASSES)
 
@@ -134,6 +136,42 @@ def draw_cam_scores(names: Sequence[str], figures: Sequence[Mapping[str, tuple[f
     right.set_yticks(places, [])
     label = "chance: the boxes' share of the area"
     figure.legend([marks], [label], frameon=False, fontsize=8, loc="outside lower right")
+    return to_png(figure)
+
+
+def draw_study(
+    names: Sequence[str],
+    runs: Sequence[np.ndarray],
+    differences: Sequence[tuple[float, float, float]],
+    kinds: Sequence[str],
+    title: str,
+) -> bytes:
+    """Arms of a study: on the left each run and the mean, on the right the difference to the first with its interval.
+
+    Args:
+        runs: a figure of the runs of each arm, in percent.
+        differences: (points, low, high) of every arm but the first.
+        kinds: what is known of each arm, a key of `_KINDS`.
+    """
+    figure, (left, right) = _create_figure(8, 1.5 + 0.5 * len(names), ncols=2, sharey=True)
+    places = np.arange(len(names))[::-1]
+    for place, values, kind in zip(places, runs, kinds, strict=True):
+        left.scatter(values, np.full(len(values), place), s=36, color=_KINDS[kind], alpha=0.6, linewidths=0)
+        left.scatter(values.mean(), place, marker="|", s=320, linewidths=3, color=_KINDS[kind])
+    for place, (points, low, high), kind in zip(places[1:], differences, kinds[1:], strict=True):
+        right.plot([low, high], [place, place], color=_KINDS[kind], linewidth=3, solid_capstyle="butt")
+        right.scatter(points, place, s=60, color=_KINDS[kind], zorder=3)
+    right.axvline(0, color="#b8c4bd", linestyle="--", zorder=0)
+    left.set_yticks(places, [_shorten(name) for name in names])
+    left.set(ylim=(-0.6, len(names) - 0.4))
+    left.set_title(f"{title}, %", fontsize=13)
+    right.set_title(f"points against {_shorten(names[0])}", fontsize=13)
+    right.tick_params(left=False)
+    for axes in (left, right):
+        axes.tick_params(labelsize=12)
+    shown = [kind for kind in _KINDS if kind in kinds[1:]]
+    marks = [right.scatter([], [], s=60, color=_KINDS[kind]) for kind in shown]
+    figure.legend(marks, shown, frameon=False, fontsize=12, ncols=len(shown), loc="outside lower right")
     return to_png(figure)
 
 

@@ -34,6 +34,13 @@ def check_packages() -> str:
     return ", ".join([f"Python {platform.python_version()}", *(f"{name} {versions[name]}" for name in PACKAGES)])
 
 
+def processor() -> str:
+    """The name of the processor."""
+    path = ROOT / "proc/cpuinfo"
+    named = re.search(r"model name\s*: (.*)", path.read_text() if path.exists() else "")
+    return named[1] if named else platform.processor()  # Python's own name is less exact
+
+
 def driver_version() -> str:
     """The version of the loaded NVIDIA driver, such as 535.183.01; `unknown` without one."""
     try:

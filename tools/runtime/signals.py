@@ -3,17 +3,15 @@
 Outside the training loop, `tools/base/cli.py` lets a signal end the command at once.
 """
 
-import ctypes
 import multiprocessing
 import os
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from tools.base.processes import die_with_parent
 from tools.runtime.distributed import largest_of_ranks
 
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _ENDINGS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PATIENCE = 5  # seconds for a killed process to be gone
 
@@ -88,9 +86,3 @@ def init_worker(_number: int) -> None:
     parent = multiprocessing.parent_process()
     if parent and not parent.is_alive():  # the run was killed before die_with_parent took effect
         os._exit(1)
-
-
-def die_with_parent(number: int = signal.SIGKILL) -> None:
-    """Makes the kernel send this process signal `number` when its parent ends, however it ends."""
-    if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

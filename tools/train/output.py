@@ -48,7 +48,9 @@ class RunFolder:
         self._event_writer = event_writer() if tensorboard else None
         self._events: Any = None
 
-    def open(self, argv: list[str], *, fresh: bool = True, damaged: Iterable[Path] = (), step: int = 0) -> None:
+    def open(
+        self, argv: list[str], *, fresh: bool = True, damaged: Iterable[Path] = (), step: int = 0, machine: str = ""
+    ) -> None:
         """Prepares the folder, and creates the logger that writes into it.
 
         Args:
@@ -56,6 +58,7 @@ class RunFolder:
             fresh: delete the files of an older run; otherwise they are continued.
             damaged: checkpoints that get another name.
             step: steps done; see `tools.train.events.EventWriter`.
+            machine: what the run is made on, for run.json.
         """
         self.command = resume_command(argv, self.ranks)
         if not self.ranks.first:
@@ -73,7 +76,8 @@ class RunFolder:
                     path.unlink(missing_ok=True)
             write_bytes(folder / CONFIG, self.meta["config"].encode())
             # the newest run is the one with the latest start; file times are ignored
-            write_bytes(folder / store.RUN, _json_line({"started": datetime.now(UTC).isoformat(), "argv": argv}))
+            record = {"started": datetime.now(UTC).isoformat(), "argv": argv, "machine": machine}
+            write_bytes(folder / store.RUN, _json_line(record))
             create_logger(folder / LOG)
             if self._event_writer:
                 self._events = self._event_writer(folder, step)

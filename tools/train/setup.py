@@ -14,6 +14,7 @@ from models.swin_transformer import SwinTransformer
 from tools.checkpoint import store
 from tools.evaluate.rule import DecisionRule
 from tools.runtime.distributed import Ranks, together
+from tools.runtime.environment import processor
 from tools.runtime.precision import Precision, choose_precision
 from tools.runtime.signals import children_end
 from tools.train.data import RunData, count_table, load_data, scan_splits
@@ -42,7 +43,8 @@ def launch(
         if end := run.nothing_left():
             print(end)
             return 0
-        run.output.open(argv, fresh=not run.start.in_place, damaged=run.start.faults, step=run.progress.step)
+        begun, machine = run.start, describe_device(device)
+        run.output.open(argv, fresh=not begun.in_place, damaged=begun.faults, step=run.progress.step, machine=machine)
         log_start(run, loaded.config)
         run.context = compile_forward(loaded.config, run.context, run.progress.micro_batch)
         run.fit()
@@ -106,6 +108,13 @@ def _resume(run: Run, config, allowed: list[str]) -> None:
     if not run.nothing_left():
         with together(ranks):
             check_room(run.output.path, *checkpoint_bytes(run.state))
+
+
+def describe_device(device: torch.device) -> str:
+    """The GPU, or the processor with the number of torch's threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{processor()}, {torch.get_num_threads()} thread(s)"
 
 
 def make_rule(config, data: RunData) -> DecisionRule:
