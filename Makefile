@@ -24,7 +24,7 @@ test: $(VENV)/.installed  ## Every test, on a CPU, without a network.
 	$(RUN) -m pytest
 
 soak: $(VENV)/.installed  ## Kills, signals, damage, full disks, full size and many models; docs/reliability.md and docs/models.md have the tables.
-	$(RUN) -m pytest --soak -rP tests/reliability tests/models tests/tools/train tests/tools/bench/test_gpu.py tests/commands/test_label_sets.py tests/commands/test_renamed_labels.py
+	$(RUN) -m pytest --soak -rP tests/reliability tests/models tests/tools/train tests/tools/bench/test_gpu.py tests/commands/test_label_sets.py tests/commands/test_renamed_labels.py tests/commands/test_study.py
 
 gpu-check: $(VENV)/.installed  ## Speed, memory and exact resume on this machine's GPUs, on drawn leaves; under 8 minutes.
 	$(RUN) -m tools bench gpu

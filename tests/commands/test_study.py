@@ -1,6 +1,7 @@
 """A whole study on tiny data: killed anywhere, it goes on to the table of an undisturbed one; its errors; its GPUs."""
 
 import csv
+import json
 import os
 import re
 import signal
@@ -44,7 +45,7 @@ def undisturbed(study_file, tmp_path_factory) -> Path:
         for script, argv in commands_left(run, "val"):
             assert SCRIPTS[script](argv) == 0
     assert study.main([str(study_file), "--output", str(folder), "--report"]) == 0
-    return folder / "trial"
+    return folder / "study-trial"
 
 
 def planned(study_file: Path, output: Path) -> list[PlannedRun]:
@@ -72,7 +73,7 @@ def on_one_thread(argv: list[str], devices: str = "") -> int:
 
 
 def test_ended_anywhere_it_goes_on_to_the_same_table(study_file, undisturbed, tmp_path, times):
-    folder = tmp_path / "output" / "trial"
+    folder = tmp_path / "output" / "study-trial"
     quick = folder / "tiny" / "quick-s0"
 
     def start():
@@ -115,10 +116,11 @@ def test_a_finished_study_makes_only_the_table_again(study_file, undisturbed, ca
     before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("tiny/**/*")}
     assert study.main([str(study_file), "--output", str(undisturbed.parent)]) == 0
     out = capsys.readouterr().out
-    assert "trial: 2 arms x 1 seeds, 2 of 2 runs are done" in out
+    assert "trial: 2 arms x 1 seed, 2 of 2 runs are done" in out
     assert "slow: cannot tell from one seed per arm: " in out
     assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("tiny/**/*")} == before
     assert (undisturbed / "report.txt").read_text() in out
+    assert f"trained on {json.loads(next(undisturbed.glob('tiny/*/run.json')).read_text())['machine']}" in out
     assert (undisturbed / "study.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -155,7 +157,10 @@ def test_a_report_needs_runs_and_a_typo_leaves_no_trace(study_file, tmp_path, mo
 def test_a_run_that_fails_ends_the_study_with_its_error_and_exit_code(study_file, tmp_path, monkeypatch, refused):
     monkeypatch.chdir(tmp_path)
     refused(
-        study.main, [study_file, "--data-path", "nowhere"], 3, "quick, seed 0, in output/trial/tiny/quick-s0: nowhere"
+        study.main,
+        [study_file, "--data-path", "nowhere"],
+        3,
+        "quick, seed 0, in output/study-trial/tiny/quick-s0: nowhere",
     )
 
 
@@ -182,6 +187,6 @@ def test_another_study_in_the_same_folder_is_refused(study_file, tmp_path, monke
     run = warm(tmp_path, on_one_thread, [str(study_file)])
     assert run.wait_for("quick, seed 0: output"), run.errors
     monkeypatch.chdir(tmp_path)
-    refused(study.main, [study_file], 7, "output/trial is in use by process")
+    refused(study.main, [study_file], 7, "output/study-trial is in use by process")
     run.signal(signal.SIGTERM)
     run.wait()

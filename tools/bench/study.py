@@ -4,6 +4,7 @@ It draws studies from stored predictions. A photo of a study is one of the store
 right in a run with the share of the stored runs that have it right.
 """
 
+import glob
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from tools.study.statistics import LEVEL, compare_with_first, estimate_spread
 
 def measure(args) -> list[Row]:
     """A row per number of seeds and of arms."""
-    paths = sorted(Path().glob(args.predictions) if args.predictions else ())
+    paths = sorted(map(Path, glob.glob(args.predictions or "")))
     if len(paths) < 2:
         raise UsageError("--predictions must match two predictions.csv or more, of runs that differ in their seed")
     tables = [read_predictions(path) for path in paths]

@@ -5,11 +5,11 @@ from pathlib import Path
 from configs.flags import add_config_flags, overrides
 from tools.base import cli
 from tools.base.errors import UsageError
-from tools.study.plan import read_study
+from tools.study.plan import counted, read_study
 
 EPILOG = """
-Runs, predictions, report.txt, results.csv and study.png go to <OUTPUT>/<name of the file>/. The same command goes on
-after any end; finished runs are not repeated. docs/studies.md explains the file and the verdicts.
+Runs, report.txt, results.csv and study.png go to <OUTPUT>/study-<name of the file>/. The same command goes on after any
+end; finished runs are not repeated. docs/studies.md explains the file and the verdicts.
 
 examples
   python -m tools study configs/studies/sample.yaml --data-path demo/dataset --output demo/output
@@ -52,7 +52,7 @@ def main(argv: list[str]) -> int:
 
     check_unchanged(study)
     done = sum(is_scored(run, study.split) for run in study.runs)
-    size = f"{len(study.arms)} arms x {len(study.runs) // len(study.arms)} {study.unit}s"
+    size = f"{len(study.arms)} arms x {counted(len(study.runs) // len(study.arms), study.unit)}"
     print(f"{study.folder}: {size}, {done} of {len(study.runs)} runs are done", flush=True)
     if not args.report:
         make_runs(study, args.gpus)

@@ -59,7 +59,7 @@ class Study:
     """The runs of a study file.
 
     Attributes:
-        folder: where runs and results go, `<OUTPUT>/<name of the study file>`.
+        folder: where runs and results go, `<OUTPUT>/study-<name of the study file>`.
         split: the photos that every run is scored on.
         by: the figure that arms are compared by, of `configs.keys.FIGURES`.
         arms: their names; the first is the baseline.
@@ -90,8 +90,8 @@ def read_study(path: Path, overrides: Iterable[tuple[str, object, str]] = ()) ->
     shared = _settings(path, "OPTS", given["OPTS"]) | {key: value for key, value, _ in overrides}
     arms = _arms(path, given)
     names = list(arms)
-    first = _load(f"{path}, arm {names[0]}", cfg, _words(shared | arms[names[0]]))
-    folder = Path(first.config.OUTPUT, _folder_name(path.stem) or "study")
+    first = _load(f"{path}, arm {names[0]}", cfg, to_words(shared | arms[names[0]]))
+    folder = Path(first.config.OUTPUT, f"study-{_folder_name(path.stem)}")
     baseline = given["BASELINE"] or names[0]
     if baseline not in arms:
         raise UsageError(f"{path}: BASELINE {baseline!r} is not an arm{nearest(baseline, names)}")
@@ -103,13 +103,18 @@ def read_study(path: Path, overrides: Iterable[tuple[str, object, str]] = ()) ->
         own |= {} if fold is None else {"DATA.FOLD": fold}
         own |= {"DATA.NUM_FOLDS": given["FOLDS"]} if isinstance(given["FOLDS"], int) and given["FOLDS"] else {}
         for arm, settings in arms.items():
-            words = _words(shared | settings | own | {"TAG": f"{_folder_name(arm)}-{suffix}"})
+            words = to_words(shared | settings | own | {"TAG": f"{_folder_name(arm)}-{suffix}"})
             loaded = _load(f"{path}, arm {arm}", cfg, words)
             runs.append(PlannedRun(arm, repeat, ["--cfg", str(cfg), "--opts", *words], loaded))
     if repeated := find_repeated(str(run.folder) for run in runs):
         raise UsageError(f"{path}: two runs would share the folder {repeated}; give the arms names that differ more")
     ordered = [baseline, *(arm for arm in names if arm != baseline)]
     return Study(folder, given["SPLIT"], given["BY"], ordered, runs, "run" if given["FOLDS"] else "seed")
+
+
+def counted(number: int, unit: str) -> str:
+    """`1 seed`, `2 seeds`."""
+    return f"{number} {unit}{'' if number == 1 else 's'}"
 
 
 def _check(path: Path, tree: dict[str, Any]) -> dict[str, Any]:
@@ -192,7 +197,7 @@ def _folds(folds: int | list[int]) -> list[int | None]:
     return [*folds]
 
 
-def _words(settings: dict[str, object]) -> list[str]:
+def to_words(settings: dict[str, object]) -> list[str]:
     """The settings as words of `--opts`. JSON is YAML; a plain name stays as it is."""
     words = []
     for key, value in settings.items():

@@ -16,7 +16,7 @@ from tools.evaluate.metrics import OVERALL, measure_draws, score
 from tools.evaluate.predictions import PredictionTable, fit_to, read_predictions
 from tools.evaluate.result import signed
 from tools.render.figures import draw_study
-from tools.study.plan import PlannedRun, Study
+from tools.study.plan import PlannedRun, Study, counted
 from tools.study.runs import is_scored, scores_of
 from tools.study.statistics import LEVEL, MOST_SEEDS, Comparison, compare_with_first
 from tools.train.history import HISTORY, read_history
@@ -129,8 +129,9 @@ def judge(arm: str, found: Comparison, unit: str = "seed") -> Verdict:
         return Verdict(kind, f"{arm} is {kind}: {figures}")
     if max(-found.low, found.high) < EQUAL_WITHIN:
         return Verdict("equal", f"{arm} is equal within {EQUAL_WITHIN:g} point: {figures}")
-    more = f"even {MOST_SEEDS} more {unit}s would not" if found.more is None else f"{found.more} more {unit}s would"
-    more = more.replace("1 more seeds", "1 more seed").replace("1 more runs", "1 more run")
+    more = f"even {MOST_SEEDS} more {unit}s would not"
+    if found.more:
+        more = f"{counted(found.more, f'more {unit}')} would"
     return Verdict("cannot tell", f"{arm}: cannot tell: {figures}; {more}")
 
 

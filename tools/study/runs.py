@@ -6,16 +6,17 @@ import signal
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from subprocess import TimeoutExpired
 
-from configs.keys import KEYS, show
+from configs.keys import KEYS
 from configs.load import differences, flatten, from_text
 from tools.base.errors import DataError, Interrupted, UsageError, UserError
 from tools.base.files import holder, locked, read_regular
 from tools.base.processes import start_script, wait_for_any
-from tools.study.plan import PlannedRun, Study
+from tools.study.plan import PlannedRun, Study, to_words
 
 # Keys that may differ from those of a finished run. Of those that may change on resume, two change its scores.
 _HARMLESS = {name for name, key in KEYS.items() if key.may_change} - {"MODEL.PRETRAINED", "TEST.TTA"}
@@ -23,6 +24,7 @@ _SCORING = (  # keys that test.py does not take from the checkpoint
     *("DATA.DATA_PATH", "DATA.ZIP_MODE", "DATA.FOLLOW_LINKS", "DATA.NUM_WORKERS", "DATA.BATCH_SIZE"),
     *("DEVICE", "AMP.OPT_LEVEL", "AMP.DTYPE"),
 )
+_PATIENCE = 2  # seconds between two SIGTERM to a run
 
 
 def scores_of(run: PlannedRun, split: str) -> Path:
@@ -62,7 +64,7 @@ def commands_left(run: PlannedRun, split: str) -> list[tuple[str, list[str]]]:
     if is_scored(run, split):
         return []
     best, values = run.folder / "best.pth", flatten(run.loaded.config)
-    opts = [word for key in _SCORING for word in (key, show(values[key]))]
+    opts = to_words({key: values[key] for key in _SCORING})
     to = str(scores_of(run, split))
     scoring = ("test.py", ["--resume", str(best), "--split", split, "--to", to, "--opts", *opts])
     return [scoring] if _is_trained(run) else [("main.py", run.argv), scoring]
@@ -180,10 +182,11 @@ def _stopped_together(jobs: list[_Job]) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, UserError) as error:
-        for job in jobs:
-            job.process.terminate()
-        for job in jobs:
-            job.process.wait()
+        while alive := [job.process for job in jobs if job.process.poll() is None]:
+            for process in alive:  # again and again: an import may swallow the exception that a signal raises
+                process.terminate()
+            with suppress(TimeoutExpired):
+                alive[0].wait(_PATIENCE)
         if isinstance(error, KeyboardInterrupt):
             raise Interrupted("ended by SIGINT; the same command goes on", signal.SIGINT) from None
         if isinstance(error, Interrupted):

@@ -47,3 +47,17 @@ def test_prepare(run_benchmark):
 def test_folders_without_photos_are_refused(tmp_path, refused):
     refused(main, ["loader", "--data-path", tmp_path, "--photos", "4"], 2, "holds no train/CLASS/ID.jpg", tmp_path)
     refused(main, ["prepare", "--data-path", tmp_path], 2, "holds no .jpg", tmp_path)
+
+
+def test_study(run_benchmark, tmp_path):
+    """Runs that agree on all photos but one; a gap of 60 points is found, and none where there is none."""
+    for run, wrong in enumerate((7, 9)):
+        rows = [
+            f"{n}.jpg,rust,{int(n == wrong)},{int(n != wrong)},{'scab' if n == wrong else 'rust'}" for n in range(60)
+        ]
+        text = "\n".join(["images,truth,p_scab,p_rust,decision", *rows])
+        (tmp_path / f"{run}.csv").write_text(text.replace(",0,1,", ",0.1,0.9,").replace(",1,0,", ",0.9,0.1,"))
+    options = ["--seeds", 3, "--arms", 2, "--gap", 60, "--studies", 20]
+    rows = run_benchmark("study", "--predictions", tmp_path / "?.csv", *options)
+    assert [row["name"] for row in rows] == ["2 stored runs", "2 arms, 3 seeds, 60 points"]
+    assert rows[1]["note"] == "equal arms called different: 0.0 %; found: 100.0 %"

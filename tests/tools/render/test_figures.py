@@ -128,3 +128,18 @@ def test_labels_are_drawn_letter_by_letter():
     ticks = figures.draw_confusion(np.eye(2, dtype=int), labels, "", "", "").axes[0].get_xticklabels()
     for text in [*texts, *ticks]:
         assert not text._preprocess_math(text.get_text())[1]
+
+
+def test_a_study_shows_every_run_every_interval_and_the_verdicts():
+    names, runs = ["a", "b" * 60, "$c$"], [np.array([80.0, 82.0]), np.array([70.0]), np.array([81.0, 81.5, 83.0])]
+    kinds = ["baseline", "worse", "cannot tell"]
+    figure = figures.draw_study(names, runs, [(-11.0, -13.0, -9.0), (0.8, -1.0, 2.6)], kinds, "exact match")
+    left, right = figure.axes
+    shown = [points.get_offsets() for points in left.collections]
+    assert [offsets[:, 0].tolist() for offsets in shown[::2]] == [values.tolist() for values in runs]
+    assert [offsets[0, 0] for offsets in shown[1::2]] == [values.mean() for values in runs]
+    assert [list(line.get_xdata()) for line in right.lines[:2]] == [[-13.0, -9.0], [-1.0, 2.6]]
+    assert right.get_ylim() == left.get_ylim()
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == kinds[1:]
+    assert not any(legend.get_window_extent().overlaps(axes.bbox) for axes in figure.axes)

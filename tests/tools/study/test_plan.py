@@ -34,7 +34,7 @@ def test_all_combinations_with_all_seeds_and_the_baseline_first(tmp_path):
     assert [(run.arm, run.repeat) for run in study.runs] == [(n, f"seed {seed}") for seed in (4, 7) for n in names]
     keys = ("DATA.BATCH_SIZE", "AUG.MIXUP", "SEED", "TRAIN.EPOCHS", "DEVICE")
     assert [flatten(study.runs[7].loaded.config)[key] for key in keys] == [16, 0.2, 7, 3, "cpu"]
-    assert str(study.runs[7].folder) == "out/trial/sample/mixed-BATCH_SIZE-16-s7"
+    assert str(study.runs[7].folder) == "out/study-trial/sample/mixed-BATCH_SIZE-16-s7"
     assert len({run.folder for run in study.runs}) == 8
 
 
