@@ -188,5 +188,5 @@ def test_another_study_in_the_same_folder_is_refused(study_file, tmp_path, monke
     assert run.wait_for("quick, seed 0: output"), run.errors
     monkeypatch.chdir(tmp_path)
     refused(study.main, [study_file], 7, "output/study-trial is in use by process")
-    run.signal(signal.SIGTERM)
-    run.wait()
+    run.signal(signal.SIGTERM)  # as it starts a process
+    assert run.wait() == 128 + signal.SIGTERM

@@ -30,13 +30,14 @@ def start_script(
     Args:
         environment: variables added to ours.
     """
+    # not with preexec_fn: a signal that arrives while Python forks for it would be lost
+    starter = [sys.executable, "-P", __file__, str(os.getpid())]
     return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *argv],
+        [*starter, str(ROOT / script), *argv],
         env={**os.environ, **environment},
         stdout=subprocess.DEVNULL,
         stderr=errors,
         start_new_session=True,
-        preexec_fn=lambda: die_with_parent(signal.SIGTERM),
     )
 
 
@@ -50,3 +51,10 @@ def wait_for_any(processes: Iterable[subprocess.Popen[bytes]]) -> subprocess.Pop
             os.close(handle)
     handles[ready[0]].wait()
     return handles[ready[0]]
+
+
+if __name__ == "__main__":  # of `start_script`: becomes the script, unless its parent is gone already
+    parent, *words = sys.argv[1:]
+    die_with_parent(signal.SIGTERM)
+    if os.getppid() == int(parent):
+        os.execv(sys.executable, [sys.executable, *words])
