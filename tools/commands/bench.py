@@ -17,6 +17,7 @@ BENCHMARKS = {
     "cam": "heat maps of Swin-T, against pytorch-grad-cam's",
     "start": "--help, and the first training step of a new process, against bare imports",
     "study": "how often simulated studies call equal arms different, and find a planted gap",
+    "recipes": "CPU minutes to a val hit@1 of our recipe, timm's and fastai's, from the same photos and weights",
     "memory": "activations kept for backward, in bytes, and the largest batch that fits",
 }
 # flag -> (default, help), for all benchmarks and for each. The default gives the type, see `add_flag`.
@@ -55,6 +56,12 @@ FLAGS: dict[str, dict] = {
         "--labels": ("scab rust powdery_mildew healthy frog_eye_leaf_spot complex", "labels of these, between spaces"),
     },
     "cam": SIZE,
+    "recipes": {
+        "--data-path": (None, "prepared photos"),
+        "--weights": (None, "ImageNet weights of tf_efficientnet_lite0"),
+        "--recipe": (["PlantSwin", "timm", "fastai"], "recipes; fastai is installed with pip install fastai"),
+        "--minutes": (30.0, "CPU minutes of each training, about"),
+    },
     "study": {
         "--predictions": (
             None,

@@ -1,7 +1,15 @@
 """Every benchmark runs and prints what it should; what its figures are is not tested."""
 
-import pytest
+import re
 
+import pytest
+import timm
+import torch
+from conftest import CODE_OF
+from safetensors.torch import save_file
+from torch import nn
+
+from tools.bench import recipes
 from tools.commands.bench import BENCHMARKS, main
 
 
@@ -61,3 +69,37 @@ def test_study(run_benchmark, tmp_path):
     rows = run_benchmark("study", "--predictions", tmp_path / "?.csv", *options)
     assert [row["name"] for row in rows] == ["2 stored runs", "2 arms, 3 seeds, 60 points"]
     assert rows[1]["note"] == "equal arms called different: 0.0 %; found: 100.0 %"
+
+
+def test_recipes(run_benchmark, dataset, tmp_path):
+    """Two epochs of ours, one of timm's; fastai is not installed here."""
+    weights = tmp_path / "weights.safetensors"
+    save_file(timm.create_model("tf_efficientnet_lite0").state_dict(), weights)
+    flags = ["--data-path", dataset, "--weights", weights, "--minutes", 2, "--recipe", "PlantSwin", "timm"]
+    rows = run_benchmark("recipes", *flags)
+    assert [row["name"] for row in rows[::4]] == ["PlantSwin", "timm"]
+    assert [row["name"] for row in rows[1:4]] == ["PlantSwin, to 85%", "PlantSwin, to 90%", "PlantSwin, to 92%"]
+    for row in rows[::4]:
+        assert row["seconds"] > 1
+        hit1, minutes = re.fullmatch(r"ends at hit@1 ([\d.]+) after ([\d.]+) min", row["note"]).groups()
+        assert 0 <= float(hit1) <= 100
+        assert float(minutes) == pytest.approx(row["seconds"] / 60, abs=0.06)
+    assert rows[1]["note"] in ("0 of 1 reach it", "1 of 1 reach it")
+
+
+def test_hit1_of_copies_is_that_of_photos(dataset):
+    """A photo with two labels is right when either is given: counted by hand over the class folders."""
+    truth = {}
+    for photo in sorted((dataset / "val").glob("*/*.jpg")):
+        truth.setdefault(photo.name, set()).add(sorted(CODE_OF.values()).index(photo.parent.name))
+    assert any(len(classes) == 2 for classes in truth.values())
+    for chosen in range(6):
+        model = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 6))
+        nn.init.zeros_(model[2].weight)
+        model[2].bias.data = torch.eye(6)[chosen]
+        wanted = sum(chosen in classes for classes in truth.values()) / len(truth)
+        assert recipes.measure_hit1(model, dataset) == pytest.approx(wanted)
+
+
+def test_recipes_need_photos_and_weights(refused):
+    refused(main, ["recipes"], 2, "give --data-path", "--weights")
