@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from models.swin_transformer import SwinTransformer
-from tools.base.errors import Interrupted, UsageError, is_out_of_memory, nearest
+from tools.base.errors import UsageError, is_out_of_memory, nearest
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -63,7 +63,6 @@ def compiled(
 
     Raises:
         Exception: when memory runs out (see `is_out_of_memory`).
-        Interrupted: when a signal stops the compilation.
     """
     buffers = [buffer.clone() for buffer in forward.buffers()]
     fast: Any = torch.compile(forward)  # a module if `forward` is one
@@ -72,9 +71,9 @@ def compiled(
             total = fast(*inputs).float().sum()
         total.backward()
     except Exception as error:  # compilers, linkers and torch itself raise many kinds
-        inner = getattr(error, "inner_exception", error)  # torch wraps every exception, also that of a signal
+        inner = getattr(error, "inner_exception", error)  # torch wraps every exception
         torch.compiler.reset()
-        if isinstance(inner, Interrupted) or is_out_of_memory(inner):
+        if is_out_of_memory(inner):
             raise inner from None
         reason = str(error).strip().splitlines()[0]
         return forward, f"TRAIN.COMPILE: torch.compile does not work here and is left out: {reason}"

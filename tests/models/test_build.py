@@ -175,7 +175,7 @@ def test_without_a_compiler_the_model_stays_as_it_is():
 
 
 def test_a_signal_while_compiling_ends_the_run(monkeypatch):
-    """torch treats it as a failure of its compiler."""
+    """torch must not take it for a failure of its compiler."""
 
     def interrupted(_graph, _inputs):
         raise Interrupted("ended by SIGTERM", 15)

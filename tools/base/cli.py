@@ -84,6 +84,8 @@ def command(body: Callable[[list[str]], int]) -> Callable[[list[str] | None], in
                 code = body(argv)
                 sys.stdout.flush()  # now, so that a full disk is reported as an error
                 return code
+        except Interrupted as ended:
+            return _report(ended, ended.exit_code, "--debug" in argv)
         except KeyboardInterrupt:
             return _report("interrupted", 130, False)
         except BrokenPipeError:  # `... | head` closed our stdout; this is not an error

@@ -59,8 +59,11 @@ class PeerLostError(UserError):
     exit_code = 8
 
 
-class Interrupted(UserError):
-    """A signal ended the command. `exit_code` is 128 + the number of the signal."""
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the command. `exit_code` is 128 + the number of the signal.
+
+    Like Ctrl-C not an Exception: libraries suppress those around imports that may fail.
+    """
 
     def __init__(self, message: str, signal_number: int):
         super().__init__(message)

@@ -187,8 +187,8 @@ def _stopped_together(jobs: list[_Job]) -> Iterator[None]:
                 process.terminate()
             with suppress(TimeoutExpired):
                 alive[0].wait(_PATIENCE)
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted("ended by SIGINT; the same command goes on", signal.SIGINT) from None
         if isinstance(error, Interrupted):
             raise Interrupted(f"{error}; the same command goes on", error.exit_code - 128) from None
+        if isinstance(error, KeyboardInterrupt):
+            raise Interrupted("ended by SIGINT; the same command goes on", signal.SIGINT) from None
         raise

@@ -1,9 +1,11 @@
 """The frame of every command: errors without a traceback, streams that take everything, flags and their hints."""
 
+import contextlib
 import errno
 import logging
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -62,6 +64,18 @@ def raising(error):
 )
 def test_every_error_is_one_line_and_an_exit_code(refused, error, code, words):
     refused(raising(error), [], code, words)
+
+
+def test_a_signal_ends_a_command_whose_library_suppresses_exceptions(refused):
+    """As libraries do around an import that may fail."""
+
+    @cli.command
+    def main(_argv):
+        with contextlib.suppress(Exception):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 0
+
+    refused(main, [], 143, "ended by SIGTERM")
 
 
 def test_debug_shows_the_traceback(capsys):
