@@ -183,7 +183,7 @@ def _stopped_together(jobs: list[_Job]) -> Iterator[None]:
         yield
     except (KeyboardInterrupt, UserError) as error:
         while alive := [job.process for job in jobs if job.process.poll() is None]:
-            for process in alive:  # again and again: an import may swallow the exception that a signal raises
+            for process in alive:  # again and again: a bare `except` in a library may swallow what a signal raises
                 process.terminate()
             with suppress(TimeoutExpired):
                 alive[0].wait(_PATIENCE)
