@@ -84,7 +84,8 @@ def follow(name: str, args, folder: Path, seed: int) -> Curve:
             curve += [(seconds, hit1) for hit1 in found[len(curve) :]]
             time.sleep(0.5)
     if process.returncode or not curve:
-        raise ResourceError(f"the training of {name} ended with {process.returncode}; see {folder}/log")
+        last = ((folder / "log").read_text(errors="replace").strip().splitlines() or ["nothing"])[-1]
+        raise ResourceError(f"the training of {name} ended with {process.returncode} and printed: {last}")
     return curve
 
 

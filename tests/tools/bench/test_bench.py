@@ -103,3 +103,5 @@ def test_hit1_of_copies_is_that_of_photos(dataset):
 
 def test_recipes_need_photos_and_weights(refused):
     refused(main, ["recipes"], 2, "give --data-path", "--weights")
+    words = ["recipes", "--data-path", "nosuch", "--weights", "nosuch.pth", "--recipe", "PlantSwin"]
+    refused(main, words, 5, "the training of PlantSwin ended with 3 and printed: error: nosuch/train is not a folder")
