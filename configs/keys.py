@@ -151,6 +151,13 @@ KEYS: dict[str, Key] = {
         "rare classes: weights in the loss (inverse root of the count), or a sampler; none",
         one_of("none", "weights", "sampler"),
     ),
+    "TRAIN.SOFT_LABELS": Key(
+        "",
+        "predictions.csv of test.py --split held-out, whose probabilities are mixed into the training targets",
+        PATH_OR_NONE,
+        may_change=True,  # its content may not, see RunData.digests
+    ),
+    "TRAIN.SOFT_WEIGHT": Key(0.5, "share of SOFT_LABELS in a target; the rest is the photo's labels", between(0, 1)),
     "TRAIN.SNAPSHOT_EPOCHS": Key(
         [], "epochs, from 1, after which the weights are kept as epochs/epoch_NNN.pth", list_of(1, 100_000, 0), True
     ),

@@ -19,6 +19,7 @@ from data.loading.dataset import LeafDataset
 from data.loading.folds import fold_of
 from data.loading.mixup import Mixer
 from data.loading.samplers import WHOLE, Shard, TrainBatches, eval_batches
+from data.loading.soft_labels import SoftLabels
 from data.loading.split import Photo, Split, samples_of, scan_split
 from data.loading.transforms import Preprocess, TrainTransform
 from data.manifest import duplicate_groups, photo_groups, read_manifest
@@ -54,6 +55,7 @@ def build_train_loader(
     seed: int,
     shard: Shard = WHOLE,
     balanced: bool = False,
+    soft_labels: SoftLabels | None = None,
     worker_init: Callable[[int], None] | None = None,
 ) -> DataLoader:
     """Loader of augmented images, to be read with `resume_batches`; its batch sampler is a `TrainBatches`.
@@ -62,13 +64,14 @@ def build_train_loader(
         seed: of the order of samples and their augmentation.
         shard: the part of each global batch that this process takes.
         balanced: draw samples so that every class occurs about equally often.
+        soft_labels: mixed into the targets.
         worker_init: called at the start of every loader process with its number.
     """
     samples = samples_of(split, data.TARGETS)
     transform = TrainTransform(augmentation_arguments(data, aug, preprocess), aug.QUARTER_TURNS, preprocess.resize)
     finish = Normalize(preprocess.mean, preprocess.std)
     photos = _photos(data.CACHE_MODE, split, samples, shard)
-    dataset = LeafDataset(split, samples, transform, finish, seed, photos)
+    dataset = LeafDataset(split, samples, transform, finish, seed, photos, soft_labels)
     weights = balancing_weights(samples) if balanced else None
     batches = TrainBatches(len(samples), data.BATCH_SIZE, shard, seed, weights)
     workers = num_workers(data.NUM_WORKERS, shard.world_size)

@@ -16,7 +16,7 @@ class Batch(NamedTuple):
     """A batch on its way from a worker to the device, in a quarter of the bytes of normalised images."""
 
     pixels: Tensor  # uint8 [B, 3, S, S]
-    targets: Tensor  # float32 [B, num_classes] of 0 and 1
+    targets: Tensor  # float32 [B, num_classes] in [0, 1]
     boxes: Tensor  # int64 [n, 5]: row, top, left, height and width per patch of random erasing
     noise: Tensor  # float32 [sum of 3 * height * width], the pixels of all patches, concatenated
 

@@ -106,7 +106,7 @@ def test_added_photos_do_not_flip_the_targets_of_a_run(argv, single, tmp_path, r
     give_second_label(single)
     allowed = ["--allow-change", "DATA.TARGETS"]
     for more in ([], allowed):
-        refused(main.main, [*argv(single), *AUTO[1:], *more], 4, "was made with other photos or labels")
+        refused(main.main, [*argv(single), *AUTO[1:], *more], 4, "was made with other photos, labels or soft labels")
     for split in ("train", "val"):
         shutil.copytree(single / split / "000010", single / split / "zz", copy_function=os.link)
     refused(main.main, [*argv(single), *AUTO[1:]], 4, "has the classes ['000001'", "'zz']")

@@ -76,7 +76,7 @@ INFERENCE: Schema = {
     "temperatures": (_list(_number(1e-6), _CLASSES), "a list of numbers greater than 0"),
     "validation": (_validation, "logits and truth of equal size"),
     "combinations": (_list(_list(_whole(0), range(1, 100_001)), range(10**9)), "lists of class indices"),
-    "data_digest": (_list(_text, range(2, 3)), "two digests"),
+    "data_digest": (_list(_text, range(2, 4)), "two or three digests"),
     "images_per_update": (_whole(1), "a whole number from 1"),
     "precision": (_text, "text"),
 }

@@ -41,7 +41,7 @@ class LoadedModel:
         label_set: in the order of the logits.
         rule: how its logits become probabilities and labels, fitted on its validation images.
         validation: logits and truth of those images, `[n, num_classes]` each.
-        data_digest: of its training images and of its validation images.
+        data_digest: of its training images, of its validation images and, if it had any, of its soft labels.
         images_per_update: over all ranks and accumulated batches; scales its learning rate.
     """
 
@@ -53,7 +53,7 @@ class LoadedModel:
     label_set: LabelSet
     rule: DecisionRule
     validation: tuple[np.ndarray, np.ndarray]
-    data_digest: tuple[str, str]
+    data_digest: tuple[str, ...]
     images_per_update: int
     step: int
     epoch: int

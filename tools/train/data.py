@@ -4,8 +4,10 @@ import copy
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import DataLoader
 
 from configs.checks import check_training
@@ -18,13 +20,16 @@ from data.build import (
     build_split,
     build_train_loader,
 )
-from data.labels import LabelSet
+from data.labels import LabelSet, is_balanced_copy
 from data.loading.dataset import LeafDataset
 from data.loading.samplers import Shard, TrainBatches
+from data.loading.soft_labels import SoftLabels
 from data.loading.split import Split, samples_of
 from data.loading.transforms import Preprocess
 from models.build import normalization
+from tools.base.errors import DataError, listing
 from tools.base.tables import format_table
+from tools.evaluate.predictions import aligned, read_predictions
 from tools.runtime.distributed import Ranks
 from tools.runtime.signals import init_worker
 from tools.train.losses import class_weights
@@ -41,6 +46,11 @@ class RunData:
     preprocess: Preprocess
     train_loader: DataLoader
     val_loader: DataLoader
+    soft_labels: SoftLabels | None = None
+
+    def digests(self) -> list[str]:
+        """Of the training photos, of the validation photos and, if there are any, of the soft labels."""
+        return [part.digest() for part in (self.train, self.val, self.soft_labels) if part is not None]
 
     def photos(self, step: int, steps_per_epoch: int, accumulation_steps: int) -> list[str]:
         """Paths of this rank's training photos of a step, in order."""
@@ -59,9 +69,33 @@ def load_data(config, splits: tuple[Split, Split], ranks: Ranks) -> RunData:
     preprocess = build_preprocess(data, config.TEST, *normalization(config.MODEL))
     both: dict[str, Any] = {"shard": Shard(ranks.rank, ranks.world_size), "worker_init": init_worker}
     balanced = config.TRAIN.BALANCE == "sampler"
-    train_loader = build_train_loader(data, config.AUG, train, preprocess, seed=config.SEED, balanced=balanced, **both)
+    soft_labels = read_soft_labels(config, train)
+    draws: dict[str, Any] = {"seed": config.SEED, "balanced": balanced, "soft_labels": soft_labels}
+    train_loader = build_train_loader(data, config.AUG, train, preprocess, **draws, **both)
     val_loader = build_eval_loader(data, val, preprocess, **both)
-    return RunData(train, val, preprocess, train_loader, val_loader)
+    return RunData(train, val, preprocess, train_loader, val_loader, soft_labels)
+
+
+def read_soft_labels(config, train: Split) -> SoftLabels | None:
+    """The soft labels of the training photos; for "single" targets, the probabilities of a photo are made to sum to 1.
+
+    Raises:
+        DataError: for a file without the probabilities of every label of every photo.
+    """
+    if not config.TRAIN.SOFT_LABELS:
+        return None
+    path, labels = Path(config.TRAIN.SOFT_LABELS), train.labels.names
+    table = read_predictions(path, labels)
+    if differing := sorted({*table.labels} ^ {*labels}):
+        raise DataError(f"{path} and the training photos differ in the labels {listing(differing)}")
+    names = [photo.name for photo in train.photos if not is_balanced_copy(photo.name)]
+    probability = aligned(table, names, path).probability
+    if probability is None:
+        raise DataError(f"{path} holds no probabilities; make it with python test.py --split held-out")
+    rows = probability[:, [table.labels.index(label) for label in labels]]
+    if config.DATA.TARGETS == "single":
+        rows = rows / rows.sum(axis=1, keepdims=True).clip(min=1e-9)
+    return SoftLabels(dict(zip(names, rows.astype(np.float32), strict=True)), config.TRAIN.SOFT_WEIGHT)
 
 
 def scan_splits(loaded: Loaded) -> tuple[Loaded, tuple[Split, Split]]:

@@ -137,7 +137,7 @@ def check_unchanged(start: Start, config, meta: dict, allowed: list[str]) -> Non
         if stored[what] != meta[what]:
             raise CheckpointError(f"{path} has the {what} {stored[what]}, the data has {meta[what]}; {remedy}")
     if not same_photos:
-        raise CheckpointError(f"{path} was made with other photos or labels; {remedy}")
+        raise CheckpointError(f"{path} was made with other photos, labels or soft labels; {remedy}")
     if stored["images_per_update"] != meta["images_per_update"]:
         raise CheckpointError(
             f"{path} was made with {stored['images_per_update']} images per update, and this run would have "

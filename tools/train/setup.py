@@ -132,7 +132,7 @@ def checkpoint_meta(config, data: RunData, rule: DecisionRule, plan: Plan, preci
         "combinations": [np.flatnonzero(row).tolist() for row in rule.combinations],
         "preprocess": data.preprocess.to_dict(),
         "targets": rule.targets,
-        "data_digest": [data.train.digest(), data.val.digest()],
+        "data_digest": data.digests(),
         "images_per_update": plan.images_per_update,
         "precision": str(precision),
     }
@@ -143,7 +143,9 @@ def log_start(run: Run, config) -> None:
     model, images, ranks = run.state.module, run.plan.images_per_update, run.context.ranks
     for line in (*run.notes, describe(run.data.train), describe(run.data.val), *count_table(run.data, config)):
         logger.info(line)
-    logger.info(f"targets {config.DATA.TARGETS}, {config.MODEL.NUM_CLASSES} classes")
+    soft, weight = config.TRAIN.SOFT_LABELS, config.TRAIN.SOFT_WEIGHT
+    mixed = f", mixed with {weight:g} x the probabilities in {soft}" if soft else ""
+    logger.info(f"targets {config.DATA.TARGETS}, {config.MODEL.NUM_CLASSES} classes{mixed}")
     flops = f", {model.flops() / 1e9:.2f} G multiply-adds per image" if isinstance(model, SwinTransformer) else ""
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     logger.info(f"{config.MODEL.NAME}: {num_parameters / 1e6:.2f} M parameters{flops}")
