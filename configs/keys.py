@@ -228,8 +228,8 @@ KEYS: dict[str, Key] = {
     ),
     "TEST.DECIDE_BY": Key(
         "threshold",
-        "labels by threshold, argmax (one label), combination (the likeliest set seen in training) or powerset "
-        "(the likeliest by a regression on all labels)",
+        "labels by threshold (for F1), argmax (one label; for hit@1), or for exact match: combination (the likeliest "
+        "set seen in training), powerset (the likeliest by a regression on all labels)",
         one_of("threshold", "argmax", "combination", "powerset"),
         flag="--decide",
     ),
