@@ -28,8 +28,8 @@ STOREYS = (
 STOREY_OF = {room: number for number, storey in enumerate(STOREYS) for room in storey}
 NEVER = {"tools.render": ("models", "tools.explain"), "tools.explain": ("configs",)}
 CONFIG_READERS = ("tools.train.setup", "tools.train.resume", "tools.train.preflight", "tools.train.data",
-                  "tools.train.parts", "tools.evaluate.predictor", "tools.checkpoint.find", "tools.api",
-                  "tools.study.plan")  # fmt: skip
+                  "tools.train.parts", "tools.evaluate.predictor", "tools.evaluate.held_out", "tools.checkpoint.find",
+                  "tools.api", "tools.study.plan")  # fmt: skip
 FILES = [
     *ROOT.glob("*.py"),
     *(p for folder in ("configs", "models", "data", "tools") for p in (ROOT / folder).rglob("*.py")),

@@ -17,6 +17,7 @@ from tools import __version__
 from tools.base.errors import Interrupted, UsageError, as_user_error, nearest
 
 VERSION = f"plantswin {__version__}"
+HELD_OUT = "held-out"  # a value of --split: training photos, each for the model of a fold that did not train on it
 _MAX_LINE = 2000  # characters of an error; what the user gave may be of any length
 # How a number is written. Python itself would also take 1_0, " 4 " and the digits of other scripts.
 _PLAIN = {int: r"[-+]?[0-9]{1,18}", float: r"[-+]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][-+]?[0-9]{1,4})?"}

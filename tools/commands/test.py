@@ -1,14 +1,12 @@
 """Scores a trained model on the test photos: the course's accuracy over label copies, and more."""
 
 import json
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from configs.flags import KEY_OF_FLAG, add_config_flags, overrides
 from configs.load import check_acting, load
 from tools.base import cli
-from tools.base.errors import DataError, UsageError
 from tools.base.files import check_output_folder, write_bytes
 from tools.commands import hint_config_key
 
@@ -34,7 +32,6 @@ ACTING = (  # config keys that are not the checkpoint's
     *(KEY_OF_FLAG[flag] for flag in FLAGS),
     *("MODEL.RESUME", "DATA.NUM_WORKERS", "AMP.DTYPE", "DIST.BACKEND", "DIST.TIMEOUT_SECONDS"),
 )
-HELD_OUT = "held-out"
 MAX_MISTAKES = 24  # shown in the report
 
 
@@ -46,7 +43,7 @@ def main(argv: list[str]) -> int:
     add("--cfg", metavar="FILE", help="score the run of this config (and --tag)")
     add("--opts", nargs="+", action="extend", metavar="KEY VALUE", help="set config keys")
     add("--resume", nargs="+", action="extend", default=[], metavar="FILE", help="checkpoints to score, averaged")
-    add("--split", default="test", choices=["train", "val", "test", HELD_OUT], help="photos to score")
+    add("--split", default="test", choices=["train", "val", "test", cli.HELD_OUT], help="photos to score")
     add("--weights", default="ema", choices=["ema", "raw"], help="weights of a last.pth that has both (default ema)")
     add("--abstain-at", type=cli.share, metavar="RISK", help="largest share of wrong answers to allow")
     add("--to", metavar="FOLDER", help="where results go (default: beside the checkpoint)")
@@ -74,6 +71,7 @@ def score_split(loaded, args, run, ranks, device) -> int:
     from data.loading.split import describe
     from tools.base.log import progress
     from tools.checkpoint.find import find_checkpoints
+    from tools.evaluate.held_out import hold_out
     from tools.evaluate.predictor import load_predictor, predict_split
     from tools.evaluate.result import confidence_cut, evaluate
 
@@ -84,8 +82,8 @@ def score_split(loaded, args, run, ranks, device) -> int:
     check_output_folder("--to", folder, config.DATA.DATA_PATH)
     predictor = load_predictor(paths, device, args.weights, loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA"))
     parts: list = []
-    if args.split == HELD_OUT:
-        split, parts = hold_out(predictor, config.DATA)
+    if args.split == cli.HELD_OUT:
+        split, parts = hold_out(predictor.members, config.DATA)
     else:
         split = build_split(config.DATA, args.split, predictor.label_set)
     watch = partial(progress, description="scoring")
@@ -109,33 +107,6 @@ def score_split(loaded, args, run, ranks, device) -> int:
     print_scores(result, predictor, abstaining)
     print(f"written: {folder}/metrics.json, predictions.csv, report.html and its pictures")
     return 0
-
-
-def hold_out(predictor, data) -> tuple:
-    """(split, parts): the training photos that some model was not trained on, and those of every model.
-
-    Raises:
-        UsageError: for a model that was not trained on a fold.
-        DataError: for a model of other photos.
-    """
-    from data.build import build_fold, build_split
-    from data.labels import is_balanced_copy
-
-    train, parts = build_split(data, "train", predictor.label_set, balanced_copies=True), []
-    for member in predictor.members:
-        own = member.config
-        if not own.DATA.NUM_FOLDS:
-            raise UsageError(f"--split {HELD_OUT}: {member.path} was not trained on a fold (main.py --folds)")
-        parts.append(build_fold(train, data.DATA_PATH, own.DATA.NUM_FOLDS, own.DATA.FOLD, own.SEED)[1])
-        if parts[-1].digest() != member.data_digest[1]:
-            raise DataError(f"{member.path} held out other photos than {parts[-1].where}; give its --data-path")
-    names = {photo.name for part in parts for photo in part.photos}
-    originals = [photo for photo in train.photos if not is_balanced_copy(photo.name)]
-    photos = [photo for photo in originals if photo.name in names]
-    left = len(originals) - len(photos)
-    note = f"{left} of {len(originals)} training photos are left out: every model was trained on them"
-    notes = [*train.notes, note] if left else train.notes
-    return replace(train, where=f"{train.where}, {HELD_OUT}", photos=photos, notes=notes), parts
 
 
 def write_results(folder, result, predictor, split, digest: str, abstaining: dict | None) -> None:
