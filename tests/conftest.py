@@ -89,6 +89,19 @@ def trained(dataset, tiny, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def folds(tiny, dataset, tmp_path_factory):
+    """The checkpoints of two folds."""
+    import main
+
+    folder = tmp_path_factory.mktemp("folds")
+    arguments = ["--cfg", tiny, "--data-path", dataset, "--output", folder, "--folds", "2"]
+    opts = ["--opts", "DATA.TARGETS", "multi", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
+    for fold in ("0", "1"):
+        assert main.main([*map(str, arguments), "--fold", fold, "--tag", f"f{fold}", *opts]) == 0
+    return [folder / "tiny" / f"f{fold}" / "best.pth" for fold in (0, 1)]
+
+
+@pytest.fixture(scope="session")
 def recipe(dataset, tiny, times) -> list[str]:
     """Flags of a run with every kind of randomness (mixup and drop path are on anyway) that saves all the time."""
     opts = {"DATA.TARGETS": "multi", "DATA.NUM_WORKERS": 1, "MODEL.DROP_RATE": 0.1, "PRINT_FREQ": 1}

@@ -140,17 +140,6 @@ def test_snapshots_folds_and_losses_in_one_run(tiny, dataset, tmp_path, capsys):
     assert (float(mean), float(sd)) == pytest.approx((np.mean(exact), np.std(exact, ddof=1)), abs=0.02)  # as rounded
 
 
-@pytest.fixture(scope="module")
-def folds(tiny, dataset, tmp_path_factory):
-    """The checkpoints of two folds."""
-    folder = tmp_path_factory.mktemp("folds")
-    arguments = ["--cfg", tiny, "--data-path", dataset, "--output", folder, "--folds", "2"]
-    opts = ["--opts", "DATA.TARGETS", "multi", "TRAIN.EPOCHS", "1", "TRAIN.WARMUP_EPOCHS", "0"]
-    for fold in ("0", "1"):
-        assert main.main([*map(str, arguments), "--fold", fold, "--tag", f"f{fold}", *opts]) == 0
-    return [folder / "tiny" / f"f{fold}" / "best.pth" for fold in (0, 1)]
-
-
 def test_folds_average_to_one_predictor_with_a_rule_fitted_on_all_of_them(folds, dataset, tmp_path):
     """Two folds: the rule is fitted on the logits of every training photo, from the model that had not seen it."""
     paths = folds

@@ -12,6 +12,7 @@ from PIL import Image
 
 import visual
 from tools.api import load
+from tools.base import cli
 from tools.checkpoint.store import read
 
 
@@ -162,6 +163,29 @@ def test_scores(draw, raw, dataset, tmp_path, capsys):
     assert "pointing" in out
 
 
+def test_held_out_photos_are_scored_by_the_model_that_did_not_see_them(folds, raw, dataset, tmp_path, refused):
+    """Every boxed label of the training photos is a case once; with val, those photos are cases too."""
+    boxed = {tuple(line.split(",")[:2]) for line in (raw / "lesion_boxes.csv").read_text().splitlines()[1:]}
+    photos = {split: {p.name for p in (dataset / split).glob("*/*.jpg")} for split in ("train", "val")}
+    argv = ["--data-path", dataset, "--to", tmp_path / "maps", "--score", raw / "lesion_boxes.csv", "--resume", *folds]
+    wanted = 0
+    for splits in (["train"], ["train", "val"]):
+        names = [cli.HELD_OUT, *splits[1:]]
+        assert visual.main([str(word) for word in (*argv, "--split", *names)]) == 0
+        (row,) = csv.DictReader((tmp_path / "maps" / "cam_scores.csv").open())
+        cases = [name for name, _ in boxed if any(name in photos[split] for split in splits)]
+        assert (int(row["cases"]), int(row["photos"])) == (len(cases), len(set(cases)))
+        assert len(cases) > wanted
+        wanted = len(cases)
+    for flags, words in (
+        (["--split", cli.HELD_OUT, "train"], "neither with --compare nor with train"),
+        (["--split", cli.HELD_OUT, "--compare", "epochs"], "neither with --compare nor with train"),
+        (["--split", "val"], "takes one checkpoint"),
+        (["--split", cli.HELD_OUT, "--resume", folds[0]], "held out the same photos"),
+    ):
+        refused(visual.main, [*argv, *flags], 2, words)
+
+
 def test_a_photo_is_decoded_once_and_an_unreadable_one_ends_the_command_there(
     draw, raw, refused, tmp_path, monkeypatch
 ):
@@ -193,6 +217,10 @@ def test_refusals(run_folder, dataset, raw, refused, tmp_path):
         (["--score", boxes, "--compare", "targets"], 2, "--compare targets"),
         (["--examples", "1", "--method", "gradcamm"], 2, "gradcamm"),
         (["--examples", "1", "--layer", "layers[0]+layers[9]"], 2, "has no [9]"),
+        (["--examples", "1", "--fast", "--tta", "all"], 2, "--fast takes one view"),
+        (["--examples", "1", "--map-size", "16"], 2, "between 32 and 4096"),
+        (["--examples", "1", "--map-size", "100"], 2, "does not take images of 100 pixels"),
+        (["--examples", "1", "--split", "held-out"], 2, "held-out goes with --score"),
         (["--score", other], 3, "the boxes belong to no photo"),
         (["--score", raw / "test" / "test_label.csv"], 3, "wanted the columns"),
     ):

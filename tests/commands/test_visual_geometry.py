@@ -58,9 +58,9 @@ def read_rgb(path):
 
 
 def find_hot(heated, original):
-    """(top, left, bottom, right) of the pixels under a map of more than a half: jet turns red without blue there."""
-    jet = 2 * heated.astype(int) - original
-    rows, columns = np.nonzero((jet[..., 0] > 128) & (jet[..., 2] < 100))
+    """(top, left, bottom, right) of the pixels where the map's colour is bright and not blue, as its upper half is."""
+    colour = 2 * heated.astype(int) - original
+    rows, columns = np.nonzero((colour[..., 0] > 128) & (colour[..., 2] < 100))
     return rows.min(), columns.min(), rows.max() + 1, columns.max() + 1
 
 
@@ -77,7 +77,7 @@ def test_the_map_lies_on_what_the_model_looked_at(checkpoint, resize, shape, vie
         if flags:
             assert np.array_equal(original, mark(shape))
         elif resize == "letterbox":
-            assert original.shape[:2] == tuple(SIDE * side // 240 for side in shape)
+            assert original.shape[:2] == tuple(2 * SIDE * side // 240 for side in shape), "the finer of two sizes"
         assert heated.shape == original.shape
         white = np.argwhere(original[..., 0] > 127)
         wanted = [*white.min(0), *(white.max(0) + 1)]
@@ -97,10 +97,10 @@ def test_a_photo_of_a_few_pixels_has_a_map_too(checkpoint, tmp_path):
         name = f"{height}x{width}"
         Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(tmp_path / f"{name}.png")
         argv = ["--resume", checkpoint, "--image", tmp_path / f"{name}.png", "--to", tmp_path / "maps", *LAYER]
-        assert visual.main([str(word) for word in (*argv, "--full-size")]) == 0
+        assert visual.main([str(word) for word in (*argv, "--full-size", "--classic")]) == 0
         heated = read_rgb(tmp_path / "maps" / f"{name}_rust_cam.png")
         assert heated.shape == (height, width, 3)
-        assert heated.any()
+        assert heated.any(), "jet is blue where there is no evidence"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

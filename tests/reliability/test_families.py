@@ -78,7 +78,7 @@ def live_through(name: str, size: int, dataset: str) -> int:
             return code
     assert digest(whole) == digest(parts), "the resumed run is not bit-identical"
     model = load_model(whole / "best.pth", torch.device("cpu")).model
-    default, classic = choose_default_layer(model, "layercam"), choose_classic_layer(model)
+    default, classic = choose_default_layer(model, "layercam", size), choose_classic_layer(model)
     grids = ["{}x{}".format(*grid_of_layer(model, path, size)) for path in (*default.split("*"), classic)]
     images = torch.randn(1, 3, size, size).repeat(6, 1, 1, 1)
     for recipe in (CamRecipe("layercam", default), CamRecipe("gradcam", classic)):

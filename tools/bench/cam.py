@@ -37,12 +37,12 @@ def measure(args) -> list[Row]:
         return lambda part, wanted: compute_heat_maps(model, part, [CamRecipe(method, layer)], wanted).maps[0]
 
     gradcam = compute_ours("gradcam", classic)
-    layercam = compute_ours("layercam", choose_default_layer(model, "layercam"))
+    layercam = compute_ours("layercam", choose_default_layer(model, "layercam", images.shape[-1]))
     kinds = {
         "pytorch-grad-cam, one at a time": in_parts(compute_peer, 1),
         "ours, one at a time": in_parts(gradcam, 1),
         "ours, in a batch": in_parts(gradcam, NUM_MAPS),
-        "ours, in a batch, default maps": in_parts(layercam, NUM_MAPS),
+        "ours, in a batch, default layers": in_parts(layercam, NUM_MAPS),
     }
     kinds = {f"{NUM_MAPS} maps, {args.size}: {kind}": make for kind, make in kinds.items()}
     peer, *same = list(kinds)[:3]

@@ -1,7 +1,6 @@
 """Shows where on the leaf a trained model looked: heat maps over photos, side by side, or scored against boxes."""
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from yacs.config import CfgNode
 from configs.flags import add_config_flags, overrides
 from configs.load import load
 from tools.base import cli
-from tools.base.errors import UsageError
+from tools.base.errors import DataError, UsageError
 from tools.base.files import check_output_folder, write_bytes
 from tools.base.log import progress, say
 from tools.base.tables import format_csv, format_table
@@ -21,7 +20,8 @@ from tools.explain.methods import METHODS
 EPILOG = """
 Pictures go to <folder of the checkpoint>/heatmaps: <photo>_<label>_cam.png, <photo>_original.png and both with a title
 in <photo>_<label>_pair.png; <photo>_<label>_<blocks, stages, epochs or side_by_side>.png; <photo>_targets.png;
-mistake_01_<photo>.png. Layers are joined by + (mean of their maps) or * (product); quote them.
+mistake_01_<photo>.png; .jpg where a picture has over a megapixel. Layers are joined by + (mean of their maps) or
+* (geometric mean); quote them.
 
 examples
   python visual.py --image photo.jpg                          the predicted label, newest run
@@ -35,7 +35,7 @@ examples
 
 FLAGS = (
     *("--batch-size", "--data-path", "--zip", "--follow-links", "--amp-opt-level"),
-    *("--device", "--resume", "--output", "--tag", "--tta", "--decide"),
+    *("--device", "--output", "--tag", "--tta", "--decide"),
 )
 LIKELY = 0.1  # `--compare targets` explains labels with a higher probability too
 COMPARISONS = ("blocks", "stages", "epochs", "targets")
@@ -50,7 +50,7 @@ class Job(NamedTuple):
     best: Any  # the model of best.pth
     recipes: list  # how maps are made: each method at each layer
     columns: list[tuple[str, str]]  # (title, layer) of each map of a label: one per model and recipe
-    views: Sequence[Callable]  # views of an image; their maps are averaged
+    scales: list[list]  # per predictor, the sizes at which photos are seen for maps
     splits: list  # those of --split; none with --image
     folder: Path  # for results
     why: str  # which checkpoint is used, as a line
@@ -67,11 +67,14 @@ def main(argv: list[str]) -> int:
     add("--mistakes", type=int, default=0, metavar="N", help="explain the N most confident mistakes of --split")
     add("--score", metavar="BOXES.csv", help="measure maps of --split against boxes")
     split = "photos of --examples, --mistakes and --score (default test); alone: explain the whole split"
-    add("--split", nargs="+", choices=["train", "val", "test"], help=split)
+    add("--split", nargs="+", choices=["train", "val", "test", cli.HELD_OUT], help=split)
+    add("--resume", nargs="+", action="extend", default=[], metavar="FILE", help="the checkpoint; folds for held-out")
     add("--target", default="predicted", metavar="LABEL", help="label or class folder (default: the predicted label)")
     add("--method", nargs="+", choices=list(METHODS), help="default: see docs/heatmaps.md")
     add("--layer", nargs="+", metavar="PATH", help="e.g. layers[-1].blocks[-1].norm1")
-    add("--classic", action="store_true", help="the course project's method and layer as the default")
+    add("--classic", action="store_true", help="the course project's method, layer and size as the default")
+    add("--map-size", type=int, metavar="PIXELS", help="side of the input for maps (default: see docs/heatmaps.md)")
+    add("--fast", action="store_true", help="maps of one view at one size, instead of up to eight")
     add("--compare", choices=COMPARISONS, help="side by side: last blocks, last stages, epochs, labels")
     add("--norm", default="norm1", choices=["norm1", "norm2"], help="norm of a Swin's blocks, for --compare")
     add("--full-size", action="store_true", help="draw over the photo at its own size")
@@ -83,6 +86,7 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     loaded = load(args.cfg, None, overrides(args))
     run = loaded.named_run(args.cfg)
+    args.tta = loaded.given("TEST.TTA")
     check(args)
     return score(loaded, args, run) if args.score else draw(load_job(loaded, args, run))
 
@@ -105,6 +109,14 @@ def check(args) -> None:
         raise UsageError("--compare targets is for photos given by --image, --examples or --split")
     if args.mistakes and len(args.split or []) > 1:
         raise UsageError("--mistakes takes one --split")
+    if args.map_size is not None and not 32 <= args.map_size <= 4096:
+        raise UsageError(f"--map-size {args.map_size} is not a number of pixels between 32 and 4096")
+    if args.fast and args.tta:
+        raise UsageError("--fast takes one view, and --tta names others; leave one of them out")
+    if args.split and cli.HELD_OUT in args.split and (not args.score or args.compare or "train" in args.split):
+        raise UsageError(f"--split {cli.HELD_OUT} goes with --score, and neither with --compare nor with train")
+    if len(args.resume) > 1 and not (args.split and cli.HELD_OUT in args.split):
+        raise UsageError(f"visual.py takes one checkpoint; several only with --score and --split {cli.HELD_OUT}")
     args.split = args.split or ["test"]
 
 
@@ -113,7 +125,6 @@ def load_job(loaded, args, run) -> Job:
     from data.build import build_split
     from tools.checkpoint.find import find_checkpoints
     from tools.checkpoint.store import SNAPSHOTS
-    from tools.evaluate.inference import VIEWS
     from tools.evaluate.predictor import load_predictor
     from tools.runtime.distributed import choose_device, ranks_from_environment
     from tools.runtime.memory import keep_freed_memory
@@ -121,31 +132,53 @@ def load_job(loaded, args, run) -> Job:
     keep_freed_memory()
     config = loaded.config
     device = choose_device(ranks_from_environment(), config.DEVICE)
-    (path,), why = find_checkpoints([config.MODEL.RESUME] if config.MODEL.RESUME else [], config.OUTPUT, run)
-    paths = [path]
+    resume = args.resume or ([config.MODEL.RESUME] if config.MODEL.RESUME else [])
+    paths, why = find_checkpoints(resume, config.OUTPUT, run)
+    path = paths[-1]
     if args.compare == "epochs":
         paths = [*sorted((path.parent / SNAPSHOTS).glob("*.pth")), path]
         if len(paths) == 1:
             raise UsageError(f"{path.parent / SNAPSHOTS} holds no epochs; TRAIN.SNAPSHOT_EPOCHS keeps some in training")
     folder = Path(args.to) if args.to else path.parent / "heatmaps"
     check_output_folder("--to", folder, config.DATA.DATA_PATH)
-    rule, tta = loaded.given("TEST.DECIDE_BY"), loaded.given("TEST.TTA")
-    predictors = [load_predictor([each], device, args.weights, rule, tta) for each in paths]
+    rule = loaded.given("TEST.DECIDE_BY")
+    predictors = [load_predictor([each], device, args.weights, rule, args.tta) for each in paths]
     best = predictors[-1].members[0]
-    recipes = choose_recipes(best.model, args)
+    scales = [choose_scales(predictor.members[0], args) for predictor in predictors]
+    recipes = choose_recipes(scales[-1][0], args)
     epochs = [f"epoch {predictor.members[0].epoch + 1}\n" for predictor in predictors]
     epochs = [*epochs[:-1], f"best, {epochs[-1]}"] if len(epochs) > 1 else [""]
     columns = [(f"{epoch}{recipe.method} {recipe.layer}", recipe.layer) for epoch in epochs for recipe in recipes]
-    splits = [build_split(config.DATA, name, best.label_set) for name in args.split] if not args.image else []
-    return Job(args, config, predictors, best, recipes, columns, VIEWS[tta or "none"], splits, folder, why)
+    names = [] if args.image else [name for name in args.split if name != cli.HELD_OUT]
+    splits = [build_split(config.DATA, name, best.label_set) for name in names]
+    return Job(args, config, predictors, best, recipes, columns, scales, splits, folder, why)
 
 
-def choose_recipes(model, args):
-    """The recipes that the command line asks for: each method at each layer."""
+def choose_scales(best, args) -> list:
+    """The sizes and views for maps that the command line asks for."""
+    from dataclasses import replace
+
+    from tools.evaluate.inference import VIEWS
+    from tools.evaluate.predictor import build_for
+    from tools.explain import scales
+
+    views, own = VIEWS[args.tta or ("none" if args.fast or args.classic else "all")], best.preprocess
+    if args.map_size or args.classic:
+        size = args.map_size or own.size
+        seen = views if args.tta else scales.affordable(views, [size])
+        return [scales.Scale(build_for(best, size), replace(own, size=size), seen)]
+    chosen = scales.choose_scales(partial(build_for, best), own, views)
+    if args.fast or args.tta:
+        chosen = [scale._replace(views=views) for scale in chosen]
+    return chosen[:1] if args.fast else chosen
+
+
+def choose_recipes(scale, args):
+    """The recipes that the command line asks for: each method at each layer; `scale` is the coarsest."""
     from tools.explain import layers
     from tools.explain.cam import CamRecipe
 
-    methods, paths = args.method or ["gradcam" if args.classic else "layercam"], args.layer
+    model, methods, paths = scale.model, args.method or ["gradcam" if args.classic else "layercam"], args.layer
     if args.compare == "blocks":
         paths = layers.list_block_layers(model, args.norm)
     elif args.compare == "stages":
@@ -153,7 +186,9 @@ def choose_recipes(model, args):
     elif args.classic and not paths:
         paths = [layers.choose_classic_layer(model)]
     recipes = [
-        CamRecipe(method, path) for method in methods for path in paths or [layers.choose_default_layer(model, method)]
+        CamRecipe(method, path)
+        for method in methods
+        for path in paths or [layers.choose_default_layer(model, method, scale.preprocess.size)]
     ]
     for path in {path for recipe in recipes for path in recipe.paths}:
         layers.find_layer(model, path)
@@ -209,9 +244,9 @@ def explain_photos(job: Job, sources, threads: int):
     from tools.explain.photos import explain_batch, load_batches
 
     args, config, best = job.args, job.config, job.best
-    models = [predictor.members[0].model for predictor in job.predictors]
     target = None if args.target == "predicted" else best.class_index(args.target)
-    for batch, photos, images in load_batches(sources, best.preprocess, config.DATA.BATCH_SIZE, threads):
+    transforms = [each.transform() for each in (best.preprocess, *(scale.preprocess for scale in job.scales[-1]))]
+    for batch, photos, (images, *sizes) in load_batches(sources, transforms, config.DATA.BATCH_SIZE, threads):
         names = [source.name for source in batch]
         answers = [predictor.answer([images], names, config.AMP) for predictor in job.predictors]
         wanted = []
@@ -223,7 +258,7 @@ def explain_photos(job: Job, sources, threads: int):
             else:
                 wanted.append([max(predicted, key=probability.__getitem__) if target is None else target])
         shares = [answer.probability for answer in answers]
-        explained = explain_batch(images, models, job.recipes, wanted, shares, job.views)
+        explained = explain_batch(sizes, job.scales, job.recipes, wanted, shares)
         yield from zip(batch, photos, predictions_of(answers[-1], best.labels), explained, strict=True)
 
 
@@ -235,14 +270,14 @@ def write_pictures(job: Job, explained) -> list[str]:
     from tools.render.maps import draw_figure, overlay, write_picture
 
     source, photo, prediction, rows = explained
-    args, folder, columns = job.args, job.folder, job.columns
-    labels, preprocess = job.best.labels, job.best.preprocess
+    args, folder, columns, labels = job.args, job.folder, job.columns, job.best.labels
+    preprocess = job.scales[-1][-1].preprocess
     shown = preprocess.shown(*photo.size)
     rows = [row._replace(maps=[heat[shown] for heat in row.maps]) for row in rows]
     pixels, window = np.asarray(preprocess.geometry()(photo))[shown], None
     if args.full_size:
         pixels, window = np.asarray(photo), preprocess.window(*photo.size)
-    label, where = as_file_name(labels[rows[0].class_index]), ""
+    label = as_file_name(labels[rows[0].class_index])
     kind = args.compare or ("side_by_side" if len(columns) > 1 else "pair")
     path = folder / f"{source.stem}_{label}_{kind}.png"
     if args.mistakes:
@@ -251,14 +286,24 @@ def write_pictures(job: Job, explained) -> list[str]:
         path = folder / f"{source.stem}_targets.png"
     truth = [labels[index] for index in source.truth]
     roles = {"true": truth, "predicted": prediction.labels} if args.mistakes or kind == "targets" else {}
-    figure = [caption_row(row, labels[row.class_index], columns, roles) for row in rows]
-    title = [cli.printable(Path(source.name).name), str(prediction), *([f"true: {', '.join(truth)}"] if truth else [])]
-    write_picture(path, draw_figure("\n".join(title), pixels, figure, window))
+    ringed = [ring_lesions(job, row, pixels, window) for row in rows]
+    figure = [
+        caption_row(row, labels[row.class_index], columns, roles, picture, found)
+        for row, (picture, found) in zip(rows, ringed, strict=True)
+    ]
+    title = [cli.printable(Path(source.name).name), prediction.in_words()]
+    title += [f"true: {', '.join(truth)}"] if truth else []
+    path = write_picture(path, draw_figure("\n".join(title), pixels, figure, window, args.classic))
+    where = ""
     if kind == "pair" and not args.mistakes:
-        where, path = f" at {columns[0][1]}", folder / f"{source.stem}_{label}_cam.png"
-        write_picture(path, overlay(pixels, rows[0].maps[0], window))
+        where = f" at {columns[0][1]}"
+        cam = overlay(pixels, rows[0].maps[0], window, args.classic)
+        path = write_picture(folder / f"{source.stem}_{label}_cam.png", cam)
         write_picture(folder / f"{source.stem}_original.png", pixels)
-    shares = ", ".join(f"{labels[row.class_index]} {100 * row.probabilities[-1]:.1f}%" for row in rows)
+    shares = ", ".join(
+        f"{labels[row.class_index]} {100 * row.probabilities[-1]:.1f}%{f' ({found})' if found else ''}"
+        for row, (_, found) in zip(rows, ringed, strict=True)
+    )
     warnings = [
         f"warning: {source.name}: no evidence for {labels[row.class_index]} at {layer}; the map is zero everywhere"
         for row in rows
@@ -269,55 +314,105 @@ def write_pictures(job: Job, explained) -> list[str]:
     return [cli.printable(line) for line in lines]
 
 
-def caption_row(row, label: str, columns, roles):
-    """(caption of the photo, [(caption, map) per column]) of the explanation of a label, for `draw_figure`.
+def ring_lesions(job: Job, row, pixels, window):
+    """(the photo with its lesions ringed and numbered, how many there are in words) for the explanation of a label.
+
+    Lesions are those of the last map. An exclusive label, e.g. healthy, has none, and with --classic none are shown.
+    """
+    from tools.explain.peaks import count_interval, find_lesions
+    from tools.render.maps import draw_rings
+
+    if job.args.classic or row.class_index in job.best.label_set.exclusive:
+        return pixels, ""
+    heat, cell = row.maps[-1], row.cells[-1]
+    lesions = find_lesions(heat, cell)
+    if not len(lesions):
+        return pixels, "no lesions found"
+    left, top, right, bottom = window or (0, 0, pixels.shape[1], pixels.shape[0])
+    across, down = (right - left) / heat.shape[1], (bottom - top) / heat.shape[0]
+    places = [(left + across * x, top + down * y) for _, x, y in lesions.tolist()]
+    low, high = count_interval(len(lesions))
+    words = f"{len(lesions)} lesion{'s' if len(lesions) > 1 else ''}, probably {low} to {high}"
+    args = job.args
+    if args.method or args.layer or args.map_size or args.fast or args.tta:  # the range is that of default maps
+        words = f"{len(lesions)} place{'s' if len(lesions) > 1 else ''}"
+    return draw_rings(pixels, places, max(across, down) * cell), words
+
+
+def caption_row(row, label: str, columns, roles, picture, found: str):
+    """(caption, photo, [(caption, map) per column]) of the explanation of a label, for `draw_figure`.
 
     `roles` lists the true and the predicted labels, if the figure is to name them.
     """
     maps = []
     for (title, _), probability, heat in zip(columns, row.probabilities, row.maps, strict=True):
         empty = "" if heat.any() else "\nno evidence for it"
-        maps.append((f"{title}\n{label} {100 * probability:.1f}%{empty}", heat))
+        maps.append((f"{label} {100 * probability:.1f}%{empty}\n{title}", heat))
     played = " and ".join(role for role, members in roles.items() if label in members)
-    return f"{played}: {label}" if played else "original", maps
+    caption = f"{played}: {label}" if played else found or "photo"
+    return f"{caption}\n{found}" if played and found else caption, picture, maps
 
 
 def score(loaded, args, run) -> int:
     """Measures maps against boxes; writes cam_scores.csv and cam_scores.png."""
     from data.boxes import read_boxes
     from tools.explain.photos import list_boxed_labels, load_boxed_labels
-    from tools.explain.score import score_recipes
+    from tools.explain.score import measure_recipes, summarise
     from tools.render.figures import draw_cam_scores
 
     job = load_job(loaded, args, run)
-    boxes = read_boxes(Path(args.score), job.best.labels)
-    found, size = list_boxed_labels(job.splits, job.best.labels, boxes), job.config.DATA.BATCH_SIZE
+    boxes, size = read_boxes(Path(args.score), job.best.labels), job.config.DATA.BATCH_SIZE
     print(job.why)
-    scores = []
-    for predictor in job.predictors:
-        model = predictor.members[0]
-        labels = load_boxed_labels(model.preprocess, found, args.thorough)
-        watched = progress(batches(labels, size), str(model.path), -(-len(found) // size))
-        measured = score_recipes(model.model, watched, job.recipes, predictor.rule.probabilities, job.views)
-        scores += [(model.path.name, score) for score in measured]
-    names = [f"{checkpoint}  {score.recipe.method}\n{score.recipe.layer}" for checkpoint, score in scores]
+    shares = [(predictor, list_boxed_labels(splits, job.best.labels, boxes)) for predictor, splits in share_out(job)]
+    if not any(found for _, found in shares):
+        raise DataError(f"the boxes belong to no photo in {', '.join(args.split)}; name other splits with --split")
+    measured = []
+    for (predictor, found), scales in zip(shares, job.scales, strict=True):
+        if not found:
+            continue
+        labels = load_boxed_labels([scale.preprocess for scale in scales], found, args.thorough)
+        watched = progress(batches(labels, size), str(predictor.members[0].path), -(-len(found) // size))
+        measured.append(measure_recipes(scales, watched, job.recipes, predictor.rule.probabilities))
+    if cli.HELD_OUT in args.split:  # the models share the photos
+        measured = [[sum(parts[1:], parts[0]) for parts in zip(*measured, strict=True)]]
+    names = [cli.HELD_OUT] if cli.HELD_OUT in args.split else [each.members[0].path.name for each in job.predictors]
+    scores = [(name, summarise(each)) for name, of_recipes in zip(names, measured, strict=True) for each in of_recipes]
+    titles = [f"{checkpoint}  {score.recipe.method}\n{score.recipe.layer}" for checkpoint, score in scores]
     write_bytes(job.folder / "cam_scores.csv", format_csv(list_score_rows(scores)))
-    write_bytes(job.folder / "cam_scores.png", draw_cam_scores(names, [score.figures for _, score in scores]))
-    print(f"{scores[0][1].num_photos} photos, {scores[0][1].num_labels} labels with boxes, with 95 % intervals:")
+    write_bytes(job.folder / "cam_scores.png", draw_cam_scores(titles, [score.figures for _, score in scores]))
+    first = scores[0][1]
+    sizes = " and ".join(f"{len(scale.views)} x {scale.preprocess.size} pixels" for scale in job.scales[0])
+    print(f"{first.num_photos} photos, {first.num_labels} labels with boxes, {sizes}, with 95 % intervals:")
     print("\n".join(format_scores(scores)))
     print(f"written: {job.folder}/cam_scores.csv, cam_scores.png")
     return 0
 
 
+def share_out(job: Job) -> list[tuple]:
+    """(predictor, splits that it is scored on): all of them, or with held-out, the photos that each held out.
+
+    Further splits beside held-out, which no model was trained on, go to the first model.
+    """
+    from tools.evaluate.held_out import hold_out
+
+    if cli.HELD_OUT not in job.args.split:
+        return [(predictor, job.splits) for predictor in job.predictors]
+    split, parts = hold_out([predictor.members[0] for predictor in job.predictors], job.config.DATA)
+    if sum(len(part.photos) for part in parts) > len(split.photos):
+        raise UsageError(f"--split {cli.HELD_OUT}: two of the checkpoints held out the same photos; give one per fold")
+    rest = [job.splits, *([] for _ in parts[1:])]
+    return [(p, [part, *more]) for p, part, more in zip(job.predictors, parts, rest, strict=True)]
+
+
 def list_score_rows(scores) -> list[list]:
     """The rows of cam_scores.csv: figures with their 95 % intervals, empty where they were not measured."""
-    from tools.explain.pointing import FIGURES
+    from tools.explain.score import NAMES
 
-    columns = [column for name in FIGURES for column in (name, f"{name}_low", f"{name}_high")]
+    columns = [column for name in NAMES for column in (name, f"{name}_low", f"{name}_high")]
     rows = [["checkpoint", "method", "layer", "photos", "cases", *columns]]
     for checkpoint, score in scores:
         row = [checkpoint, score.recipe.method, score.recipe.layer, score.num_photos, score.num_labels]
-        for name in FIGURES:
+        for name in NAMES:
             row += [f"{value:.4f}" for value in score.figures[name]] if name in score.figures else [""] * 3
         rows.append(row)
     return rows
@@ -325,8 +420,11 @@ def list_score_rows(scores) -> list[list]:
 
 def format_scores(scores) -> list[str]:
     """The lines for a terminal: a header of what was measured, then one line per score."""
-    rows = [["", *scores[0][1].figures]]
+    from tools.explain.score import SHOWN
+
+    shown = [name for name in SHOWN if name in scores[0][1].figures]
+    rows = [["", *shown]]
     for checkpoint, score in scores:
-        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*figure) for figure in score.figures.values())
+        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*score.figures[name]) for name in shown)
         rows.append([f"{checkpoint}  {score.recipe.method} {score.recipe.layer}", *cells])
     return format_table(rows, "<")

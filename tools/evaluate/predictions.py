@@ -62,6 +62,12 @@ class Prediction:
     def __str__(self) -> str:
         return f"{', '.join(self.labels)} ({100 * self.confidence:.1f}%)"
 
+    def in_words(self) -> str:
+        """`scab, rust: likely (71.2%)`; very likely from 90 %, likely from 66 % (the IPCC's terms), else unsure."""
+        likely = "likely" if self.confidence >= 0.66 else "unsure"
+        words = "very likely" if self.confidence >= 0.9 else likely
+        return f"{', '.join(self.labels)}: {words} ({100 * self.confidence:.1f}%)"
+
 
 def predictions_of(answers: Answers, labels: Sequence[str]) -> list[Prediction]:
     """One `Prediction` per image, in order."""

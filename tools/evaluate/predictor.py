@@ -18,8 +18,9 @@ from data.loading.samplers import Shard
 from data.loading.split import Split
 from data.loading.transforms import Preprocess
 from models.build import build_model
+from models.swin_transformer import SwinTransformer
 from models.weights import load_strictly
-from tools.base.errors import CheckpointError, UsageError, listing, nearest
+from tools.base.errors import CheckpointError, UsageError, is_out_of_memory, listing, nearest
 from tools.checkpoint.find import stored_config
 from tools.checkpoint.schema import INFERENCE
 from tools.checkpoint.store import read_file
@@ -124,6 +125,28 @@ class Predictor:
         logits = reduce(torch.add, (each / len(self.members) for each in seen)).cpu().numpy()
         check_finite(logits, names)
         return self.rule.answer(logits)
+
+
+def build_for(member: LoadedModel, size: int) -> nn.Module:
+    """The model for images of `size` pixels: itself where it takes them, or a Swin of that size with its weights.
+
+    Raises:
+        UsageError: for a size that it cannot have.
+    """
+    model = member.model
+    device = next(model.parameters()).device
+    try:
+        if size != member.preprocess.size and isinstance(model, SwinTransformer):
+            model = build_model(member.config.MODEL, size, len(member.labels)).to(device).eval()
+            model.load_state_dict(member.model.state_dict())
+        elif size != member.preprocess.size:
+            with torch.inference_mode():
+                model(torch.zeros(1, 3, size, size, device=device))
+    except (AssertionError, IndexError, RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
+        raise UsageError(f"the model does not take images of {size} pixels; give another --map-size") from None
+    return model
 
 
 def load_model(path: Path, device: torch.device, weights: str = "ema", decide_by: str | None = None) -> LoadedModel:

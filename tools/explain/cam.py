@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import cv2
 import numpy as np
 import pytorch_grad_cam
 import torch
@@ -28,8 +29,8 @@ class CamRecipe:
 
     Attributes:
         layer: a path as users write it, or several: `blocks[2]+blocks[4]` is the mean of their maps, as in
-            pytorch-grad-cam; `blocks[2]*blocks[4]` is the product, high only where all of them are: the resolution
-            of the finest map with the evidence of the coarser ones.
+            pytorch-grad-cam; `blocks[3]*blocks[5]` is the geometric mean, high only where all of them are: the
+            resolution of the finest map with the evidence of the coarser ones.
     """
 
     method: str
@@ -37,7 +38,7 @@ class CamRecipe:
 
     def __post_init__(self) -> None:
         if "+" in self.layer and "*" in self.layer:
-            raise UsageError(f"--layer {self.layer!r}: join layers either by + (mean) or by * (product)")
+            raise UsageError(f"--layer {self.layer!r}: join layers either by + (mean) or by * (geometric mean)")
 
     @property
     def paths(self) -> list[str]:
@@ -50,7 +51,8 @@ class HeatMaps:
     """The heat maps of B images.
 
     Attributes:
-        maps: `[B, S, S]` float32 in [0, 1] per recipe; all zero where nothing supports the class.
+        maps: `[B, S, S]` float32 in [0, 1] per recipe: 1 where all layers and scales have their strongest place, all
+            zero where nothing supports the class.
         cells_px: side of a cell of the finest layer in input pixels, one per recipe.
     """
 
@@ -67,24 +69,60 @@ def compute_heat_maps(
 ) -> HeatMaps:
     """Heat maps of a batch by all `recipes`, from one pass per view. The model is left unchanged.
 
+    The maps of a layer are averaged over the views and scaled to [0, 1]; then the layers are joined.
+
     Args:
         images: `[B, 3, S, S]`, normalised as the model was trained.
         classes: index of the class to explain, one per image.
-        views: symmetries of the square (`tools.evaluate.inference.VIEWS`), the identity first. Maps are turned back and
-            averaged, so what appears in one orientation only fades.
+        views: symmetries of the square (`tools.evaluate.inference.VIEWS`), the identity first. Maps are turned back, so
+            what appears in one orientation only fades.
 
     Raises:
         UsageError: for a class or a layer that cannot be explained.
         NumericsError: when the model gives NaN or infinity, which would look like an ordinary map.
     """
-    first = _compute_one_view(model, views[0](images), recipes, classes)
-    if len(views) == 1:
-        return first
-    maps = first.maps
-    for view in views[1:]:
-        turned = _compute_one_view(model, view(images), recipes, classes).maps
-        maps = [total + turn_back(view, more) for total, more in zip(maps, turned, strict=True)]
-    return HeatMaps([scale_cam_image(heat) for heat in maps], first.cells_px)
+    totals: dict[tuple[str, str], np.ndarray] = {}
+    for view in views:
+        for key, maps in _compute_one_view(model, view(images), recipes, classes).items():
+            totals[key] = totals.get(key, np.float32(0)) + turn_back(view, maps)
+    side = images.shape[-1]
+    joined, cells = [], []
+    for recipe in recipes:
+        of_layers = [totals[recipe.method, path] for path in recipe.paths]
+        if "*" in recipe.layer:
+            joined.append(join_maps([_scale(_enlarge(maps, side)) for maps in of_layers]))
+        else:  # as in pytorch-grad-cam
+            mean = np.mean([scale_cam_image(maps, (side, side)) for maps in of_layers], axis=0)
+            joined.append(scale_cam_image(mean))
+        cells.append(side / max(totals[recipe.method, path].shape[-1] for path in recipe.paths))
+    return HeatMaps(joined, cells)
+
+
+def join_maps(maps: Sequence[np.ndarray]) -> np.ndarray:
+    """The geometric mean of maps: high only where all of them are."""
+    return np.prod(maps, axis=0) ** np.float32(1 / len(maps))
+
+
+def join_scales(scales: Sequence[HeatMaps]) -> HeatMaps:
+    """The maps of images that were seen at several sizes, joined as layers are: S of the largest, cells of the first.
+
+    Places are no better known than at the first, the coarsest.
+    """
+    side = max(scale.maps[0].shape[-1] for scale in scales)
+    larger = [[_enlarge(maps, side) for maps in scale.maps] for scale in scales]
+    cells = [side * cell / scales[0].maps[0].shape[-1] for cell in scales[0].cells_px]
+    return HeatMaps([join_maps(of_recipe).clip(0, 1) for of_recipe in zip(*larger, strict=True)], cells)
+
+
+def _scale(maps: np.ndarray) -> np.ndarray:
+    """`[B, S, S]`, each map scaled to [0, 1]; pytorch-grad-cam's function makes faint maps fainter."""
+    low, high = (end(maps, axis=(1, 2), keepdims=True) for end in (np.min, np.max))
+    return np.divide(maps - low, high - low, out=np.zeros_like(maps), where=high > low)
+
+
+def _enlarge(maps: np.ndarray, side: int) -> np.ndarray:
+    """`[B, h, w]` -> `[B, side, side]`, smoothly: between linear pieces, every cell's centre would be a peak."""
+    return np.stack([cv2.resize(heat, (side, side), interpolation=cv2.INTER_CUBIC).clip(0, None) for heat in maps])
 
 
 def turn_back(view: Callable[[Tensor], Tensor], maps: np.ndarray) -> np.ndarray:
@@ -98,11 +136,11 @@ def turn_back(view: Callable[[Tensor], Tensor], maps: np.ndarray) -> np.ndarray:
 
 def _compute_one_view(
     model: nn.Module, images: Tensor, recipes: Sequence[CamRecipe], classes: Sequence[int]
-) -> HeatMaps:
-    """`compute_heat_maps` for one view."""
-    layers = {path: find_layer(model, path) for recipe in recipes for path in recipe.paths}
-    backward = any(METHODS[recipe.method].needs_gradients for recipe in recipes)
-    side = images.shape[-1]
+) -> dict[tuple[str, str], np.ndarray]:
+    """(method, layer) -> maps `[B, h, w]`, not negative, before they are scaled."""
+    wanted = {(recipe.method, path) for recipe in recipes for path in recipe.paths}
+    layers = {path: find_layer(model, path) for _, path in wanted}
+    backward = any(METHODS[method].needs_gradients for method, _ in wanted)
     with _frozen(model):
         logits, points = _run(model, layers, images, backward)
         for index in classes:
@@ -114,18 +152,15 @@ def _compute_one_view(
             {path: to_maps[path](values).detach().float().cpu().numpy() for path, values in of_layers.items()}
             for of_layers in (points, slopes)
         )
-        maps = []
-        for recipe in recipes:
-            layer_maps = []
-            for path in recipe.paths:
-                weighted = _apply_formula(model, images, recipe.method, classes, activations[path], gradients.get(path))
-                layer_maps.append(scale_cam_image(np.maximum(weighted, 0), (side, side)))
-            join = np.prod if "*" in recipe.layer else np.mean
-            maps.append(scale_cam_image(join(layer_maps, axis=0)))
-    if not all(np.isfinite(heat).all() for heat in maps):
+        maps = {
+            (method, path): np.maximum(
+                _apply_formula(model, images, method, classes, activations[path], gradients.get(path)), 0
+            )
+            for method, path in wanted
+        }
+    if not all(np.isfinite(heat).all() for heat in maps.values()):
         raise NumericsError("the gradients are not finite; no heat map was made")
-    cells = [side / max(activations[path].shape[-1] for path in recipe.paths) for recipe in recipes]
-    return HeatMaps(maps, cells)
+    return maps
 
 
 @contextlib.contextmanager

@@ -1,23 +1,38 @@
 """Layers of a model: which layers heat maps use, and how a layer's output becomes maps."""
 
 import contextlib
+import itertools
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from tools.base.errors import UsageError
 
+MOST_CELLS = 28  # along a side of the finest default map; the median lesion of our boxes is a thirtieth of the photo
 
-def choose_default_layer(model: nn.Module, method: str) -> str:
-    """The default layer of a heat map: the best at pointing at lesions (docs/heatmaps.md).
 
-    For LayerCAM, the maps of the two stages before the last are multiplied; their cells are as small as lesions. The
-    other methods weight a whole channel by one number, which suits only the last layer.
+def choose_default_layer(model: nn.Module, method: str, size: int) -> str:
+    """The default layer of a heat map of `size` pixels: the best at finding lesions (docs/heatmaps.md).
+
+    For LayerCAM, the first stages of two grids that follow each other: the first with at most MOST_CELLS cells along a
+    side, whose cells are about as large as lesions, or where none is left after it, the last two. In a model with one
+    grid, the two stages before the last. The other methods weight a whole channel by one number, which suits only the
+    last layer.
     """
     if method != "layercam":
         return choose_classic_layer(model)
+    sides = measure_grids(model, _list_all_stages(model), size)
+    firsts: list[str] = []  # of each grid, every one coarser than the one before
+    for path, side in sides.items():
+        if not firsts or side < sides[firsts[-1]]:
+            firsts.append(path)
+    pairs = list(itertools.pairwise(firsts))
+    if pairs:
+        return "*".join(next((pair for pair in pairs if sides[pair[0]] <= MOST_CELLS), pairs[-1]))
     stages = _list_stages(model, "norm1")
     return "*".join(stages[-3:-1] or stages)
 
@@ -51,6 +66,36 @@ def list_stage_layers(model: nn.Module, norm: str) -> list[str]:
 def _list_stages(model: nn.Module, norm: str) -> list[str]:
     """One path per stage, the coarsest last: in transformers at a norm of its last block."""
     return list(dict.fromkeys(_enter_stage(find_layer(model, path), path, norm) for path in _name_stages(model)))
+
+
+def _list_all_stages(model: nn.Module) -> list[str]:
+    """As `_list_stages`, with the stages in between that keep the grid; an EfficientNet has several per grid."""
+    names = _name_stages(model)
+    places = [re.fullmatch(r"(.+)\[(\d+)\]", name) for name in names]
+    if all(places) and len({place[1] for place in places if place}) == 1:
+        first, last = (places[end] for end in (0, -1))
+        assert first
+        assert last
+        names = [f"{first[1]}[{number}]" for number in range(int(first[2]), int(last[2]) + 1)]
+    return list(dict.fromkeys(_enter_stage(find_layer(model, name), name, "norm1") for name in names))
+
+
+def measure_grids(model: nn.Module, paths: Sequence[str], size: int) -> dict[str, int]:
+    """Cells along a side of each layer's map, for an image of `size` pixels; layers that have no map are left out."""
+    sides: dict[str, int] = {}
+
+    def note(path: str, _module, _inputs, output) -> None:
+        with contextlib.suppress(UsageError, AttributeError):
+            sides[path] = find_map_layout(model, output, 1)(output).shape[-1]
+
+    handles = [find_layer(model, path).register_forward_hook(partial(note, path)) for path in paths]
+    try:
+        with torch.inference_mode():
+            model(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {path: sides[path] for path in paths if path in sides}
 
 
 def _name_stages(model: nn.Module) -> list[str]:

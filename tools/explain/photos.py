@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL.Image import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from data.boxes import Box, on_input
 from data.images import decode, read_image
 from data.loading.split import Photo, Split, find_photos
 from data.loading.transforms import Preprocess
-from tools.base.errors import DataError
 from tools.base.threads import batches, in_threads
-from tools.explain.cam import CamRecipe, compute_heat_maps
+from tools.explain.cam import CamRecipe
+from tools.explain.scales import Scale, see
 from tools.explain.score import BoxedLabel
 
 Boxed = tuple[Split, Photo, int, list[Box]]  # a photo, one of its classes, and the boxes of that class
@@ -45,11 +45,13 @@ class Explanation(NamedTuple):
     Attributes:
         probabilities: of the class, one per column.
         maps: `[S, S]` in [0, 1], one per column.
+        cells: side of a cell of each map in its pixels.
     """
 
     class_index: int
     probabilities: list[float]
     maps: list[np.ndarray]
+    cells: list[float]
 
 
 def list_named_photos(names: Sequence[str]) -> list[PhotoSource]:
@@ -92,80 +94,75 @@ def number_repeated(sources: Iterable[PhotoSource]) -> list[PhotoSource]:
 
 
 def load_batches(
-    sources: Iterable[PhotoSource], preprocess: Preprocess, size: int, threads: int
-) -> Iterator[tuple[Sequence[PhotoSource], Sequence[Image], Tensor]]:
-    """(sources, upright RGB images, the model's input `[B, 3, S, S]`), for `size` photos at a time.
+    sources: Iterable[PhotoSource], transforms: Sequence[Callable[[Image], Tensor]], size: int, threads: int
+) -> Iterator[tuple[Sequence[PhotoSource], Sequence[Image], list[Tensor]]]:
+    """(sources, upright RGB images, inputs `[B, 3, S, S]` by each of `transforms`), for `size` photos at a time.
 
     `threads` read the next batch while the caller uses one.
     """
-    transform = preprocess.transform()
 
-    def load(source: PhotoSource) -> tuple[PhotoSource, Image, Tensor]:
+    def load(source: PhotoSource) -> tuple[PhotoSource, Image, list[Tensor]]:
         image = source.read()
-        return source, image, transform(image)
+        return source, image, [transform(image) for transform in transforms]
 
     for batch in batches(in_threads(load, sources, threads, size), size):
         loaded, images, inputs = zip(*batch, strict=True)
-        yield loaded, images, torch.stack(inputs)
+        yield loaded, images, [torch.stack(tensors) for tensors in zip(*inputs, strict=True)]
 
 
 def explain_batch(
-    images: Tensor,
-    models: Sequence[nn.Module],
+    images: Sequence[Tensor],
+    models: Sequence[Sequence[Scale]],
     recipes: Sequence[CamRecipe],
     wanted: Sequence[Sequence[int]],
     probabilities: Sequence[np.ndarray],
-    views: Sequence[Callable[[Tensor], Tensor]] = (lambda x: x,),
 ) -> list[list[Explanation]]:
-    """The explanations of each image, one per class; one pass per model and view serves all recipes.
+    """The explanations of each image, one per class; one pass per model, scale and view serves all recipes.
 
     Args:
-        images: `[B, 3, S, S]`, normalised.
+        images: `[B, 3, S, S]`, normalised, per scale.
+        models: the scales of each.
         wanted: classes to explain, one list per image.
         probabilities: `[B, num_classes]` per model, from its answers.
-        views: see `tools.explain.cam.compute_heat_maps`.
     """
     owners = [image for image, classes in enumerate(wanted) for _ in classes]
     classes = [index for group in wanted for index in group]
-    images = images[owners].to(next(models[0].parameters()).device)
-    columns = [
-        (probability, maps)
-        for model, probability in zip(models, probabilities, strict=True)
-        for maps in compute_heat_maps(model, images, recipes, classes, views).maps
-    ]
+    images = [of_scale[owners] for of_scale in images]
+    columns = []
+    for scales, probability in zip(models, probabilities, strict=True):
+        seen = see(scales, images, recipes, classes)
+        columns += [(probability, maps, cell) for maps, cell in zip(seen.maps, seen.cells_px, strict=True)]
     explained: list[list[Explanation]] = [[] for _ in wanted]
     for row, (owner, index) in enumerate(zip(owners, classes, strict=True)):
-        shares = [float(probability[owner, index]) for probability, _ in columns]
-        explained[owner].append(Explanation(index, shares, [maps[row] for _, maps in columns]))
+        shares = [float(probability[owner, index]) for probability, _, _ in columns]
+        maps, cells = [maps[row] for _, maps, _ in columns], [cell for _, _, cell in columns]
+        explained[owner].append(Explanation(index, shares, maps, cells))
     return explained
 
 
 def list_boxed_labels(splits: Sequence[Split], labels: Sequence[str], boxes: Mapping[str, list[Box]]) -> list[Boxed]:
-    """Every label of every photo that has boxes.
-
-    Raises:
-        DataError: when no photo has any.
-    """
-    found = [
+    """Every label of every photo that has boxes."""
+    return [
         (split, photo, index, of_label)
         for split in splits
         for photo in split.photos
         for index, label in enumerate(labels)
         if (of_label := [box for box in boxes.get(photo.name, []) if box.label == label])
     ]
-    if not found:
-        where = ", ".join(split.where for split in splits)
-        raise DataError(f"the boxes belong to no photo in {where}; name other splits with --split")
-    return found
 
 
-def load_boxed_labels(preprocess: Preprocess, found: Sequence[Boxed], thorough: int) -> Iterator[BoxedLabel]:
-    """The labels with their photos, read one at a time; `thorough` of them, evenly spread, get every measurement."""
-    transform = preprocess.transform()
+def load_boxed_labels(scales: Sequence[Preprocess], found: Sequence[Boxed], thorough: int) -> Iterator[BoxedLabel]:
+    """The labels with their photos, read one at a time; `thorough` of them, evenly spread, get every measurement.
+
+    Args:
+        scales: how photos become images; boxes are placed on the last one.
+    """
+    transforms, preprocess = [scale.transform() for scale in scales], scales[-1]
     for number, (split, photo, index, boxes) in enumerate(found):
         image = decode(split.source.read(photo.file), split.source.locate(photo.file))
         shown = preprocess.shown(*image.size)
         placed = on_input(boxes, image.size, preprocess.window(*image.size), shown)
         closely = (number + 1) * thorough // len(found) > number * thorough // len(found)
         if placed:
-            yield BoxedLabel(f"{split.where}/{photo.name}", transform(image), index, placed, closely, shown)
+            images = tuple(transform(image) for transform in transforms)
+            yield BoxedLabel(f"{split.where}/{photo.name}", images, index, placed, closely, shown)

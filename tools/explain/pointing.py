@@ -54,15 +54,23 @@ def integrate(values: np.ndarray) -> float:
     return float((values[1:] + values[:-1]).mean() / 2)
 
 
-def summarise(values: np.ndarray, photos: np.ndarray) -> dict[str, tuple[float, float, float]]:
+def draw_photos(photos: Sequence[str]) -> np.ndarray:
+    """`[R, labels]`: how often each label is in every draw of the bootstrap over photos.
+
+    Args:
+        photos: the photo of each label; the labels of a photo are drawn together.
+    """
+    _, photo = np.unique(photos, return_inverse=True)
+    return np.concatenate([weights[:, photo] for weights in resample(int(photo.max()) + 1)])
+
+
+def summarise_means(values: np.ndarray, draws: np.ndarray) -> dict[str, tuple[float, float, float]]:
     """(mean, low, high) of each of FIGURES that was measured: the 95 % interval comes from a bootstrap over photos.
 
     Args:
         values: `[labels, len(FIGURES)]`, NaN where a figure was not measured.
-        photos: `[labels]`, the photo of each label; the labels of a photo are drawn together.
+        draws: from `draw_photos`.
     """
-    _, photo = np.unique(photos, return_inverse=True)
-    draws = np.concatenate([weights[:, photo] for weights in resample(int(photo.max()) + 1)])  # [R, labels]
     summary = {}
     for name, column in zip(FIGURES, values.T, strict=True):
         known = ~np.isnan(column)

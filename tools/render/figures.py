@@ -119,19 +119,20 @@ def draw_reliability(before: np.ndarray, after: np.ndarray, truth: np.ndarray, e
 
 
 def draw_cam_scores(names: Sequence[str], figures: Sequence[Mapping[str, tuple[float, float, float]]]) -> bytes:
-    """Pointing game and energy with their intervals, one bar per name, and what chance would give.
+    """Recall and pointing game with their intervals, one bar per name, and what chance would give for the latter.
 
     Args:
-        figures: per name, figure -> (mean, low, high), of which pointing, energy and chance are drawn.
+        figures: per name, figure -> (value, low, high), of which recall_2, pointing and chance are drawn.
     """
     figure, (left, right) = _create_figure(12, 1.4 + 0.5 * len(names), ncols=2)
     places = np.arange(len(names))[::-1]
-    chance = [entry["chance"][0] for entry in figures]
-    for axes, name, title in ((left, "pointing", "peak in a box"), (right, "energy", "share of the map in boxes")):
+    titles = {"recall_2": "boxes found at 2 false peaks per map", "pointing": "highest peak in a box"}
+    for axes, (name, title) in zip((left, right), titles.items(), strict=True):
         values, low, high = np.array([entry[name] for entry in figures]).T
         axes.barh(places, values, xerr=(values - low, high - values), color=_ACCENT, ecolor=_INK, height=0.6)
-        marks = axes.scatter(chance, places, marker="|", s=160, color=_SECOND, zorder=3)
         axes.set(title=title, xlim=(0, 1.02), ylim=(-0.8, len(names) - 0.2))
+    chance = [entry["chance"][0] for entry in figures]
+    marks = right.scatter(chance, places, marker="|", s=160, color=_SECOND, zorder=3)
     left.set_yticks(places, names, fontsize=8)
     right.set_yticks(places, [])
     label = "chance: the boxes' share of the area"

@@ -6,14 +6,13 @@ import pytorch_grad_cam
 import timm
 import torch
 from places import grid_of_layer
-from pytorch_grad_cam.utils.image import scale_cam_image
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch import nn
 
 from models.swin_transformer import SwinTransformer
 from tools.base.errors import NumericsError, UsageError
 from tools.evaluate.inference import VIEWS
-from tools.explain.cam import CamRecipe, compute_heat_maps, turn_back
+from tools.explain.cam import CamRecipe, HeatMaps, compute_heat_maps, join_scales, turn_back
 from tools.explain.layers import (
     choose_classic_layer,
     choose_default_layer,
@@ -23,7 +22,6 @@ from tools.explain.layers import (
     list_stage_layers,
 )
 from tools.explain.methods import METHODS
-from tools.render.maps import overlay
 
 
 class Corner(nn.Module):
@@ -111,15 +109,42 @@ def test_maps_equal_those_of_pytorch_grad_cam(method, paths):
     assert np.abs(heat(model, images, classes, paths, method) - np.stack(expected)).max() < 1e-5
 
 
-def test_joined_layers_and_views_by_hand():
-    model, images = small_swin(), torch.randn(2, 3, 64, 64)
-    one, other = ("layers[0].blocks[1].norm1", "layers[1].blocks[1].norm1")
-    first, second, product = (heat(model, images, [1, 2], paths) for paths in (one, other, f"{one}*{other}"))
-    assert product == pytest.approx(scale_cam_image(first * second), abs=1e-6)
-    recipe = [CamRecipe("gradcam", one)]
-    turned = compute_heat_maps(model, images.rot90(1, (2, 3)), recipe, [1, 2]).maps[0]
-    averaged = compute_heat_maps(model, images, recipe, [1, 2], VIEWS["turns"][:2]).maps[0]
-    assert averaged == pytest.approx(scale_cam_image(first + np.rot90(turned, -1, (1, 2))), abs=1e-5)
+def gradcam_by_hand(model, images, classes, path, side):
+    """Grad-CAM's formula (arXiv 1610.02391, equations 1 and 2) with torch alone, before it is scaled: `[B, h, w]`."""
+    kept = []
+    handle = find_layer(model, path).register_forward_hook(lambda _m, _i, out: kept.append(out))
+    logits = model(images)
+    handle.remove()
+    (gradient,) = torch.autograd.grad(logits[range(len(classes)), classes].sum(), kept)
+    weighted = (kept[0] * gradient.mean(dim=1, keepdim=True)).sum(dim=2).relu()
+    return weighted.detach().unflatten(1, (side, side))
+
+
+def enlarged(maps):
+    """Bicubic, by torch, and scaled to [0, 1]."""
+    large = torch.nn.functional.interpolate(maps[:, None], (64, 64), mode="bicubic")[:, 0].relu()
+    large = large - large.amin((1, 2), keepdim=True)
+    return large / large.amax((1, 2), keepdim=True)
+
+
+def test_joined_layers_views_and_scales_by_hand():
+    model, images, classes = small_swin(), torch.randn(2, 3, 64, 64), [1, 2]
+    paths = {"layers[0].blocks[1].norm1": 16, "layers[1].blocks[1].norm1": 8}
+    views = VIEWS["turns"][:2]
+    layers = []
+    for path, side in paths.items():
+        straight, turned = (gradcam_by_hand(model, view(images), classes, path, side) for view in views)
+        layers.append(enlarged(straight + turned.rot90(-1, (1, 2))))
+    wanted = (layers[0] * layers[1]).sqrt()
+    recipe = CamRecipe("gradcam", "*".join(paths))
+    got = compute_heat_maps(model, images, [recipe], classes, views)
+    assert got.maps[0] == pytest.approx(wanted.numpy(), abs=1e-4)
+    assert got.cells_px == [4]
+    small = HeatMaps([got.maps[0][:, ::4, ::4]], [1.0])
+    joined = join_scales([small, got])
+    upsampled = torch.nn.functional.interpolate(torch.from_numpy(small.maps[0])[:, None], (64, 64), mode="bicubic")
+    assert joined.maps[0] == pytest.approx((upsampled[:, 0].relu() * wanted).sqrt().clip(0, 1).numpy(), abs=1e-2)
+    assert joined.cells_px == [4]
     for view in VIEWS["all"]:
         assert np.array_equal(turn_back(view, view(images[:, :1])[:, 0].numpy()), images[:, 0].numpy())
 
@@ -232,7 +257,7 @@ def test_every_default_map_is_in_its_place_and_not_zero(build):
     model = build().eval()
     for parameter in model.get_classifier().parameters() if hasattr(model, "get_classifier") else ():
         torch.nn.init.normal_(parameter)
-    paths = [*choose_default_layer(model, "layercam").split("*"), *list_block_layers(model, "norm1")]
+    paths = [*choose_default_layer(model, "layercam", 64).split("*"), *list_block_layers(model, "norm1")]
     paths += [*list_stage_layers(model, "norm1"), choose_classic_layer(model)]
     for path in paths:
         assert grid_of_layer(model, path, 64) >= (2, 2)
@@ -240,22 +265,25 @@ def test_every_default_map_is_in_its_place_and_not_zero(build):
 
 
 @pytest.mark.parametrize(
-    ("name", "default", "classic"),
+    ("name", "size", "default", "classic"),
     [
-        ("cait_xxs24_224", "blocks[21].norm1*blocks[22].norm1", "blocks[23].norm1"),
-        ("coat_tiny", "serial_blocks1[-1].norm1", "parallel_blocks[-1].norm14"),
-        ("mvitv2_tiny", "stages[-3].blocks[-1].norm1*stages[-2].blocks[-1].norm1", "stages[-1].blocks[-1].norm1"),
-        ("resnet18", "layer2*layer3", "layer4"),
-        ("swinv2_cr_tiny_224", "stages[1]*stages[2]", "stages[3]"),
-        ("tnt_s_patch16_224", "blocks[9].norm_out*blocks[10].norm_out", "blocks[11].norm_out"),
-        ("twins_svt_small", "blocks[-3][-1].norm1*blocks[-2][-1].norm1", "blocks[-1][-1].norm1"),
+        ("cait_xxs24_224", 224, "blocks[21].norm1*blocks[22].norm1", "blocks[23].norm1"),
+        ("coat_tiny", 224, "serial_blocks1[-1].norm1*parallel_blocks[-1].norm14", "parallel_blocks[-1].norm14"),
+        ("mvitv2_tiny", 224, "stages[-3].blocks[-1].norm1*stages[-2].blocks[-1].norm1", "stages[-1].blocks[-1].norm1"),
+        ("resnet18", 224, "layer2*layer3", "layer4"),
+        ("resnet18", 320, "layer3*layer4", "layer4"),  # 40, 20 and 10 cells
+        ("tf_efficientnet_lite0", 384, "blocks[3]*blocks[5]", "blocks[6]"),  # 48, 24, 24, 12 and 12 cells
+        ("tf_efficientnet_lite0", 512, "blocks[3]*blocks[5]", "blocks[6]"),  # the last grid of at most 28 is the last
+        ("swinv2_cr_tiny_224", 224, "stages[1]*stages[2]", "stages[3]"),
+        ("tnt_s_patch16_224", 224, "blocks[9].norm_out*blocks[10].norm_out", "blocks[11].norm_out"),
+        ("twins_svt_small", 224, "blocks[-3][-1].norm1*blocks[-2][-1].norm1", "blocks[-1][-1].norm1"),
     ],
 )
-def test_default_layers_by_hand(name, default, classic):
+def test_default_layers_by_hand(name, size, default, classic):
     with torch.device("meta"):
         model = timm.create_model(name)
-    assert (choose_default_layer(model, "layercam"), choose_classic_layer(model)) == (default, classic)
-    assert choose_default_layer(model, "gradcam") == classic
+    assert (choose_default_layer(model, "layercam", size), choose_classic_layer(model)) == (default, classic)
+    assert choose_default_layer(model, "gradcam", size) == classic
     for path in (*default.split("*"), classic):
         find_layer(model, path)
 
@@ -285,7 +313,7 @@ def test_the_layers_that_we_choose_exist():
     images = torch.randn(1, 3, 64, 64)
     for model in (small_swin(), lite, vit):
         recipes = [
-            CamRecipe("layercam", choose_default_layer(model, "layercam")),
+            CamRecipe("layercam", choose_default_layer(model, "layercam", 64)),
             CamRecipe("gradcam", choose_classic_layer(model)),
         ]
         recipes += [
@@ -299,15 +327,3 @@ def test_the_layers_that_we_choose_exist():
         small_swin(), images, [CamRecipe("gradcam", p) for p in list_stage_layers(small_swin(), "norm2")], [0]
     )
     assert grids.cells_px == [4, 8]  # 16 and 8 tokens per side: the first stage's before patch merging
-
-
-def test_red_stays_red_and_heat_is_red():
-    """OpenCV's jet is blue at 0 and red at 1, in BGR; mixed-up channels would swap them."""
-    photo = np.zeros((4, 4, 3), np.uint8)
-    photo[..., 0] = 200
-    heat = np.zeros((4, 4), np.float32)
-    heat[0, 0] = 1
-    mixed = overlay(photo, heat)
-    assert mixed[0, 0, 0] > 150 > mixed[0, 0, 2]
-    assert mixed[3, 3, 0] == 100
-    assert mixed[3, 3, 2] == 64

@@ -12,8 +12,17 @@ from tools.base.tables import format_csv
 from tools.commands.visual import format_scores, list_score_rows
 from tools.explain.cam import CamRecipe
 from tools.explain.faithfulness import shuffle_weights
-from tools.explain.pointing import FIGURES, build_box_mask, correlate, integrate, measure_pointing, summarise
-from tools.explain.score import BoxedLabel, score_recipes
+from tools.explain.pointing import (
+    FIGURES,
+    build_box_mask,
+    correlate,
+    draw_photos,
+    integrate,
+    measure_pointing,
+    summarise_means,
+)
+from tools.explain.scales import Scale
+from tools.explain.score import NAMES, BoxedLabel, measure_recipes, summarise
 from tools.render.figures import draw_cam_scores
 
 HEAT = np.array([[0, 0, 0, 0], [0, 4, 2, 0], [0, 2, 0, 0], [0, 0, 0, 2]], np.float32)
@@ -46,7 +55,7 @@ def test_the_labels_of_a_photo_are_drawn_together():
     """Two photos, one right in both of its labels and one wrong: the interval of the mean is [0, 1]."""
     values = np.full((3, len(FIGURES)), np.nan)
     values[:, 0] = 1, 1, 0
-    summary = summarise(values, np.array(["a", "a", "b"]))
+    summary = summarise_means(values, draw_photos(["a", "a", "b"]))
     assert summary["pointing"] == (pytest.approx(2 / 3), 0, 1)
     assert summary.keys() == {"pointing"}, "nothing else was measured"
 
@@ -68,7 +77,13 @@ class Spot(nn.Module):
 def list_labels(thorough=False):
     boxes = [[(4.0, 4.0, 28.0, 28.0)], [(36.0, 36.0, 60.0, 60.0)]]
     for number in range(6):
-        yield BoxedLabel(f"photo {number // 2}", torch.ones(3, 64, 64), number % 2, boxes[number % 2], thorough)
+        yield BoxedLabel(f"photo {number // 2}", (torch.ones(3, 64, 64),), number % 2, boxes[number % 2], thorough)
+
+
+def score_recipe(model, batches):
+    scales = [Scale(model, None, [lambda x: x])]
+    (measured,) = measure_recipes(scales, batches, [CamRecipe("layercam", "layer")], sigmoid)
+    return summarise(measured)
 
 
 def sigmoid(logits):
@@ -77,10 +92,11 @@ def sigmoid(logits):
 
 def test_a_model_whose_every_score_is_known():
     model, batch = Spot().eval(), list(list_labels(thorough=True))
-    scores = score_recipes(model, [batch[:4], batch[4:]], [CamRecipe("layercam", "layer")], sigmoid)
-    (score,), figures = scores, scores[0].figures
+    score = score_recipe(model, [batch[:4], batch[4:]])
+    figures = score.figures
     named = [("spot.pth", score)]
     assert (score.num_photos, score.num_labels) == (3, 6)
+    assert figures.keys() == set(NAMES)
     assert figures["pointing"] == (1, 1, 1)
     assert figures["chance"][0] == pytest.approx((32 / 64) ** 2), "24 pixels and 4 of a cell's 8 on either side"
     assert figures["energy"][0] > 0.9
@@ -101,12 +117,11 @@ def test_insertion_and_deletion_of_a_red_spot():
     image[0, :32, :32] = 1
     figures = {}
     for index in (0, 1):
-        label = BoxedLabel("a", image, 0, [(0.0, 0.0, 32.0, 32.0)], True)
+        label = BoxedLabel("a", (image,), 0, [(0.0, 0.0, 32.0, 32.0)], True)
         model = Spot().eval()
         if index:
             model.layer.register_forward_hook(lambda _m, _i, out: out.flip((2, 3)) * 1.0)
-        (score,) = score_recipes(model, [[label]], [CamRecipe("layercam", "layer")], sigmoid)
-        figures[index] = score.figures
+        figures[index] = score_recipe(model, [[label]]).figures
     assert figures[0]["insertion"][0] > 0.75
     assert figures[0]["deletion"][0] < 0.3
     assert figures[0]["road"][0] > 0.2
