@@ -134,3 +134,40 @@ def test_a_box_around_it_is_hit_and_one_beside_it_is_missed(checkpoint, resize, 
     grown = np.array([height, width]) * scale + 4
     shown = np.array(shape) * SIDE / 240 if resize == "letterbox" else np.array([SIDE, SIDE])
     assert float(row["chance"]) == pytest.approx(np.prod(grown) / np.prod(shown), rel=0.15)
+
+
+@pytest.mark.parametrize("shape", [(240, 320), (320, 240), (300, 300)], ids=str)
+def test_the_ring_is_round_what_the_model_found(checkpoint, shape, tmp_path):
+    """At the photo's own size: what is drawn on the photo is round the white part, within a cell and the number."""
+    height, width = shape
+    photo = np.full((height, width, 3), 40, np.uint8)
+    top, left = height // 2 - 12, width // 2 - 12
+    photo[top : top + 24, left : left + 24] = 255
+    Image.fromarray(photo).save(tmp_path / "leaf.png")
+    argv = ["--resume", checkpoint, "--image", tmp_path / "leaf.png", "--to", tmp_path / "maps", *LAYER, "--full-size"]
+    assert visual.main([str(word) for word in argv]) == 0
+    pair, gap = read_rgb(tmp_path / "maps" / "leaf_rust_pair.png"), max(8, width // 30)
+    tiles = [pair[y : y + height, gap : gap + width] for y in range(len(pair) - height)]
+    ringed = max(tiles, key=lambda tile: (tile == photo).mean())
+    rows, columns = np.nonzero((ringed != photo).any(axis=2))
+    assert len(rows), "something was ringed"
+    centre = (rows.min() + rows.max()) / 2, (columns.min() + columns.max()) / 2
+    reach = 24 + 2 * 4 * max(height, width) / SIDE
+    assert np.abs(np.subtract(centre, (height / 2, width / 2))).max() < reach
+
+
+@pytest.mark.parametrize("shape", [(60, 1200), (1200, 300), (2672, 4000)], ids=str)
+def test_default_maps_of_photos_of_any_shape(trained, shape, tmp_path):
+    """The photo's own size, in files that say so: a JPEG where there is more than a megapixel."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (12, 12, 3), np.uint8)
+    Image.fromarray(small).resize(shape[::-1]).save(tmp_path / "leaf.jpg")
+    argv = ["--resume", trained / "best.pth", "--image", tmp_path / "leaf.jpg", "--to", tmp_path / "maps"]
+    assert visual.main([str(word) for word in (*argv, "--full-size", "--target", "scab")]) == 0
+    written = {path.stem: path for path in (tmp_path / "maps").iterdir()}
+    assert written.keys() == {"leaf_original", "leaf_scab_cam", "leaf_scab_pair"}
+    for path in written.values():
+        height, width, _ = read_rgb(path).shape
+        assert path.suffix == (".jpg" if height * width > 1_000_000 else ".png")
+    assert read_rgb(written["leaf_scab_cam"]).shape == (*shape, 3)
+    assert visual.main([str(word) for word in (*argv, "--target", "scab", "--fast")]) == 0
