@@ -7,6 +7,7 @@ import shutil
 import cv2
 import numpy as np
 import pytest
+import torch
 from conftest import written
 from PIL import Image
 
@@ -124,6 +125,23 @@ def test_full_size_keeps_the_photo_and_its_red(run_folder, draw, tmp_path, resiz
     if resize == "crop":
         assert np.array_equal(heated[:, -10:], original[:, -10:]), "outside the center crop"
     assert heated[45, 80, 0] >= 127
+
+
+def test_a_healthy_leaf_is_not_painted_unless_asked_for(run_folder, draw, dataset, tmp_path, capsys):
+    """With weights that say healthy for everything, the map is the photo; --target paints it, and so does --classic."""
+    content = read(run_folder / "best.pth")
+    for weights in (content["model"], content.get("model_ema", {})):
+        weights |= {"head.bias": 20 * torch.eye(6)[3]} if weights else {}
+    written(run_folder / "best.pth", content)
+    photo = next((dataset / "test" / "001000").iterdir())
+    for flags, painted in (([], False), (["--target", "healthy"], True), (["--classic"], True)):
+        draw("--image", photo, *flags)
+        out = capsys.readouterr()
+        cam, original = (next((tmp_path / "maps").glob(f"*_{kind}.png")) for kind in ("healthy_cam", "original"))
+        assert (cv2.imread(str(cam)) != cv2.imread(str(original))).any() == painted
+        assert ("nothing found; --target healthy" in out.out) == (not painted)
+        assert "lesion" not in out.out
+        assert "warning" not in out.out + out.err
 
 
 def test_a_zero_map_prints_a_warning(run_folder, draw, capsys):

@@ -274,6 +274,8 @@ def write_pictures(job: Job, explained) -> list[str]:
     preprocess = job.scales[-1][-1].preprocess
     shown = preprocess.shown(*photo.size)
     rows = [row._replace(maps=[heat[shown] for heat in row.maps]) for row in rows]
+    if nothing := nothing_found(job, rows):  # a painted leaf would be taken for a sick one
+        rows = [row._replace(maps=[np.zeros_like(heat) for heat in row.maps]) for row in rows]
     pixels, window = np.asarray(preprocess.geometry()(photo))[shown], None
     if args.full_size:
         pixels, window = np.asarray(photo), preprocess.window(*photo.size)
@@ -288,7 +290,7 @@ def write_pictures(job: Job, explained) -> list[str]:
     roles = {"true": truth, "predicted": prediction.labels} if args.mistakes or kind == "targets" else {}
     ringed = [ring_lesions(job, row, pixels, window) for row in rows]
     figure = [
-        caption_row(row, labels[row.class_index], columns, roles, picture, found)
+        caption_row(row, labels[row.class_index], columns, roles, picture, found, nothing)
         for row, (picture, found) in zip(rows, ringed, strict=True)
     ]
     title = [cli.printable(Path(source.name).name), prediction.in_words()]
@@ -308,10 +310,19 @@ def write_pictures(job: Job, explained) -> list[str]:
         f"warning: {source.name}: no evidence for {labels[row.class_index]} at {layer}; the map is zero everywhere"
         for row in rows
         for (_, layer), heat in zip(columns, row.maps, strict=True)
-        if not heat.any()
+        if not heat.any() and not nothing
     ]
-    lines = [f"{source.name}: {prediction}; map of {shares}{where} -> {path}", *warnings]
+    lines = [f"{source.name}: {prediction}; {nothing or f'map of {shares}{where}'} -> {path}", *warnings]
     return [cli.printable(line) for line in lines]
+
+
+def nothing_found(job: Job, rows) -> str:
+    """What is said instead of painting a map, where the answer is an exclusive label and no label was asked for."""
+    args, best = job.args, job.best
+    asked = args.target != "predicted" or args.mistakes or args.compare or args.classic
+    if asked or any(row.class_index not in best.label_set.exclusive for row in rows):
+        return ""
+    return f"nothing found; --target {best.labels[rows[0].class_index]} shows what speaks for it"
 
 
 def ring_lesions(job: Job, row, pixels, window):
@@ -339,15 +350,15 @@ def ring_lesions(job: Job, row, pixels, window):
     return draw_rings(pixels, places, max(across, down) * cell), words
 
 
-def caption_row(row, label: str, columns, roles, picture, found: str):
+def caption_row(row, label: str, columns, roles, picture, found: str, nothing: str):
     """(caption, photo, [(caption, map) per column]) of the explanation of a label, for `draw_figure`.
 
-    `roles` lists the true and the predicted labels, if the figure is to name them.
+    `roles` lists the true and the predicted labels, if the figure is to name them; `nothing` is from `nothing_found`.
     """
     maps = []
     for (title, _), probability, heat in zip(columns, row.probabilities, row.maps, strict=True):
-        empty = "" if heat.any() else "\nno evidence for it"
-        maps.append((f"{label} {100 * probability:.1f}%{empty}\n{title}", heat))
+        below = title if heat.any() else nothing or f"no evidence for it\n{title}"
+        maps.append((f"{label} {100 * probability:.1f}%\n{below}", heat))
     played = " and ".join(role for role, members in roles.items() if label in members)
     caption = f"{played}: {label}" if played else found or "photo"
     return f"{caption}\n{found}" if played and found else caption, picture, maps
