@@ -100,7 +100,7 @@ def test_a_photo_of_a_few_pixels_has_a_map_too(checkpoint, tmp_path):
         assert visual.main([str(word) for word in (*argv, "--full-size", "--classic")]) == 0
         heated = read_rgb(tmp_path / "maps" / f"{name}_rust_cam.png")
         assert heated.shape == (height, width, 3)
-        assert heated.any(), "jet is blue where there is no evidence"
+        assert heated.any(), "--classic paints a map of zeros blue"
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -116,7 +116,7 @@ def test_comparisons_have_the_shape_of_the_photo(checkpoint, resize, shape, tmp_
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_a_box_around_it_is_hit_and_one_beside_it_is_missed(checkpoint, resize, shape, dataset, tmp_path):
+def test_a_box_around_it_is_hit_and_one_beside_it_is_missed(checkpoint, resize, shape, dataset, tmp_path, refused):
     """`chance` is the share of the photo that the box covers, grown by half a cell; padding does not count."""
     top, left, height, width = MARK
     for folder in (dataset / "test").iterdir():
@@ -130,6 +130,11 @@ def test_a_box_around_it_is_hit_and_one_beside_it_is_missed(checkpoint, resize, 
         assert visual.main([str(word) for word in (*argv, "--to", tmp_path / "maps", *LAYER[:4])]) == 0
         (row,) = csv.DictReader((tmp_path / "maps" / "cam_scores.csv").open())
         assert float(row["pointing"]) == hit
+    if resize == "crop":
+        side, end = ("x", "y") if shape[1] > shape[0] else ("y", "x")
+        edge = {side: 0.005, end: 0.5}
+        (tmp_path / "boxes.csv").write_text(f"{header}leaf.png,rust,{edge['x']},{edge['y']},0.01,0.01\n")
+        refused(visual.main, [*argv, "--to", tmp_path / "maps", *LAYER[:4]], 3, "no box lies in the part of a photo")
     scale = {"squash": SIDE / np.array(shape), "crop": SIDE / (180 * 224 / 256), "letterbox": SIDE / 240}[resize]
     grown = np.array([height, width]) * scale + 4
     shown = np.array(shape) * SIDE / 240 if resize == "letterbox" else np.array([SIDE, SIDE])

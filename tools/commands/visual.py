@@ -13,7 +13,7 @@ from tools.base import cli
 from tools.base.errors import DataError, UsageError
 from tools.base.files import check_output_folder, write_bytes
 from tools.base.log import progress, say
-from tools.base.tables import format_csv, format_table
+from tools.base.tables import format_csv
 from tools.base.threads import batches, in_threads
 from tools.explain.methods import METHODS
 
@@ -330,24 +330,19 @@ def ring_lesions(job: Job, row, pixels, window):
 
     Lesions are those of the last map. An exclusive label, e.g. healthy, has none, and with --classic none are shown.
     """
-    from tools.explain.peaks import count_interval, find_lesions
+    from tools.explain.peaks import count_in_words, find_lesions
     from tools.render.maps import draw_rings
 
     if job.args.classic or row.class_index in job.best.label_set.exclusive:
         return pixels, ""
     heat, cell = row.maps[-1], row.cells[-1]
     lesions = find_lesions(heat, cell)
-    if not len(lesions):
-        return pixels, "no lesions found"
     left, top, right, bottom = window or (0, 0, pixels.shape[1], pixels.shape[0])
     across, down = (right - left) / heat.shape[1], (bottom - top) / heat.shape[0]
     places = [(left + across * x, top + down * y) for _, x, y in lesions.tolist()]
-    low, high = count_interval(len(lesions))
-    words = f"{len(lesions)} lesion{'s' if len(lesions) > 1 else ''}, probably {low} to {high}"
     args = job.args
-    if args.method or args.layer or args.map_size or args.fast or args.tta:  # the range is that of default maps
-        words = f"{len(lesions)} place{'s' if len(lesions) > 1 else ''}"
-    return draw_rings(pixels, places, max(across, down) * cell), words
+    default = not (args.method or args.layer or args.map_size or args.fast or args.tta)
+    return draw_rings(pixels, places, max(across, down) * cell), count_in_words(len(lesions), default)
 
 
 def caption_row(row, label: str, columns, roles, picture, found: str, nothing: str):
@@ -367,26 +362,32 @@ def caption_row(row, label: str, columns, roles, picture, found: str, nothing: s
 def score(loaded, args, run) -> int:
     """Measures maps against boxes; writes cam_scores.csv and cam_scores.png."""
     from data.boxes import read_boxes
+    from tools.evaluate.held_out import share_out
     from tools.explain.photos import list_boxed_labels, load_boxed_labels
-    from tools.explain.score import measure_recipes, summarise
+    from tools.explain.score import format_scores, list_score_rows, measure_recipes, summarise
     from tools.render.figures import draw_cam_scores
 
     job = load_job(loaded, args, run)
     boxes, size = read_boxes(Path(args.score), job.best.labels), job.config.DATA.BATCH_SIZE
     print(job.why)
-    shares = [(predictor, list_boxed_labels(splits, job.best.labels, boxes)) for predictor, splits in share_out(job)]
-    if not any(found for _, found in shares):
+    held_out = cli.HELD_OUT in args.split
+    members = [predictor.members[0] for predictor in job.predictors]
+    shares = share_out(members, job.config.DATA, job.splits) if held_out else [job.splits] * len(members)
+    boxed = [list_boxed_labels(splits, job.best.labels, boxes) for splits in shares]
+    if not any(boxed):
         raise DataError(f"the boxes belong to no photo in {', '.join(args.split)}; name other splits with --split")
     measured = []
-    for (predictor, found), scales in zip(shares, job.scales, strict=True):
+    for predictor, found, scales in zip(job.predictors, boxed, job.scales, strict=True):
         if not found:
             continue
         labels = load_boxed_labels([scale.preprocess for scale in scales], found, args.thorough)
         watched = progress(batches(labels, size), str(predictor.members[0].path), -(-len(found) // size))
         measured.append(measure_recipes(scales, watched, job.recipes, predictor.rule.probabilities))
-    if cli.HELD_OUT in args.split:  # the models share the photos
+    if not any(of_recipes[0].photos for of_recipes in measured):
+        raise DataError(f"{args.score}: no box lies in the part of a photo that the model sees")
+    if held_out:  # the models share the photos
         measured = [[sum(parts[1:], parts[0]) for parts in zip(*measured, strict=True)]]
-    names = [cli.HELD_OUT] if cli.HELD_OUT in args.split else [each.members[0].path.name for each in job.predictors]
+    names = [cli.HELD_OUT] if held_out else [member.path.name for member in members]
     scores = [(name, summarise(each)) for name, of_recipes in zip(names, measured, strict=True) for each in of_recipes]
     titles = [f"{checkpoint}  {score.recipe.method}\n{score.recipe.layer}" for checkpoint, score in scores]
     write_bytes(job.folder / "cam_scores.csv", format_csv(list_score_rows(scores)))
@@ -397,45 +398,3 @@ def score(loaded, args, run) -> int:
     print("\n".join(format_scores(scores)))
     print(f"written: {job.folder}/cam_scores.csv, cam_scores.png")
     return 0
-
-
-def share_out(job: Job) -> list[tuple]:
-    """(predictor, splits that it is scored on): all of them, or with held-out, the photos that each held out.
-
-    Further splits beside held-out, which no model was trained on, go to the first model.
-    """
-    from tools.evaluate.held_out import hold_out
-
-    if cli.HELD_OUT not in job.args.split:
-        return [(predictor, job.splits) for predictor in job.predictors]
-    split, parts = hold_out([predictor.members[0] for predictor in job.predictors], job.config.DATA)
-    if sum(len(part.photos) for part in parts) > len(split.photos):
-        raise UsageError(f"--split {cli.HELD_OUT}: two of the checkpoints held out the same photos; give one per fold")
-    rest = [job.splits, *([] for _ in parts[1:])]
-    return [(p, [part, *more]) for p, part, more in zip(job.predictors, parts, rest, strict=True)]
-
-
-def list_score_rows(scores) -> list[list]:
-    """The rows of cam_scores.csv: figures with their 95 % intervals, empty where they were not measured."""
-    from tools.explain.score import NAMES
-
-    columns = [column for name in NAMES for column in (name, f"{name}_low", f"{name}_high")]
-    rows = [["checkpoint", "method", "layer", "photos", "cases", *columns]]
-    for checkpoint, score in scores:
-        row = [checkpoint, score.recipe.method, score.recipe.layer, score.num_photos, score.num_labels]
-        for name in NAMES:
-            row += [f"{value:.4f}" for value in score.figures[name]] if name in score.figures else [""] * 3
-        rows.append(row)
-    return rows
-
-
-def format_scores(scores) -> list[str]:
-    """The lines for a terminal: a header of what was measured, then one line per score."""
-    from tools.explain.score import SHOWN
-
-    shown = [name for name in SHOWN if name in scores[0][1].figures]
-    rows = [["", *shown]]
-    for checkpoint, score in scores:
-        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*score.figures[name]) for name in shown)
-        rows.append([f"{checkpoint}  {score.recipe.method} {score.recipe.layer}", *cells])
-    return format_table(rows, "<")

@@ -33,3 +33,18 @@ def hold_out(members: Sequence[LoadedModel], data) -> tuple[Split, list[Split]]:
     note = f"{left} of {len(originals)} training photos are left out: every model was trained on them"
     notes = [*train.notes, note] if left else train.notes
     return replace(train, where=f"{train.where}, {HELD_OUT}", photos=photos, notes=notes), parts
+
+
+def share_out(members: Sequence[LoadedModel], data, others: Sequence[Split]) -> list[list[Split]]:
+    """The splits that each model is scored on: the photos that it held out, and for the first model `others` too.
+
+    Args:
+        others: splits that no model was trained on.
+
+    Raises:
+        UsageError: when two models held out the same photos, or as `hold_out`.
+    """
+    split, parts = hold_out(members, data)
+    if sum(len(part.photos) for part in parts) > len(split.photos):
+        raise UsageError(f"--split {HELD_OUT}: two of the checkpoints held out the same photos; give one per fold")
+    return [[part, *(others if number == 0 else ())] for number, part in enumerate(parts)]

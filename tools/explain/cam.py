@@ -104,9 +104,10 @@ def join_maps(maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def join_scales(scales: Sequence[HeatMaps]) -> HeatMaps:
-    """The maps of images that were seen at several sizes, joined as layers are: S of the largest, cells of the first.
+    """The maps of images that were seen at several sizes, joined as layers are.
 
-    Places are no better known than at the first, the coarsest.
+    The maps have the largest size. Their cells are those of the first scale, the coarsest: a place is not known more
+    exactly than there.
     """
     side = max(scale.maps[0].shape[-1] for scale in scales)
     larger = [[_enlarge(maps, side) for maps in scale.maps] for scale in scales]

@@ -47,8 +47,8 @@ def judge(peaks: np.ndarray, boxes: Sequence[tuple[float, float, float, float]],
 def recall(responses: Sequence[Response], weights: np.ndarray) -> np.ndarray:
     """`[R, len(RATES)]`: the share of boxes that are found at each of RATES, for each of R ways to weight the maps.
 
-    The peaks that count are those above one height for all maps: the lowest at which there are no more false peaks per
-    map than the rate.
+    For each rate, only peaks above a threshold count. All maps have the same threshold: the lowest one that leaves at
+    most this many false peaks per map.
 
     Args:
         weights: `[R, maps]`, how often each map counts.

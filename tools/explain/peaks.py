@@ -28,6 +28,16 @@ def find_lesions(heat: np.ndarray, distance: float) -> np.ndarray:
     return peaks[peaks[:, 0] >= RINGED]
 
 
-def count_interval(counted: int) -> tuple[int, int]:
-    """Between how many lesions there are, in about four of five photos whose default map shows `counted`."""
-    return -(-counted // 2), 2 * counted
+def count_in_words(count: int, default: bool) -> str:
+    """How many lesions a map shows.
+
+    In about four of five photos, there were between half and twice as many as default maps showed (docs/heatmaps.md);
+    of other maps, this is not known.
+
+    Args:
+        default: whether method, layers, sizes and views are those that are chosen by default.
+    """
+    if not count:
+        return "no lesions found"
+    plural = "s" if count > 1 else ""
+    return f"{count} lesion{plural}, probably {-(-count // 2)} to {2 * count}" if default else f"{count} place{plural}"

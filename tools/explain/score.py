@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tools.base.bootstrap import interval
+from tools.base.tables import format_table
 from tools.explain.cam import CamRecipe
 from tools.explain.faithfulness import measure_faithfulness, shuffle_weights
 from tools.explain.free_response import RATES, Response, compare_counts, judge, recall
@@ -138,3 +139,29 @@ def summarise(measured: Measured) -> CamScore:
     }
     figures |= summarise_means(measured.values, draws)
     return CamScore(measured.recipe, len(set(measured.photos)), len(responses), figures)
+
+
+def list_score_rows(scores: Sequence[tuple[str, CamScore]]) -> list[list]:
+    """The rows of cam_scores.csv: figures with their 95 % intervals, empty where they were not measured.
+
+    Args:
+        scores: (name of the checkpoint, its score) for every checkpoint and recipe.
+    """
+    columns = [column for name in NAMES for column in (name, f"{name}_low", f"{name}_high")]
+    rows: list[list] = [["checkpoint", "method", "layer", "photos", "cases", *columns]]
+    for checkpoint, score in scores:
+        row = [checkpoint, score.recipe.method, score.recipe.layer, score.num_photos, score.num_labels]
+        for name in NAMES:
+            row += [f"{value:.4f}" for value in score.figures[name]] if name in score.figures else [""] * 3
+        rows.append(row)
+    return rows
+
+
+def format_scores(scores: Sequence[tuple[str, CamScore]]) -> list[str]:
+    """The lines for a terminal: a header of what was measured, then one line per score."""
+    shown = [name for name in SHOWN if name in scores[0][1].figures]
+    rows = [["", *shown]]
+    for checkpoint, score in scores:
+        cells = ("{:.2f} [{:.2f}, {:.2f}]".format(*score.figures[name]) for name in shown)
+        rows.append([f"{checkpoint}  {score.recipe.method} {score.recipe.layer}", *cells])
+    return format_table(rows, "<")

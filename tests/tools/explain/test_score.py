@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from tools.base.tables import format_csv
-from tools.commands.visual import format_scores, list_score_rows
 from tools.explain.cam import CamRecipe
 from tools.explain.faithfulness import shuffle_weights
 from tools.explain.pointing import (
@@ -22,7 +21,7 @@ from tools.explain.pointing import (
     summarise_means,
 )
 from tools.explain.scales import Scale
-from tools.explain.score import NAMES, BoxedLabel, measure_recipes, summarise
+from tools.explain.score import NAMES, BoxedLabel, format_scores, list_score_rows, measure_recipes, summarise
 from tools.render.figures import draw_cam_scores
 
 HEAT = np.array([[0, 0, 0, 0], [0, 4, 2, 0], [0, 2, 0, 0], [0, 0, 0, 2]], np.float32)
