@@ -39,7 +39,7 @@ def size_of(path):
     return cv2.imread(str(path)).shape[:2]
 
 
-def test_side_by_side(draw, tmp_path):
+def test_side_by_side(draw, tmp_path, capsys):
     for flags, kind, columns in (
         (["--compare", "blocks", "--norm", "norm2"], "blocks", 2),
         (["--compare", "stages"], "stages", 2),
@@ -48,6 +48,9 @@ def test_side_by_side(draw, tmp_path):
     ):
         (name,) = draw("--examples", "1", "--target", "rust", *flags)
         assert name.endswith(f"_rust_{kind}.png")
+        out = capsys.readouterr().out
+        assert "lesion" not in out, "which of the maps would be meant?"
+        assert "place" not in out
         height, width = size_of(tmp_path / "maps" / name)
         assert width > (columns + 1) * 240 > width - 240, "the original and one tile per map"
         assert height > 240

@@ -328,14 +328,14 @@ def nothing_found(job: Job, rows) -> str:
 def ring_lesions(job: Job, row, pixels, window):
     """(the photo with its lesions ringed and numbered, how many there are in words) for the explanation of a label.
 
-    Lesions are those of the last map. An exclusive label, e.g. healthy, has none, and with --classic none are shown.
+    An exclusive label, e.g. healthy, has none. None are shown where several maps are compared, or with --classic.
     """
     from tools.explain.peaks import count_in_words, find_lesions
     from tools.render.maps import draw_rings
 
-    if job.args.classic or row.class_index in job.best.label_set.exclusive:
+    if job.args.classic or len(row.maps) > 1 or row.class_index in job.best.label_set.exclusive:
         return pixels, ""
-    heat, cell = row.maps[-1], row.cells[-1]
+    (heat,), (cell,) = row.maps, row.cells
     lesions = find_lesions(heat, cell)
     left, top, right, bottom = window or (0, 0, pixels.shape[1], pixels.shape[0])
     across, down = (right - left) / heat.shape[1], (bottom - top) / heat.shape[0]
